@@ -1,0 +1,359 @@
+//! The one error type of the contract.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+/// What every fallible call of the contract returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The cause kept inside an [`Error`]. Shared, so that every caller who waited for one load gets the error.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Why a call failed. Messages name the file or ref, what was expected, what was found, and the fix; never a secret.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A spec, ref or request that cannot mean anything.
+    #[error("invalid {field}: {reason}")]
+    InvalidSpec {
+        /// The field or the text that is wrong.
+        field: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A backend name or source scheme that no plugin has.
+    #[error("{}", not_registered(kind, name, available, hint.as_deref()))]
+    NotRegistered {
+        /// What was looked for: "backend", "model source" or "adapter source".
+        kind: &'static str,
+        /// The name or scheme that was asked for.
+        name: String,
+        /// The names that are registered.
+        available: Vec<String>,
+        /// How to get it, where that is known (a cargo feature).
+        hint: Option<String>,
+    },
+    /// Two plugins claim one name.
+    #[error(
+        "two plugins provide the {kind} `{name}`: {first} and {second}; remove one, or give one of them explicitly to the registry"
+    )]
+    PluginConflict {
+        /// The name space: "backend", "model source" or "adapter source".
+        kind: &'static str,
+        /// The name that both claim.
+        name: String,
+        /// The crate that had it.
+        first: String,
+        /// The crate that claims it too.
+        second: String,
+    },
+    /// A backend that cannot run on this machine.
+    #[error("backend `{backend}` is not available: {reason}")]
+    BackendUnavailable {
+        /// The backend's name.
+        backend: String,
+        /// Why, and what would help.
+        reason: String,
+    },
+    /// Every registered backend was passed over.
+    #[error("no backend can run `{model}`: {}", if reasons.is_empty() { "none is registered; enable a cargo feature such as `candle`, or register one".to_owned() } else { reasons.join("; ") })]
+    NoBackend {
+        /// The model's id.
+        model: String,
+        /// One line per candidate: its name and why it was passed over.
+        reasons: Vec<String>,
+    },
+    /// Nothing is at the place a ref names.
+    #[error("{what} not found: {reason}")]
+    NotFound {
+        /// The ref, file or folder.
+        what: String,
+        /// Where was looked, and what would help.
+        reason: String,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done: "open", "read", "write", ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's error.
+        source: Arc<std::io::Error>,
+    },
+    /// A transfer that did not finish.
+    #[error("download of {what} failed: {reason}")]
+    DownloadFailed {
+        /// The ref and file.
+        what: String,
+        /// What happened.
+        reason: String,
+        /// Whether trying again may help.
+        retryable: bool,
+        /// The underlying error.
+        source: Option<Cause>,
+    },
+    /// Bytes that are not the ones promised.
+    #[error("{what} is not what its source promised: expected {expected}, found {found}")]
+    IntegrityFailed {
+        /// The ref and file.
+        what: String,
+        /// The expected digest or size.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+    /// A model whose weights or files could not be loaded.
+    #[error("loading `{model}` failed: {reason}")]
+    LoadFailed {
+        /// The model's id, or the file.
+        model: String,
+        /// What was expected and found, and the fix.
+        reason: String,
+        /// The underlying error.
+        source: Option<Cause>,
+    },
+    /// Less memory than the load needs.
+    #[error("not enough memory: {required} bytes required, {available} available")]
+    InsufficientMemory {
+        /// Bytes needed.
+        required: u64,
+        /// Bytes that may be taken.
+        available: u64,
+    },
+    /// Less disk space than the transfer needs.
+    #[error("not enough disk space: {required} bytes required, {available} available")]
+    InsufficientStorage {
+        /// Bytes needed.
+        required: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// The model was unloaded, or never loaded.
+    #[error("model `{model}` is not loaded; load it again")]
+    ModelNotLoaded {
+        /// The model's id.
+        model: String,
+    },
+    /// The call cannot be made while that model loads.
+    #[error("model `{model}` is being loaded; wait for that load to finish")]
+    LoadInProgress {
+        /// The model's id.
+        model: String,
+    },
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// Anything wrong with an adapter: it cannot be had, is broken, does not fit, or uses what is not supported.
+    #[error("adapter {adapter} cannot be used: {reason}")]
+    AdapterMergeFailed {
+        /// The adapter's ref.
+        adapter: String,
+        /// The defect: the tensor or field, what was expected and what was found.
+        reason: String,
+        /// The underlying error.
+        source: Option<Cause>,
+    },
+    /// A model format, architecture or config value that no reader understands.
+    #[error("{model} has an unsupported format: {reason}")]
+    UnsupportedModelFormat {
+        /// The ref or file.
+        model: String,
+        /// What was found, and what is supported.
+        reason: String,
+    },
+    /// A prompt longer than the context.
+    #[error(
+        "the prompt has {prompt_tokens} tokens, but the context holds {context_length}; shorten the prompt or load the model with a larger context length"
+    )]
+    ContextLengthExceeded {
+        /// Tokens in the prompt.
+        prompt_tokens: usize,
+        /// Tokens the context holds.
+        context_length: usize,
+    },
+    /// A generation that broke.
+    #[error("generation failed: {reason}")]
+    GenerationFailed {
+        /// What happened.
+        reason: String,
+        /// The underlying error.
+        source: Option<Cause>,
+    },
+    /// A call that this plugin does not offer.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// The call or feature.
+        what: String,
+        /// Why, and what to use instead.
+        reason: String,
+    },
+    /// The network is needed but the caller is offline.
+    #[error("{what} is not on this machine and the network may not be used; go online once, or give a local path")]
+    Offline {
+        /// The ref.
+        what: String,
+    },
+    /// The source wants other credentials.
+    #[error("access to {what} was refused: {reason}")]
+    Unauthorized {
+        /// The ref.
+        what: String,
+        /// What to do: which token, which licence to accept.
+        reason: String,
+    },
+    /// The source asks to slow down.
+    #[error("{what} is rate limited{}", retry_after.map(|d| format!("; try again in {} s", d.as_secs())).unwrap_or_default())]
+    RateLimited {
+        /// The ref or host.
+        what: String,
+        /// When it may be tried again.
+        retry_after: Option<Duration>,
+    },
+}
+
+fn not_registered(kind: &str, name: &str, available: &[String], hint: Option<&str>) -> String {
+    let have = if available.is_empty() {
+        format!("no {kind} is registered")
+    } else {
+        format!("registered: {}", available.join(", "))
+    };
+    let hint = hint.map(|h| format!("; {h}")).unwrap_or_default();
+    format!("no {kind} named `{name}` ({have}{hint})")
+}
+
+impl Error {
+    /// A stable, machine-readable name of the kind of error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidSpec { .. } => "invalid_spec",
+            Self::NotRegistered { .. } => "not_registered",
+            Self::PluginConflict { .. } => "plugin_conflict",
+            Self::BackendUnavailable { .. } => "backend_unavailable",
+            Self::NoBackend { .. } => "no_backend",
+            Self::NotFound { .. } => "not_found",
+            Self::Io { .. } => "io",
+            Self::DownloadFailed { .. } => "download_failed",
+            Self::IntegrityFailed { .. } => "integrity_failed",
+            Self::LoadFailed { .. } => "load_failed",
+            Self::InsufficientMemory { .. } => "insufficient_memory",
+            Self::InsufficientStorage { .. } => "insufficient_storage",
+            Self::ModelNotLoaded { .. } => "model_not_loaded",
+            Self::LoadInProgress { .. } => "load_in_progress",
+            Self::Cancelled => "cancelled",
+            Self::AdapterMergeFailed { .. } => "adapter_merge_failed",
+            Self::UnsupportedModelFormat { .. } => "unsupported_model_format",
+            Self::ContextLengthExceeded { .. } => "context_length_exceeded",
+            Self::GenerationFailed { .. } => "generation_failed",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Offline { .. } => "offline",
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::RateLimited { .. } => "rate_limited",
+        }
+    }
+
+    /// Whether the same call may succeed later without a change by the caller. An adapter's trouble is as retryable
+    /// as its cause.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::DownloadFailed { retryable, .. } => *retryable,
+            Self::RateLimited { .. }
+            | Self::LoadInProgress { .. }
+            | Self::InsufficientMemory { .. }
+            | Self::InsufficientStorage { .. } => true,
+            Self::AdapterMergeFailed { source: Some(cause), .. } => {
+                cause.downcast_ref::<Error>().is_some_and(Error::is_retryable)
+            }
+            _ => false,
+        }
+    }
+
+    /// [`Error::InvalidSpec`].
+    pub fn invalid_spec(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::InvalidSpec { field: field.into(), reason: reason.into() }
+    }
+
+    /// [`Error::NotFound`].
+    pub fn not_found(what: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self::NotFound { what: what.to_string(), reason: reason.into() }
+    }
+
+    /// [`Error::Io`].
+    pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.into(), source: Arc::new(source) }
+    }
+
+    /// [`Error::LoadFailed`] without a cause.
+    pub fn load(model: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self::LoadFailed { model: model.to_string(), reason: reason.into(), source: None }
+    }
+
+    /// [`Error::UnsupportedModelFormat`].
+    pub fn unsupported_format(model: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self::UnsupportedModelFormat { model: model.to_string(), reason: reason.into() }
+    }
+
+    /// [`Error::AdapterMergeFailed`] without a cause.
+    pub fn adapter(adapter: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self::AdapterMergeFailed { adapter: adapter.to_string(), reason: reason.into(), source: None }
+    }
+
+    /// Turns any error met while getting or reading an adapter into [`Error::AdapterMergeFailed`], with itself as the
+    /// cause. An error that is one already, and [`Error::Cancelled`], stay as they are.
+    pub fn into_adapter(self, adapter: impl fmt::Display) -> Self {
+        match self {
+            Self::AdapterMergeFailed { .. } | Self::Cancelled => self,
+            other => Self::AdapterMergeFailed {
+                adapter: adapter.to_string(),
+                reason: other.to_string(),
+                source: Some(Arc::new(other)),
+            },
+        }
+    }
+
+    /// [`Error::GenerationFailed`] without a cause.
+    pub fn generation(reason: impl Into<String>) -> Self {
+        Self::GenerationFailed { reason: reason.into(), source: None }
+    }
+
+    /// [`Error::BackendUnavailable`].
+    pub fn backend_unavailable(backend: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::BackendUnavailable { backend: backend.into(), reason: reason.into() }
+    }
+
+    /// [`Error::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into(), reason: reason.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn an_adapter_error_keeps_its_cause_and_whether_it_is_retryable() {
+        let cause = Error::DownloadFailed {
+            what: "hf:a/b".into(),
+            reason: "connection reset".into(),
+            retryable: true,
+            source: None,
+        };
+        let error = cause.into_adapter("hf:a/b");
+        assert_eq!(error.code(), "adapter_merge_failed");
+        assert!(error.is_retryable());
+        assert!(error.source().unwrap().to_string().contains("connection reset"));
+        assert!(!Error::adapter("x", "broken").is_retryable());
+    }
+
+    #[test]
+    fn an_unknown_name_lists_what_there_is_and_the_feature() {
+        let error = Error::NotRegistered {
+            kind: "backend",
+            name: "mlx".into(),
+            available: vec!["candle".into()],
+            hint: Some("enable the cargo feature `mlx`".into()),
+        };
+        assert_eq!(error.to_string(), "no backend named `mlx` (registered: candle; enable the cargo feature `mlx`)");
+    }
+}

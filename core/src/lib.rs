@@ -1,0 +1,76 @@
+//! The contract of llm-local: what a backend, a model source or an adapter source implements, and the plain data
+//! that passes between them.
+//!
+//! A plugin author depends on this crate alone. It has no HTTP client, no async runtime and no tensor framework.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`spec`] | [`ModelSpec`]: what to run, as plain data |
+//! | [`artifact_ref`] | [`ArtifactRef`]: `scheme:locator[@revision][#fragment]` |
+//! | [`manifest`] | [`Manifest`]: a ref pinned to an immutable revision, with its files |
+//! | [`source`] | [`ModelSource`] and [`AdapterSource`]: where artifacts are |
+//! | [`tensor`] | [`TensorSource`]: tensors by name, in the encoding they are stored in or the float type asked for |
+//! | [`model`] | [`ModelInfo`] and [`model::DecoderConfig`]: an architecture described as data |
+//! | [`lora`] | [`LoraAdapter`]: the one internal form of every adapter format |
+//! | [`backend`] | [`InferenceBackend`] and [`LoadedModel`]: code that runs models |
+//! | [`generate`] | [`GenerateRequest`], [`Generation`] and its events |
+//! | [`progress`] | [`ProgressHandler`] and its events |
+//! | [`plugin`] | [`Plugin`], the const descriptor, and [`submit!`] |
+//! | [`registry`] | [`Registry`]: names to plugins, and which of them a spec gets |
+//! | [`error`] | [`Error`] |
+//!
+//! # A plugin
+//!
+//! ```
+//! use std::sync::Arc;
+//! use llm_local_core::{Error, InferenceBackend, Plugin, PluginContext, Result};
+//!
+//! fn make(_: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {
+//!     Err(Error::backend_unavailable("abacus", "this machine has no beads"))
+//! }
+//!
+//! pub const PLUGIN: Plugin = llm_local_core::plugin!("abacus").with_backend(-10, make);
+//! llm_local_core::submit!(PLUGIN);
+//! # fn main() {}
+//! ```
+
+pub mod artifact_ref;
+pub mod backend;
+pub mod error;
+pub mod generate;
+pub mod lora;
+pub mod manifest;
+pub mod model;
+pub mod plugin;
+pub mod progress;
+pub mod registry;
+pub mod source;
+pub mod spec;
+pub mod tensor;
+
+pub use artifact_ref::ArtifactRef;
+pub use backend::{
+    Capabilities, Counters, DeviceInfo, DeviceKind, InferenceBackend, LoadOptions, LoadedInfo, LoadedModel,
+    LogitsRequest, MemoryEstimate, MemoryReport, ModelWeights, Support, TextFiles, TrimLevel,
+};
+pub use error::{Cause, Error, Result};
+pub use generate::{
+    Completion, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats, Input, Message, Role,
+    Sampling, SessionId, Usage,
+};
+pub use lora::{AdapterSet, LoraAdapter, LoraModule};
+pub use manifest::{Digest, Manifest, ManifestFile, Want};
+pub use model::{ModelFormat, ModelInfo};
+pub use plugin::{Plugin, PluginContext};
+pub use progress::{DownloadProgress, ProgressEvent, ProgressHandler};
+pub use registry::{Registry, Resolution};
+pub use source::{AdapterSource, ArtifactSource, FetchContext, ModelSource, Opened, Revision};
+pub use spec::{AdapterSpec, BackendPreference, ComputeDtype, ContextLength, ModelSpec};
+pub use tensor::{Encoding, FloatType, GgmlType, IntType, TensorData, TensorEntry, TensorSource};
+
+// Re-exported because their types are in the signatures above: an author needs no dependency of its own for them.
+pub use async_trait::async_trait;
+pub use tokio_util::sync::CancellationToken;
+
+#[doc(hidden)]
+pub use inventory;

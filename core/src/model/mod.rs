@@ -1,0 +1,60 @@
+//! What a model is, as data: read from its config and tensor headers before any weight is.
+
+mod decoder;
+mod gguf;
+
+pub use decoder::DecoderConfig;
+pub use gguf::{GgufMetadata, GgufValue};
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::{Result, TensorEntry};
+
+/// A model's description: enough for `supports` and `estimate`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The model's id, for messages.
+    pub id: String,
+    /// Which kind of files it is in.
+    pub format: ModelFormat,
+    /// The tensors, without their data.
+    pub tensors: Arc<[TensorEntry]>,
+    /// Its description as a decoder; the error says which field or architecture is not understood.
+    pub decoder: Result<DecoderConfig>,
+}
+
+impl ModelInfo {
+    /// Describes a model from its metadata and its tensors' headers.
+    pub fn new(id: impl Into<String>, format: ModelFormat, tensors: impl Into<Arc<[TensorEntry]>>) -> Self {
+        let (id, tensors) = (id.into(), tensors.into());
+        let decoder = match &format {
+            ModelFormat::Safetensors { config } => DecoderConfig::from_config(&id, config),
+            ModelFormat::Gguf { metadata } => DecoderConfig::from_gguf(&id, metadata, &tensors),
+        };
+        Self { id, format, tensors, decoder }
+    }
+
+    /// The header of the tensor `name`.
+    pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
+        self.tensors.iter().find(|t| t.name == name)
+    }
+}
+
+/// Which kind of files a model is in, with the metadata of that kind.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum ModelFormat {
+    /// A Hugging Face folder: safetensors and `config.json`.
+    Safetensors {
+        /// The content of `config.json`.
+        config: Arc<Value>,
+    },
+    /// A GGUF file.
+    Gguf {
+        /// Its metadata.
+        metadata: Arc<GgufMetadata>,
+    },
+}

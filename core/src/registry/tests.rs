@@ -1,0 +1,172 @@
+use std::ops::Range;
+
+use super::*;
+use crate::{
+    BackendPreference, DeviceInfo, DeviceKind, FetchContext, LoadOptions, LoadedModel, Manifest, ManifestFile,
+    MemoryEstimate, ModelInfo, ModelSpec, ModelWeights, Opened, Support, Want, registry::resolve::Reason,
+    source::ArtifactSource,
+};
+
+struct Source(&'static str);
+
+#[async_trait::async_trait]
+impl ArtifactSource for Source {
+    fn scheme(&self) -> &str {
+        self.0
+    }
+
+    async fn resolve(&self, r: &ArtifactRef, want: Want, _: &FetchContext) -> Result<Manifest> {
+        Manifest::new(r.clone(), want, "1", vec![])
+    }
+
+    async fn open(&self, _: &Manifest, _: &ManifestFile, _: Range<u64>, _: &FetchContext) -> Result<Opened> {
+        Ok(Opened::bytes(&b""[..]))
+    }
+}
+impl ModelSource for Source {}
+impl AdapterSource for Source {}
+
+struct Backend {
+    name: &'static str,
+    devices: Result<Vec<&'static str>, &'static str>,
+}
+
+#[async_trait::async_trait]
+impl InferenceBackend for Backend {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>> {
+        match &self.devices {
+            Ok(ids) => Ok(ids.iter().map(|id| DeviceInfo::new(*id, DeviceKind::Cpu, *id)).collect()),
+            Err(why) => Err(Error::backend_unavailable(self.name, *why)),
+        }
+    }
+
+    fn supports(&self, _: &ModelInfo, _: &LoadOptions) -> Support {
+        Support::No("never asked here".into())
+    }
+
+    fn estimate(&self, _: &ModelInfo, _: &LoadOptions) -> Result<MemoryEstimate> {
+        Ok(MemoryEstimate::default())
+    }
+
+    async fn load(&self, _: ModelWeights, _: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
+        Err(Error::load("x", "never loaded here"))
+    }
+}
+
+fn good(_: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {
+    Ok(Arc::new(Backend { name: "good", devices: Ok(vec!["cpu", "gpu"]) }))
+}
+
+fn broken(_: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {
+    Ok(Arc::new(Backend { name: "broken", devices: Err("no such chip") }))
+}
+
+fn models(_: &PluginContext) -> Result<Arc<dyn ModelSource>> {
+    Ok(Arc::new(Source("file")))
+}
+
+fn adapters(_: &PluginContext) -> Result<Arc<dyn AdapterSource>> {
+    Ok(Arc::new(Source("file")))
+}
+
+const GOOD: Plugin = Plugin::new("good", "crate-good", "1.0.0").with_backend(1, good);
+const BROKEN: Plugin = Plugin::new("broken", "crate-broken", "1.0.0").with_backend(9, broken);
+const FILES: Plugin = Plugin::new("local", "crate-local", "1.0.0")
+    .with_model_source("file", models)
+    .with_adapter_source("file", adapters);
+
+fn spec() -> ModelSpec {
+    ModelSpec::new("/m".parse().unwrap())
+}
+
+#[test]
+fn the_first_by_priority_that_is_available_wins_and_the_others_say_why() {
+    let registry = Registry::from_plugins(&[FILES], &[GOOD, BROKEN])
+        .unwrap()
+        .with_model_source(Arc::new(Source("other")))
+        .with_backend(Arc::new(Backend { name: "later", devices: Ok(vec!["cpu"]) }));
+    let resolution = registry.resolve(&spec()).unwrap();
+    assert_eq!(resolution.backend.backend.name(), "good");
+    assert_eq!(resolution.backend.device.id, "cpu");
+    assert_eq!(resolution.model_source.scheme(), "file");
+    let why: Vec<_> = resolution.passed_over.iter().map(|p| (p.name.as_str(), &p.reason)).collect();
+    assert!(matches!(
+        why[..],
+        [("other", Reason::Scheme), ("broken", Reason::Unavailable(w)), ("later", Reason::LowerPriority)]
+            if w.contains("no such chip")
+    ));
+}
+
+#[test]
+fn a_named_backend_and_device_are_taken_or_the_error_says_why_not() {
+    let registry = Registry::from_plugins(&[FILES], &[GOOD, BROKEN]).unwrap();
+    let named = |name: &str| spec().with_backend(BackendPreference::Named(name.into()));
+    let resolution = registry.resolve(&named("good").with_device("gpu")).unwrap();
+    assert_eq!(resolution.backend.device.id, "gpu");
+    assert_eq!(resolution.passed_over[0].reason, Reason::NotPreferred);
+    let error = registry.resolve(&named("broken")).unwrap_err().to_string();
+    assert!(error.contains("no such chip") && error.contains("good"), "{error}");
+    let error = registry.resolve(&spec().with_device("tpu")).unwrap_err().to_string();
+    assert!(error.contains("cpu, gpu"), "{error}");
+}
+
+#[test]
+fn an_unknown_name_lists_what_there_is_and_the_feature_that_brings_it() {
+    const FEATURES: &[KnownFeature] =
+        &[(PluginKind::Backend, "mlx", "mlx"), (PluginKind::ModelSource, "hf", "huggingface")];
+    let registry = Registry::from_plugins(&[FILES], &[GOOD]).unwrap().with_known_features(FEATURES);
+    let error = registry.resolve(&spec().with_backend(BackendPreference::Named("mlx".into()))).unwrap_err();
+    assert_eq!(error.code(), "not_registered");
+    assert!(error.to_string().contains("good") && error.to_string().contains("feature `mlx`"), "{error}");
+    let error = registry.resolve(&ModelSpec::new("hf:a/b".parse().unwrap())).unwrap_err();
+    assert!(error.to_string().contains("file") && error.to_string().contains("`huggingface`"), "{error}");
+    let adapter = spec().with_adapter("ftp:x".parse().unwrap());
+    assert_eq!(registry.resolve(&adapter).unwrap_err().code(), "adapter_merge_failed");
+}
+
+#[test]
+fn two_plugins_with_one_name_are_refused_and_one_twice_is_one() {
+    const THIEF: Plugin = Plugin::new("good", "crate-thief", "2.0.0").with_backend(5, good);
+    const SAME_SCHEME: Plugin = Plugin::new("files", "crate-thief", "2.0.0").with_model_source("file", models);
+    const SAME_NAME: Plugin = Plugin::new("local", "crate-thief", "2.0.0").with_adapter_source("disk", adapters);
+    for (built_in, discovered) in
+        [(&[GOOD][..], &[THIEF][..]), (&[], &[GOOD, THIEF]), (&[FILES], &[SAME_SCHEME]), (&[FILES], &[SAME_NAME])]
+    {
+        let error = Registry::from_plugins(built_in, discovered).unwrap_err().to_string();
+        assert!(error.contains("crate-thief 2.0.0"), "{error}");
+        assert!(error.contains("crate-good") || error.contains("crate-local"), "{error}");
+    }
+    let registry = Registry::from_plugins(&[GOOD, FILES], &[GOOD, GOOD, FILES]).unwrap();
+    let plugins = registry.plugins();
+    assert_eq!(plugins.len(), 3);
+    assert!(plugins.iter().all(|p| p.origin == Origin::BuiltIn));
+    assert_eq!((plugins[0].crate_name, plugins[0].crate_version), (Some("crate-good"), Some("1.0.0")));
+}
+
+#[test]
+fn a_backend_and_a_source_may_share_a_name() {
+    const BOTH: Plugin = Plugin::new("good", "crate-both", "1.0.0").with_model_source("good", models);
+    Registry::from_plugins(&[GOOD], &[BOTH]).unwrap();
+}
+
+#[test]
+fn the_explicit_door_replaces_and_keeps_the_priority() {
+    let registry = Registry::from_plugins(&[GOOD, FILES], &[])
+        .unwrap()
+        .with_backend(Arc::new(Backend { name: "good", devices: Ok(vec!["mine"]) }))
+        .with_source(Arc::new(Source("file")));
+    assert_eq!(registry.resolve(&spec()).unwrap().backend.device.id, "mine");
+    assert!(registry.plugins().iter().all(|p| p.origin == Origin::Explicit));
+    assert_eq!(registry.plugins()[0].priority, Some(1));
+}
+
+#[test]
+fn without_a_backend_the_error_says_what_to_do() {
+    let error = Registry::from_plugins(&[FILES], &[]).unwrap().resolve(&spec()).unwrap_err();
+    assert_eq!(error.code(), "no_backend");
+    assert!(error.to_string().contains("feature"), "{error}");
+}

@@ -1,0 +1,384 @@
+//! What to run, as plain data.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{ArtifactRef, Error, Result};
+
+/// What to run. Only `base` is needed; everything else has a default.
+///
+/// ```
+/// use llm_local_core::ModelSpec;
+/// let spec: ModelSpec = serde_json::from_str(r#"{ "base": "hf:org/name", "adapters": ["./pirate"] }"#)?;
+/// assert_eq!(spec, ModelSpec::new("hf:org/name".parse()?).with_adapter("./pirate".parse()?));
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ModelSpec {
+    /// The application's name for this spec. Without one, [`ModelSpec::id`] is the base ref.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The model.
+    pub base: ArtifactRef,
+    /// The adapters, summed; usually one or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterSpec>,
+    /// Which backend runs it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub backend: BackendPreference,
+    /// Which device of the backend, by its id (`cpu`, `metal`, `cuda:0`). Without one, the backend's first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// How many tokens prompt and answer may have together.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub context_length: ContextLength,
+    /// What dense weights and activations are computed in.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dtype: ComputeDtype,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
+    /// A sentence for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Bytes of memory the application expects the model to take; for display and sorting, never instead of the
+    /// library's own estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_memory: Option<u64>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl ModelSpec {
+    /// A spec with defaults for everything but the base.
+    pub fn new(base: ArtifactRef) -> Self {
+        Self {
+            id: None,
+            base,
+            adapters: Vec::new(),
+            backend: BackendPreference::Auto,
+            device: None,
+            context_length: ContextLength::Auto,
+            dtype: ComputeDtype::Auto,
+            display_name: None,
+            description: None,
+            estimated_memory: None,
+        }
+    }
+
+    /// The application's id, else the base ref.
+    pub fn id(&self) -> String {
+        self.id.clone().unwrap_or_else(|| self.base.to_string())
+    }
+
+    /// Sets the id.
+    pub fn with_id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Adds an adapter with weight 1.
+    pub fn with_adapter(self, reference: ArtifactRef) -> Self {
+        self.with_weighted_adapter(reference, 1.0)
+    }
+
+    /// Adds an adapter whose delta is multiplied by `weight`.
+    pub fn with_weighted_adapter(mut self, reference: ArtifactRef, weight: f32) -> Self {
+        self.adapters.push(AdapterSpec { reference, weight });
+        self
+    }
+
+    /// Sets the backend.
+    pub fn with_backend(mut self, backend: BackendPreference) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Sets the device by its id.
+    pub fn with_device(mut self, device: impl Into<String>) -> Self {
+        self.device = Some(device.into());
+        self
+    }
+
+    /// Sets the context length.
+    pub fn with_context_length(mut self, context_length: ContextLength) -> Self {
+        self.context_length = context_length;
+        self
+    }
+
+    /// Sets the compute dtype.
+    pub fn with_dtype(mut self, dtype: ComputeDtype) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Sets the name for people.
+    pub fn with_display_name(mut self, name: impl Into<String>) -> Self {
+        self.display_name = Some(name.into());
+        self
+    }
+
+    /// Sets the description for people.
+    pub fn with_description(mut self, description: impl Into<String>) -> Self {
+        self.description = Some(description.into());
+        self
+    }
+
+    /// Sets the expected memory in bytes.
+    pub fn with_estimated_memory(mut self, bytes: u64) -> Self {
+        self.estimated_memory = Some(bytes);
+        self
+    }
+
+    /// Checks what serde cannot: weights are finite and not zero, the context is not empty, names are not empty.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] that names the field.
+    pub fn validate(&self) -> Result<()> {
+        for adapter in &self.adapters {
+            if !adapter.weight.is_finite() || adapter.weight == 0.0 {
+                return Err(Error::invalid_spec(
+                    "adapters.weight",
+                    format!(
+                        "adapter {} has weight {}; expected a finite number other than 0 (leave the adapter out instead)",
+                        adapter.reference, adapter.weight
+                    ),
+                ));
+            }
+        }
+        if self.context_length == ContextLength::Tokens(0) {
+            return Err(Error::invalid_spec("context_length", "it is 0; expected at least 1, or `auto`"));
+        }
+        if self.id.as_deref() == Some("") {
+            return Err(Error::invalid_spec("id", "it is empty; leave it out for the default"));
+        }
+        Ok(())
+    }
+}
+
+/// An adapter of a spec: a ref, or a ref and a weight.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AdapterSpec {
+    /// Where it is.
+    #[serde(rename = "ref")]
+    pub reference: ArtifactRef,
+    /// What its delta is multiplied by.
+    pub weight: f32,
+}
+
+impl AdapterSpec {
+    /// An adapter with weight 1.
+    pub fn new(reference: ArtifactRef) -> Self {
+        Self { reference, weight: 1.0 }
+    }
+
+    /// Sets the weight.
+    pub fn with_weight(mut self, weight: f32) -> Self {
+        self.weight = weight;
+        self
+    }
+}
+
+impl<'de> Deserialize<'de> for AdapterSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Full {
+            #[serde(rename = "ref")]
+            reference: ArtifactRef,
+            #[serde(default = "one")]
+            weight: f32,
+        }
+        fn one() -> f32 {
+            1.0
+        }
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = AdapterSpec;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an adapter: a ref as text, or { ref, weight }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<AdapterSpec, E> {
+                text.parse().map(AdapterSpec::new).map_err(E::custom)
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<AdapterSpec, A::Error> {
+                let full = Full::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(AdapterSpec { reference: full.reference, weight: full.weight })
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Which backend runs a spec. As text: `auto`, or the backend's name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+#[non_exhaustive]
+pub enum BackendPreference {
+    /// The best of those that can.
+    #[default]
+    Auto,
+    /// This one or none.
+    Named(String),
+}
+
+impl From<String> for BackendPreference {
+    fn from(text: String) -> Self {
+        if text == "auto" { Self::Auto } else { Self::Named(text) }
+    }
+}
+
+impl From<BackendPreference> for String {
+    fn from(preference: BackendPreference) -> Self {
+        match preference {
+            BackendPreference::Auto => "auto".into(),
+            BackendPreference::Named(name) => name,
+        }
+    }
+}
+
+/// How many tokens prompt and answer may have together. As data: `"auto"`, or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ContextLength {
+    /// As many as the model and the device allow.
+    #[default]
+    Auto,
+    /// This many.
+    Tokens(u32),
+}
+
+impl Serialize for ContextLength {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Tokens(n) => serializer.serialize_u32(*n),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ContextLength {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = ContextLength;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"auto\" or a number of tokens")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ContextLength, E> {
+                match text {
+                    "auto" => Ok(ContextLength::Auto),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<ContextLength, E> {
+                u32::try_from(n)
+                    .map(ContextLength::Tokens)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(n), &self))
+            }
+
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<ContextLength, E> {
+                u64::try_from(n)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))
+                    .and_then(|n| self.visit_u64(n))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// What dense weights and activations are computed in. Quantized weights keep their own encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ComputeDtype {
+    /// What suits the device: f32 on a CPU, otherwise what the weights are stored in.
+    #[default]
+    Auto,
+    /// 32-bit float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> ModelSpec {
+        ModelSpec::new("hf:org/name@main".parse().unwrap())
+            .with_id("writer")
+            .with_adapter("./pirate".parse().unwrap())
+            .with_weighted_adapter("github:o/r@v1#a.zip".parse().unwrap(), 0.5)
+            .with_backend(BackendPreference::Named("candle".into()))
+            .with_device("cpu")
+            .with_context_length(ContextLength::Tokens(2048))
+            .with_dtype(ComputeDtype::Bf16)
+            .with_display_name("Writer")
+            .with_description("Writes.")
+            .with_estimated_memory(1 << 30)
+    }
+
+    #[test]
+    fn json_and_toml_round_trip() {
+        for spec in [full(), ModelSpec::new("/m".parse().unwrap())] {
+            let json = serde_json::to_string(&spec).unwrap();
+            assert_eq!(serde_json::from_str::<ModelSpec>(&json).unwrap(), spec, "{json}");
+            let toml = toml::to_string(&spec).unwrap();
+            assert_eq!(toml::from_str::<ModelSpec>(&toml).unwrap(), spec, "{toml}");
+        }
+    }
+
+    #[test]
+    fn only_the_base_is_needed_and_short_forms_are_read() {
+        let spec: ModelSpec = toml::from_str("base = './m'").unwrap();
+        assert_eq!(spec, ModelSpec::new("./m".parse().unwrap()));
+        let spec: ModelSpec = toml::from_str(
+            "base = 'hf:a/b'\ncontext_length = 'auto'\nbackend = 'auto'\nadapters = ['./x', { ref = './y', weight = 2 }]",
+        )
+        .unwrap();
+        assert_eq!(spec.adapters[0], AdapterSpec::new("./x".parse().unwrap()));
+        assert_eq!(spec.adapters[1].weight, 2.0);
+        assert_eq!(spec.backend, BackendPreference::Auto);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (json, why) in [
+            (r#"{"base":"hf:"}"#, "nothing stands after the scheme"),
+            (r#"{"base":"m","adaptor":"x"}"#, "adaptor"),
+            (r#"{"base":"m","context_length":"big"}"#, "number of tokens"),
+            (r#"{"base":"m","context_length":-1}"#, "number of tokens"),
+            (r#"{"base":"m","dtype":"int8"}"#, "int8"),
+            (r#"{"base":"m","adapters":[3]}"#, "an adapter"),
+        ] {
+            let error = serde_json::from_str::<ModelSpec>(json).unwrap_err().to_string();
+            assert!(error.contains(why), "{json}: {error}");
+        }
+        let base = || ModelSpec::new("m".parse().unwrap());
+        let x: ArtifactRef = "x".parse().unwrap();
+        for spec in [
+            base().with_weighted_adapter(x.clone(), 0.0),
+            base().with_weighted_adapter(x, f32::NAN),
+            base().with_context_length(ContextLength::Tokens(0)),
+            base().with_id(""),
+        ] {
+            assert_eq!(spec.validate().unwrap_err().code(), "invalid_spec");
+        }
+        full().validate().unwrap();
+    }
+}
