@@ -1,0 +1,1 @@
+//! The choice of the next token, on plain slices.

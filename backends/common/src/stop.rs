@@ -1,0 +1,1 @@
+//! Stop texts that match across tokens.
