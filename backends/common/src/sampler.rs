@@ -1,1 +1,0 @@
-//! The choice of the next token, on plain slices.

@@ -1,1 +1,0 @@
-//! Stop texts that match across tokens.
