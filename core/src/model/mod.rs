@@ -1,10 +1,20 @@
 //! What a model is, as data: read from its config and tensor headers before any weight is.
 
+mod config_json;
 mod decoder;
 mod gguf;
+mod gguf_config;
+mod json_fields;
+mod names;
+mod rope;
+mod rope_json;
+#[cfg(test)]
+mod tests;
 
-pub use decoder::DecoderConfig;
+pub use decoder::{Activation, Architecture, AttentionBias, DecoderConfig, SlidingWindow};
 pub use gguf::{GgufMetadata, GgufValue};
+pub use names::{Layout, rename};
+pub use rope::{Rope, RopeScaling};
 
 use std::sync::Arc;
 

@@ -1,0 +1,92 @@
+//! Typed access to the fields of config.json, with errors that name the field and show what was found.
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// An object of config.json. `null` counts as absent, as in transformers.
+#[derive(Clone, Copy)]
+pub(super) struct Fields<'a> {
+    id: &'a str,
+    /// The path of this object in the file: empty, or `rope_parameters.`.
+    prefix: &'a str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(id: &'a str, prefix: &'a str, value: &'a Value) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Self { id, prefix, map }),
+            other => {
+                let what = if prefix.is_empty() { "the file" } else { prefix.trim_end_matches('.') };
+                Err(Error::unsupported_format(
+                    id,
+                    format!("config.json: {what} is {}; expected an object", shown(other)),
+                ))
+            }
+        }
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+        self.map.get(name).filter(|v| !v.is_null())
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'a String> + use<'a> {
+        self.map.iter().filter(|(_, v)| !v.is_null()).map(|(k, _)| k)
+    }
+
+    /// An error about the field `name`: its value and what was expected.
+    pub(super) fn wrong(&self, name: &str, expected: &str) -> Error {
+        let found = self.get(name).map_or_else(|| "missing".to_owned(), shown);
+        self.error(format!("{}{name} is {found}; expected {expected}", self.prefix))
+    }
+
+    pub(super) fn error(&self, reason: String) -> Error {
+        Error::unsupported_format(self.id, format!("config.json: {reason}"))
+    }
+
+    fn read<T>(&self, name: &str, expected: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.get(name).map(|v| read(v).ok_or_else(|| self.wrong(name, expected))).transpose()
+    }
+
+    pub(super) fn usize(&self, name: &str) -> Result<Option<usize>> {
+        self.read(name, "a whole number, not negative", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
+    }
+
+    pub(super) fn f64(&self, name: &str) -> Result<Option<f64>> {
+        self.read(name, "a number", Value::as_f64)
+    }
+
+    pub(super) fn bool(&self, name: &str) -> Result<Option<bool>> {
+        self.read(name, "true or false", Value::as_bool)
+    }
+
+    pub(super) fn str(&self, name: &str) -> Result<Option<&'a str>> {
+        self.read(name, "text", Value::as_str)
+    }
+
+    pub(super) fn strings(&self, name: &str) -> Result<Option<Vec<&'a str>>> {
+        self.read(name, "a list of texts", |v| v.as_array()?.iter().map(Value::as_str).collect())
+    }
+
+    pub(super) fn numbers(&self, name: &str) -> Result<Option<Vec<f64>>> {
+        self.read(name, "a list of numbers", |v| v.as_array()?.iter().map(Value::as_f64).collect())
+    }
+
+    pub(super) fn object(&self, name: &'a str, prefix: &'a str) -> Result<Option<Fields<'a>>> {
+        self.get(name).map(|v| Fields::new(self.id, prefix, v)).transpose()
+    }
+
+    pub(super) fn required<T>(&self, name: &str, value: Option<T>, expected: &str) -> Result<T> {
+        value.ok_or_else(|| self.wrong(name, expected))
+    }
+}
+
+/// A value for a message, cut to a length that a reader can take in.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
