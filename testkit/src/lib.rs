@@ -1,1 +1,23 @@
-//! Being built.
+//! For authors of llm-local plugins: suites that say whether a plugin keeps the contract, fakes to test code that
+//! uses plugins, and mocks.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models |
+//! | [`fakes`] | small, deterministic implementations that count what is asked of them |
+//! | `mocks` (feature `mocks`) | `MockInferenceBackend`, `MockModelSource`, `MockAdapterSource`, `MockLoadedModel`, made by mockall |
+//!
+//! # A source under test
+//!
+//! ```
+//! use llm_local_testkit::{conformance, fakes::MemorySource};
+//!
+//! let source = MemorySource::new("mem").with_file("tiny", "config.json", "{}");
+//! pollster::block_on(conformance::model_source(&source, &"mem:tiny".parse()?));
+//! # Ok::<_, llm_local_core::Error>(())
+//! ```
+
+pub mod conformance;
+pub mod fakes;
+#[cfg(feature = "mocks")]
+pub mod mocks;

@@ -1,0 +1,14 @@
+//! Small, deterministic implementations of the contract's traits. They are real: a fake backend reads the tensors it
+//! is given, a fake model counts tokens and enforces its context. What they do not do they refuse.
+
+mod backend;
+mod echo;
+mod memory_source;
+mod model;
+mod tensors;
+
+pub use backend::{Calls, FakeBackend, Gate};
+pub use memory_source::MemorySource;
+pub use model::FakeModel;
+pub(crate) use tensors::decode;
+pub use tensors::{CountingTensorSource, MemoryTensorSource, PanickingTensorSource};
