@@ -60,7 +60,7 @@ pub use generate::{
 };
 pub use lora::{AdapterSet, LoraAdapter, LoraModule};
 pub use manifest::{Digest, Manifest, ManifestFile, Want};
-pub use model::{ModelFormat, ModelInfo};
+pub use model::{DecoderConfig, GgufMetadata, GgufValue, ModelFormat, ModelInfo};
 pub use plugin::{Plugin, PluginContext};
 pub use progress::{DownloadProgress, ProgressEvent, ProgressHandler};
 pub use registry::{Registry, Resolution};

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{Result, TensorEntry};
+use crate::{Error, Result, TensorEntry};
 
 /// A model's description: enough for `supports` and `estimate`.
 #[derive(Debug, Clone)]
@@ -43,6 +43,7 @@ impl ModelInfo {
         let decoder = match &format {
             ModelFormat::Safetensors { config } => DecoderConfig::from_config(&id, config),
             ModelFormat::Gguf { metadata } => DecoderConfig::from_gguf(&id, metadata, &tensors),
+            ModelFormat::Remote => Err(Error::unsupported_format(&id, "it has no files here that describe it")),
         };
         Self { id, format, tensors, decoder }
     }
@@ -67,4 +68,6 @@ pub enum ModelFormat {
         /// Its metadata.
         metadata: Arc<GgufMetadata>,
     },
+    /// No files: an engine elsewhere has the model.
+    Remote,
 }
