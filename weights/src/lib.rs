@@ -1,1 +1,28 @@
-//! Being built.
+//! Tensor sources over files: memory-mapped safetensors, single or sharded, and GGUF; and the checkpoint they make.
+//!
+//! | item | what it is |
+//! |---|---|
+//! | [`Checkpoint`] | a model's description, tensors and text files, opened from the files of a manifest |
+//! | [`SafetensorsSource`] | tensors of one safetensors file, or of shards |
+//! | [`SafetensorsFiles`], [`ShardIndex`] | which files of a folder hold a model's weights |
+//! | [`GgufSource`] | tensors and metadata of a GGUF file |
+//! | [`read_json`] | a JSON file, bounded in size |
+//! | [`is_pickle`] | names of files that are never read |
+//!
+//! Nothing here trusts a file: each header is checked against the size of its file before a tensor is handed out.
+
+mod checkpoint;
+mod convert;
+mod gguf;
+mod json;
+mod map;
+mod safetensors;
+mod table;
+
+pub use checkpoint::{Checkpoint, is_pickle};
+pub use gguf::GgufSource;
+pub use json::read_json;
+pub use safetensors::{SafetensorsFiles, SafetensorsSource, ShardIndex, is_adapter_file};
+
+#[cfg(test)]
+mod testing;

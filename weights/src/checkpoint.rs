@@ -1,0 +1,121 @@
+//! A checkpoint: what the engine and the backends need of a model's files.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use llm_local_core::{Error, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
+
+use crate::{GgufSource, SafetensorsFiles, SafetensorsSource, is_adapter_file, read_json};
+
+/// A model's description, tensors and text files. Headers are read, weights are not.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Checkpoint {
+    /// The description.
+    pub info: Arc<ModelInfo>,
+    /// The tensors.
+    pub tensors: Arc<dyn TensorSource>,
+    /// Tokenizer, chat template and generation defaults: the other files of a Hugging Face folder, or the metadata of
+    /// a GGUF file.
+    pub text: TextFiles,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint").field("id", &self.info.id).finish_non_exhaustive()
+    }
+}
+
+impl Checkpoint {
+    /// Opens the model `id` from `files`: paths of its manifest (`config.json`, `model.safetensors`, `x.gguf`, ...),
+    /// `/`-separated, with where each is on disk.
+    ///
+    /// Safetensors and `config.json` make a Hugging Face checkpoint, see [`SafetensorsFiles`] for which of several
+    /// count; without safetensors, the one GGUF file is the model.
+    ///
+    /// # Errors
+    /// [`Error::LoadFailed`] for missing or broken files, [`Error::UnsupportedModelFormat`] for pickles, adapters and
+    /// split GGUF files. An architecture that is not understood is no error here; see [`ModelInfo::decoder`].
+    pub fn open(id: &str, files: &BTreeMap<String, PathBuf>) -> Result<Self> {
+        if let Some(weights) = SafetensorsFiles::choose(files)? {
+            return Self::open_folder(id, files, &weights);
+        }
+        let ggufs: Vec<_> = files.iter().filter(|(name, _)| is_gguf(name)).collect();
+        match ggufs.as_slice() {
+            [(_, path)] => Self::open_gguf(id, path),
+            [] => Err(no_weights(id, files)),
+            several => {
+                let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
+                Err(Error::load(id, format!("it has several GGUF files ({}); give one of them", names.join(", "))))
+            }
+        }
+    }
+
+    fn open_folder(id: &str, files: &BTreeMap<String, PathBuf>, weights: &SafetensorsFiles) -> Result<Self> {
+        let config = files.get("config.json").ok_or_else(|| {
+            Error::load(id, "it has safetensors weights but no config.json, which says what model they are of; add it")
+        })?;
+        let config = read_json(config)?;
+        let tensors: SafetensorsSource = weights.open(files)?;
+        let text = files
+            .iter()
+            .filter(|(name, _)| !name.ends_with(".safetensors") && !is_gguf(name) && !is_pickle(name))
+            .map(|(name, path)| (name.clone(), path.clone()));
+        let text = TextFiles::from_files(text.collect());
+        let info = ModelInfo::new(id, ModelFormat::Safetensors { config: Arc::new(config) }, tensors.entries());
+        Ok(Self { info: Arc::new(info), tensors: Arc::new(tensors), text })
+    }
+
+    fn open_gguf(id: &str, path: &Path) -> Result<Self> {
+        let tensors = GgufSource::open(path)?;
+        if tensors.is_adapter() {
+            return Err(Error::unsupported_format(
+                path.display(),
+                "it is an adapter, not a model (general.type); pass it as adapter, with its base as model",
+            ));
+        }
+        let metadata = tensors.metadata().clone();
+        let text = TextFiles::from_gguf(metadata.clone());
+        let info = ModelInfo::new(id, ModelFormat::Gguf { metadata }, tensors.entries());
+        Ok(Self { info: Arc::new(info), tensors: Arc::new(tensors), text })
+    }
+}
+
+/// Whether a file of this name is a pickle (`.bin`, `.pt`, `.pth`, `.ckpt`, `.pkl`, `.pickle`), which can run code when
+/// read, and therefore never is.
+pub fn is_pickle(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    ["bin", "pt", "pth", "ckpt", "pkl", "pickle"].iter().any(|e| extension.eq_ignore_ascii_case(e))
+}
+
+fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
+/// Says what there is instead of weights.
+fn no_weights(id: &str, files: &BTreeMap<String, PathBuf>) -> Error {
+    let named = |is: fn(&str) -> bool| files.keys().find(|n| is(n));
+    if let Some(name) = named(is_pickle) {
+        return Error::unsupported_format(
+            id,
+            format!(
+                "its weights are a pickle (`{name}`), which can run code and is never read; convert it to safetensors"
+            ),
+        );
+    }
+    if let Some(name) = named(is_adapter_file) {
+        return Error::unsupported_format(
+            id,
+            format!("it is an adapter (`{name}`), not a model; pass it as adapter, with its base as model"),
+        );
+    }
+    let names: Vec<_> = files.keys().map(String::as_str).collect();
+    Error::load(id, format!("it has no weights; expected .safetensors or .gguf, found: {}", names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests;

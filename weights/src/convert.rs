@@ -1,0 +1,82 @@
+//! Floats of one type to another, in parallel.
+
+use half::{
+    bf16, f16,
+    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+};
+use llm_local_core::{FloatType, TensorData};
+use rayon::prelude::*;
+
+/// Elements that are staged on the stack, so that unaligned bytes become aligned values without `unsafe`.
+const BLOCK: usize = 1024;
+/// Elements per task.
+const TASK: usize = 64 * BLOCK;
+
+/// Converts little-endian values of type `from` to type `to`; `None` if there is no such conversion (to f64).
+///
+/// Each value is rounded to nearest, ties to even; an f64 goes to a 16-bit type by way of f32.
+pub(crate) fn convert(bytes: &[u8], from: FloatType, to: FloatType) -> Option<TensorData<'static>> {
+    match to {
+        FloatType::F32 => {
+            let mut out = vec![0f32; bytes.len() / from.size()];
+            in_parallel(bytes, from.size(), &mut out, |source, target| widen(source, from, target));
+            Some(TensorData::F32(out))
+        }
+        FloatType::F16 => Some(narrow(bytes, from, |values, bits| {
+            bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
+        })),
+        FloatType::Bf16 => Some(narrow(bytes, from, |values, bits| {
+            bits.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(values);
+        })),
+        _ => None,
+    }
+}
+
+fn narrow(bytes: &[u8], from: FloatType, round: impl Fn(&[f32], &mut [u16]) + Sync) -> TensorData<'static> {
+    let mut out = vec![0u16; bytes.len() / from.size()];
+    in_parallel(bytes, from.size(), &mut out, |source, target| {
+        let mut wide = [0f32; BLOCK];
+        let wide = &mut wide[..target.len()];
+        widen(source, from, wide);
+        round(wide, target);
+    });
+    TensorData::Half(out)
+}
+
+/// Calls `each` with at most `BLOCK` elements of `out` and their bytes, `width` per element.
+fn in_parallel<T: Send>(bytes: &[u8], width: usize, out: &mut [T], each: impl Fn(&[u8], &mut [T]) + Sync) {
+    out.par_chunks_mut(TASK).zip(bytes.par_chunks(TASK * width)).for_each(|(out, bytes)| {
+        for (target, source) in out.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK * width)) {
+            each(source, target);
+        }
+    });
+}
+
+/// At most `BLOCK` values as f32.
+fn widen(source: &[u8], from: FloatType, target: &mut [f32]) {
+    let mut bits = [0u16; BLOCK];
+    let bits = &mut bits[..target.len()];
+    match from {
+        FloatType::F64 => each(source, target, |b| f64::from_le_bytes(b) as f32),
+        FloatType::F32 => each(source, target, f32::from_le_bytes),
+        FloatType::F16 => {
+            each(source, bits, u16::from_le_bytes);
+            bits.reinterpret_cast::<f16>().convert_to_f32_slice(target);
+        }
+        FloatType::Bf16 => {
+            each(source, bits, u16::from_le_bytes);
+            bits.reinterpret_cast::<bf16>().convert_to_f32_slice(target);
+        }
+        // The callers know the type as one of these; a new one is added here first.
+        other => unreachable!("no conversion from {other}"),
+    }
+}
+
+fn each<const N: usize, T>(source: &[u8], target: &mut [T], value: impl Fn([u8; N]) -> T) {
+    for (target, source) in target.iter_mut().zip(source.as_chunks::<N>().0) {
+        *target = value(*source);
+    }
+}
+
+#[cfg(test)]
+mod tests;

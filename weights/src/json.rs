@@ -1,0 +1,99 @@
+//! JSON files, bounded in size.
+
+use std::{fmt, fs::File, io::Read, marker::PhantomData, path::Path};
+
+use llm_local_core::{Error, Result};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, MapAccess, Visitor},
+};
+use serde_json::Value;
+
+/// Bytes that a config file may have. The largest in use are a few hundred kilobytes.
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// Reads the JSON file at `path`, such as `config.json` or `adapter_config.json`, of at most 16 MiB.
+///
+/// # Errors
+/// [`Error::NotFound`] or [`Error::Io`] if it cannot be read, [`Error::LoadFailed`] if it is too large or not JSON.
+pub fn read_json(path: &Path) -> Result<Value> {
+    read_bounded(path, CONFIG_LIMIT)
+}
+
+/// Reads the JSON file at `path` of at most `limit` bytes.
+pub(crate) fn read_bounded<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::not_found(path.display(), "there is no such file"),
+        _ => Error::io("read", path, error),
+    };
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(Error::load(path.display(), "expected a JSON file, found a folder or a device"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::load(
+            path.display(),
+            format!("it has more than {limit} bytes, too many for a JSON file of its kind"),
+        ));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| Error::load(path.display(), format!("it is not the JSON expected: {e}")))
+}
+
+/// A JSON object in its order, in which no name may stand twice: parsers differ in which of the two they take.
+#[derive(Debug)]
+pub(crate) struct UniqueMap<T>(pub(crate) Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for UniqueMap<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Pairs<T> {
+            type Value = UniqueMap<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap<T>, A::Error> {
+                let mut pairs = Vec::new();
+                let mut seen = std::collections::HashSet::new();
+                while let Some((name, value)) = map.next_entry::<String, T>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format_args!("the name `{name}` stands there twice")));
+                    }
+                    pairs.push((name, value));
+                }
+                Ok(UniqueMap(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_above_the_limit_and_a_file_that_is_not_json_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, "[1, 2]").unwrap();
+        assert_eq!(read_json(&path).unwrap(), serde_json::json!([1, 2]));
+        assert!(read_bounded::<Value>(&path, 6).is_ok());
+        let large = read_bounded::<Value>(&path, 5).unwrap_err().to_string();
+        assert!(large.contains("config.json") && large.contains("more than 5 bytes"), "{large}");
+        std::fs::write(&path, "{broken").unwrap();
+        let broken = read_json(&path).unwrap_err().to_string();
+        assert!(broken.contains("config.json") && broken.contains("line 1"), "{broken}");
+        assert_eq!(read_json(&folder.path().join("none.json")).unwrap_err().code(), "not_found");
+        assert_eq!(read_json(folder.path()).unwrap_err().code(), "load_failed");
+    }
+
+    #[test]
+    fn an_object_with_a_name_twice_is_refused() {
+        assert!(serde_json::from_str::<UniqueMap<u8>>(r#"{"a":1,"b":2}"#).is_ok());
+        let error = serde_json::from_str::<UniqueMap<u8>>(r#"{"a":1,"a":1}"#).unwrap_err().to_string();
+        assert!(error.contains("`a` stands there twice"), "{error}");
+    }
+}
