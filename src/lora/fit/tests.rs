@@ -1,0 +1,207 @@
+use std::sync::Arc;
+
+use llm_local_core::{
+    Encoding, Error, FloatType, GgmlType, IntType, LoraAdapter, LoraModule, ModelFormat, ModelInfo,
+    lora::{DeclaredTargets, Floats, ModuleSelector, ReplacementTensor},
+    model::GgufMetadata,
+};
+use serde_json::json;
+
+use super::fit;
+use crate::lora::testing::{TestAdapter, fit_unread, tiny_llama_info};
+
+fn assert_names(label: &str, error: &Error, words: &[&str]) {
+    assert_eq!(error.code(), "adapter_merge_failed", "{label}: {error}");
+    for word in words {
+        assert!(error.to_string().contains(word), "{label}: `{word}` is not in: {error}");
+    }
+}
+
+/// Asserts that the changed adapter does not fit tiny-llama, with `words` in the message.
+fn misfit(label: &str, change: impl FnOnce(&mut TestAdapter), words: &[&str]) {
+    let mut adapter = TestAdapter::new();
+    change(&mut adapter);
+    assert_names(label, &adapter.fit().err().unwrap_or_else(|| panic!("{label} fits")), words);
+}
+
+#[test]
+fn what_fits_is_reported_with_its_ranks_scales_and_tensors() {
+    let report = TestAdapter::new().fit().unwrap();
+    assert_eq!(report.touched.len(), 4);
+    assert_eq!(report.touched[0].name, "model.layers.2.self_attn.q_proj.weight");
+    assert_eq!(report.touched[1].shape, [64, 128]);
+    assert_eq!(report.touched[1].stored, FloatType::Bf16);
+    assert_eq!(report.largest_touched_f32_bytes(), 4 * 128 * 128);
+    assert_eq!((report.adapters[0].ranks, report.adapters[0].scales), ((2, 2), (2.0, 2.0)));
+    let mut wide = TestAdapter::new();
+    wide.unset("layers_to_transform").unset("layers_pattern").set("target_modules", json!(r".*\.[23]\..*[qv]_proj"));
+    assert_eq!(wide.fit().unwrap().touched.len(), 4);
+}
+
+#[test]
+fn each_adapter_of_several_is_checked_and_reported() {
+    let info = tiny_llama_info(|_| {});
+    let adapter = Arc::new(TestAdapter::new().read().unwrap());
+    let report = fit(&[(adapter.clone(), 1.0), (adapter.clone(), -0.5)], &info).unwrap();
+    assert_eq!(report.touched[0].adapters, [0, 1]);
+    assert_eq!(report.adapters[1].scales, (-1.0, -1.0));
+    for weight in [0.0, f32::NAN, f32::INFINITY] {
+        let error = fit(&[(adapter.clone(), 1.0), (adapter.clone(), weight)], &info).unwrap_err();
+        assert_names("weight", &error, &[&format!("weight is {weight}")]);
+    }
+    assert_eq!(fit(&[], &info).unwrap().touched.len(), 0);
+}
+
+#[test]
+fn tensors_without_a_base_tensor_or_of_another_shape_are_named() {
+    let key = |factor| TestAdapter::key(3, "q_proj", factor);
+    let module = TestAdapter::module(3, "q_proj");
+    misfit(
+        "layer out of range",
+        |t| {
+            t.at(&key("lora_A")).0 = TestAdapter::key(9, "q_proj", "lora_A");
+            t.at(&key("lora_B")).0 = TestAdapter::key(9, "q_proj", "lora_B");
+        },
+        &["`model.layers.9.self_attn.q_proj.weight`, which `tiny-llama` does not have", &module],
+    );
+    let replaced = |rank, inputs, outputs| {
+        let module = module.clone();
+        move |t: &mut TestAdapter| {
+            t.remove(&TestAdapter::key(3, "q_proj", "lora_A")).remove(&TestAdapter::key(3, "q_proj", "lora_B"));
+            t.pair(&module, rank, inputs, outputs);
+        }
+    };
+    let words = [&format!("`{module}.lora_B` has the shape (64, 2)"), "expected (128, 2)", "(128, 128)"];
+    misfit("wrong out", replaced(2, 128, 64), &words);
+    let words = [&format!("`{module}.lora_A` has the shape (2, 96)"), "expected (2, 128)"];
+    misfit("wrong in", replaced(2, 96, 128), &words);
+    misfit(
+        "swapped factors",
+        |t| {
+            let (a, b) = (TestAdapter::key(3, "v_proj", "lora_A"), TestAdapter::key(3, "v_proj", "lora_B"));
+            t.remove(&a).remove(&b).pair(&TestAdapter::module(3, "v_proj"), 2, 64, 128);
+        },
+        &["v_proj.lora_A` has the shape (2, 64), which would fit transposed", "expected (2, 128)"],
+    );
+    misfit(
+        "a norm",
+        |t| {
+            t.pair("model.layers.3.input_layernorm", 2, 128, 128);
+        },
+        &["`model.layers.3.input_layernorm.weight` has the shape (128)"],
+    );
+    misfit(
+        "tied head",
+        |t| {
+            t.pair("lm_head", 2, 128, 896);
+        },
+        &["`lm_head.weight`", "tied"],
+    );
+    misfit(
+        "embedding",
+        |t| {
+            t.pair("model.embed_tokens", 2, 128, 896);
+        },
+        &["model.embed_tokens", "embedding"],
+    );
+    misfit(
+        "no module",
+        |t| {
+            t.pair("", 2, 128, 896);
+        },
+        &["`.weight`, which"],
+    );
+}
+
+#[test]
+fn tensors_and_declarations_must_agree() {
+    let q3 = "`model.layers.3.self_attn.q_proj`";
+    let set = |key: &'static str, value| {
+        move |t: &mut TestAdapter| {
+            t.set(key, value);
+        }
+    };
+    let words = [q3, "`target_modules` does not cover"];
+    misfit("not declared", set("target_modules", json!(["v_proj"])), &words);
+    misfit("other layer", set("layers_to_transform", json!(2)), &[q3, "`layers_to_transform` leaves out"]);
+    misfit("other pattern", set("layers_pattern", json!("h")), &["`layers_to_transform`"]);
+    misfit("excluded", set("exclude_modules", json!(".*3.*q_proj")), &[q3, "`exclude_modules` excludes"]);
+    misfit("excluded name", set("exclude_modules", json!(["q_proj"])), &[q3, "`exclude_modules` excludes"]);
+    let words = ["declares 2 targets that it has no tensors for", "model.layers.2.self_attn.k_proj"];
+    misfit("incomplete", set("target_modules", json!(["q_proj", "v_proj", "k_proj"])), &words);
+    let words = ["`target_modules` declares `c_attn`"];
+    misfit("unknown", set("target_modules", json!(["q_proj", "v_proj", "c_attn"])), &words);
+    let words = ["layers [4]", "`layers_to_transform`"];
+    misfit("no such layer", set("layers_to_transform", json!([2, 3, 4])), &words);
+    let missing = |t: &mut TestAdapter| {
+        t.remove(&TestAdapter::key(2, "q_proj", "lora_A")).remove(&TestAdapter::key(2, "q_proj", "lora_B"));
+    };
+    misfit("a pair missing", missing, &["declares 1 targets", "`model.layers.2.self_attn.q_proj`"]);
+    let text = |value: &'static str| {
+        move |t: &mut TestAdapter| {
+            t.unset("layers_to_transform").unset("layers_pattern").set("target_modules", json!(value));
+        }
+    };
+    misfit("look-around", text(r".*(?<=[23]\.self_attn\.)[qv]_proj"), &["`target_modules`", "look-around"]);
+    misfit("all-linear", text("all-linear"), &["declares 24 targets that it has no tensors for"]);
+    misfit("covers all", text(".*"), &["has no tensors for", "model.embed_tokens"]);
+}
+
+#[test]
+fn bases_that_no_delta_can_be_added_to_are_refused() {
+    let stored = |encoding| {
+        let info = tiny_llama_info(|entries| {
+            let entry = entries.iter_mut().find(|e| e.name == "model.layers.2.self_attn.v_proj.weight").unwrap();
+            entry.encoding = encoding;
+        });
+        fit_unread(TestAdapter::new().read().unwrap(), &info)
+    };
+    assert!(stored(Encoding::Float(FloatType::F64)).is_ok());
+    for (encoding, name) in [
+        (Encoding::Int(IntType::U8), "u8"),
+        (Encoding::Ggml(GgmlType::Q4_0), "Q4_0"),
+        (Encoding::MlxAffine { bits: 4, group_size: 64 }, "mlx-affine"),
+    ] {
+        let words = ["model.layers.2.self_attn.v_proj.weight", name, "not supported yet"];
+        assert_names(name, &stored(encoding).unwrap_err(), &words);
+    }
+    let format = ModelFormat::Gguf { metadata: Arc::new(GgufMetadata::default()) };
+    let info = ModelInfo::new("tiny.gguf", format, tiny_llama_info(|_| {}).tensors);
+    let error = fit_unread(TestAdapter::new().read().unwrap(), &info).unwrap_err();
+    assert_names("GGUF", &error, &["GGUF bases are not supported yet", "tiny.gguf", "safetensors"]);
+}
+
+#[test]
+fn what_another_reader_may_bring_is_not_ignored() {
+    let info = tiny_llama_info(|_| {});
+    let module =
+        || LoraModule::new("model.layers.0.self_attn.q_proj", (1, 128, 128), vec![1.0; 128], vec![1.0; 128], 1.0);
+    let adapter = |modules| LoraAdapter::new("test", "digest", modules);
+    assert_eq!(fit_unread(adapter(vec![module()]), &info).unwrap().touched.len(), 1);
+
+    let mut dora = module();
+    dora.magnitude = Some(vec![1.0; 128]);
+    let mut biased = module();
+    biased.bias = Some(vec![1.0; 128]);
+    let mut scaled = module();
+    scaled.scale = f64::NAN;
+    let mut short = module();
+    short.a = Floats::F32(vec![1.0; 127]);
+    let mut full = adapter(vec![module()]);
+    full.replacements.push(ReplacementTensor::new("lm_head.weight", vec![1], vec![1.0]));
+    let unknown = adapter(vec![module()]).with_targets(
+        DeclaredTargets::new(ModuleSelector::Names(vec!["q_proj".into()])).with_exclude(ModuleSelector::AllLinear),
+    );
+    for (label, adapter, words) in [
+        ("DoRA", adapter(vec![dora]), &["q_proj", "DoRA"][..]),
+        ("bias", adapter(vec![biased]), &["q_proj", "bias"]),
+        ("scale", adapter(vec![scaled]), &["q_proj", "scale NaN"]),
+        ("lengths", adapter(vec![short]), &["q_proj", "lengths"]),
+        ("twice", adapter(vec![module(), module()]), &["q_proj", "twice"]),
+        ("nothing", adapter(vec![]), &["no low-rank pairs"]),
+        ("replacement", full, &["`lm_head.weight`", "saved in full"]),
+        ("exclusion", unknown, &["AllLinear"]),
+    ] {
+        assert_names(label, &fit_unread(adapter, &info).unwrap_err(), words);
+    }
+}

@@ -1,0 +1,112 @@
+//! Stored floats to f32 and back, and what is asked about them.
+
+use half::f16;
+use llm_local_core::{FloatType, TensorData, lora::Floats};
+
+/// Takes tensor data of the type `stored` over, in that type. The error continues a sentence that starts with the
+/// tensor's name.
+pub(super) fn own(data: TensorData<'_>, stored: FloatType) -> Result<Floats, String> {
+    Ok(match (stored, data) {
+        (FloatType::F32, TensorData::F32(values)) => Floats::F32(values),
+        (FloatType::F16, TensorData::Half(bits)) => Floats::F16(bits),
+        (FloatType::Bf16, TensorData::Half(bits)) => Floats::Bf16(bits),
+        (FloatType::F32, TensorData::Borrowed(bytes)) => Floats::F32(f32s(bytes).collect()),
+        (FloatType::F32, TensorData::Bytes(bytes)) => Floats::F32(f32s(&bytes).collect()),
+        (FloatType::F16, TensorData::Borrowed(bytes)) => Floats::F16(u16s(bytes).collect()),
+        (FloatType::F16, TensorData::Bytes(bytes)) => Floats::F16(u16s(&bytes).collect()),
+        (FloatType::Bf16, TensorData::Borrowed(bytes)) => Floats::Bf16(u16s(bytes).collect()),
+        (FloatType::Bf16, TensorData::Bytes(bytes)) => Floats::Bf16(u16s(&bytes).collect()),
+        (stored, _) => return Err(format!("is stored as {stored}, which cannot be taken over as it came")),
+    })
+}
+
+fn f32s(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
+}
+
+fn u16s(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b))
+}
+
+/// The floats as f32, each times `factor`. The product is taken in f64 and rounded once.
+pub(super) fn scaled(values: &Floats, factor: f64) -> impl Iterator<Item = f32> {
+    (0..values.len()).map(move |i| (f64::from(at(values, i)) * factor) as f32)
+}
+
+/// One of the floats as f32.
+fn at(values: &Floats, index: usize) -> f32 {
+    match values {
+        Floats::F32(v) => v[index],
+        Floats::F16(v) => f16::from_bits(v[index]).to_f32(),
+        Floats::Bf16(v) => widen_bf16(v[index]),
+        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
+    }
+}
+
+/// Where the first NaN or infinite value is, and what it is.
+pub(super) fn first_non_finite(values: &Floats) -> Option<(usize, f32)> {
+    (0..values.len()).map(|i| (i, at(values, i))).find(|(_, v)| !v.is_finite())
+}
+
+/// Whether `B @ A`, with A of shape (rank, in) and B of shape (out, rank), is zero because for each rank the row of A
+/// or the column of B is. (That terms of several ranks cancel exactly is left aside.)
+pub(super) fn product_is_zero(a: &Floats, b: &Floats, rank: usize) -> bool {
+    let (columns, rows) = (a.len() / rank, b.len() / rank);
+    (0..rank)
+        .all(|k| (0..columns).all(|c| at(a, k * columns + c) == 0.0) || (0..rows).all(|r| at(b, r * rank + k) == 0.0))
+}
+
+/// Exact: bfloat16 is the upper half of f32.
+pub(super) fn widen_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Rounds to nearest, ties to even; values beyond bfloat16 become infinite. Not for NaN.
+///
+/// Unlike the conversion of `half`, it has no branch (that one is for NaN), so that a loop of it is vectorized.
+pub(super) fn narrow_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let odd = (bits >> 16) & 1;
+    (bits.wrapping_add(0x7fff + odd) >> 16) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn bfloat16_conversions_are_those_of_half() {
+        for bits in 0..=u16::MAX {
+            let wide = bf16::from_bits(bits).to_f32();
+            assert!(widen_bf16(bits) == wide || wide.is_nan() && widen_bf16(bits).is_nan());
+            if wide.is_nan() {
+                continue;
+            }
+            // Below, at and above the middle between two neighbours, where rounding decides.
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(wide.to_bits() | low);
+                if !value.is_nan() {
+                    assert_eq!(narrow_bf16(value), bf16::from_f32(value).to_bits(), "{value}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_zero_when_each_rank_has_a_zero_row_or_column() {
+        let zero = |a: &[f32], b: &[f32]| product_is_zero(&Floats::F32(a.to_vec()), &Floats::F32(b.to_vec()), 2);
+        assert!(zero(&[0., 0., 1., 2.], &[3., 0., 4., 0.]));
+        assert!(zero(&[1., 2., 3., 4.], &[0., -0., 0., 0.]));
+        assert!(!zero(&[0., 1e-30, 1., 2.], &[3., 0., 4., 0.]));
+        assert!(product_is_zero(&Floats::Bf16(vec![0x3f80]), &Floats::F16(vec![0x8000]), 1));
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found() {
+        assert_eq!(first_non_finite(&Floats::F32(vec![0., f32::MAX])), None);
+        assert_eq!(first_non_finite(&Floats::F16(vec![0, 0x7bff, 0x7c00])), Some((2, f32::INFINITY)));
+        assert!(first_non_finite(&Floats::Bf16(vec![0x7fc0])).unwrap().1.is_nan());
+    }
+}

@@ -1,0 +1,27 @@
+//! Words that messages share.
+
+/// A shape as text: `(128, 8)`.
+pub(super) fn shape_text(shape: &[usize]) -> String {
+    let dimensions: Vec<_> = shape.iter().map(usize::to_string).collect();
+    format!("({})", dimensions.join(", "))
+}
+
+/// The first few of `names`, and how many more there are.
+pub(super) fn some_of<T: AsRef<str>>(names: &[T]) -> String {
+    const SHOWN: usize = 4;
+    let mut words: Vec<_> = names.iter().take(SHOWN).map(|n| format!("`{}`", n.as_ref())).collect();
+    if names.len() > SHOWN {
+        words.push(format!("and {} more", names.len() - SHOWN));
+    }
+    words.join(", ")
+}
+
+/// The first few of `defects` as one reason.
+pub(super) fn reason(defects: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let mut text = defects.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    if defects.len() > SHOWN {
+        text.push_str(&format!("; and {} more like these", defects.len() - SHOWN));
+    }
+    text
+}

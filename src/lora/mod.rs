@@ -1,0 +1,28 @@
+//! LoRA adapters: any format is [read](read()) into one internal form ([`LoraAdapter`]), [checked](fit()) against a
+//! base's headers, and merged while the base is read ([`MergedSource`]).
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `read` | files into a [`LoraAdapter`]: which format they are, and PEFT's |
+//! | `targets` | which modules of a base an adapter says it applies to |
+//! | `fit` | whether adapters fit a base, decided before any weight of it is read |
+//! | `merge` | a [`TensorSource`](llm_local_core::TensorSource) that gives the sum of base and adapters |
+//! | `floats` | stored floats to f32 and back |
+//! | `message` | words that messages share |
+//!
+//! Whatever is wrong is an [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed): nothing about an
+//! adapter is ignored, and no adapter applies in part.
+
+mod fit;
+mod floats;
+mod merge;
+mod message;
+mod read;
+mod targets;
+#[cfg(test)]
+mod testing;
+
+pub use fit::{FitReport, FittedAdapter, TouchedTensor, fit};
+pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, LoraModule, ModuleSelector};
+pub use merge::MergedSource;
+pub use read::read;

@@ -1,0 +1,140 @@
+use std::{collections::BTreeMap, fs, path::Path};
+
+use llm_local_core::ArtifactRef;
+use tempfile::TempDir;
+
+use super::read;
+use crate::lora::testing::{fit_unread, fixture, read_folder, tiny_llama_info};
+
+/// What must be in the message for each folder of `bad-adapters`.
+const DEFECTS: &[(&str, &[&str])] = &[
+    ("config-not-json", &["adapter_config.json", "is not JSON", "line 1"]),
+    ("empty-tensors", &["adapter_model.safetensors", "no tensors"]),
+    ("full-weights-not-lora", &["`model.layers.3.self_attn.q_proj.weight`", "full weight"]),
+    ("header-not-json", &["adapter_model.safetensors", "JSON"]),
+    ("int-dtype", &["model.layers.2.self_attn.q_proj.lora_A.weight", "i32", "expected floats"]),
+    ("missing-lora-A", &["lora_A.weight` is missing", "only lora_B"]),
+    ("missing-lora-B", &["lora_B.weight` is missing", "only lora_A"]),
+    ("nan-values", &["NaN at (", ".weight`"]),
+    ("no-config", &["adapter_config.json", "scale"]),
+    ("no-weights", &["adapter_model.safetensors is missing"]),
+    ("offsets-out-of-range", &["adapter_model.safetensors"]),
+    ("peft-type-ia3", &["`peft_type` is \"IA3\"", "LORA"]),
+    ("pickle-bin-only", &["pickle", "adapter_model.bin"]),
+    ("r-zero", &["`r` must be a rank of at least 1", "found 0"]),
+    ("rank-mismatch-A8-B4", &["lora_B.weight` has the shape (128, 4)", "rank 4", "expected (out, 8)", "(8, 384)"]),
+    ("truncated-7-bytes", &["adapter_model.safetensors", "7"]),
+    ("truncated-data", &["adapter_model.safetensors", "bytes"]),
+    ("truncated-header", &["adapter_model.safetensors", "bytes"]),
+    ("unknown-target-modules", &["`target_modules` declares `c_attn`", "transformer.h.2.attn.c_attn"]),
+    ("wrong-base-hidden96", &["model.layers.2.mlp.down_proj.lora_A` has the shape (8, 288)", "expected (8, 384)"]),
+];
+
+#[test]
+fn every_bad_adapter_is_refused_for_its_defect_and_no_base_weight_is_read() {
+    let info = tiny_llama_info(|_| {});
+    let mut folders: Vec<String> = fs::read_dir(fixture("bad-adapters"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "_control-good")
+        .collect();
+    folders.sort();
+    assert_eq!(folders, DEFECTS.iter().map(|(folder, _)| *folder).collect::<Vec<_>>());
+    for (folder, words) in DEFECTS {
+        let path = fixture("bad-adapters").join(folder);
+        let error = read_folder(&path).and_then(|adapter| fit_unread(adapter, &info)).unwrap_err();
+        assert_eq!(error.code(), "adapter_merge_failed", "{folder}: {error}");
+        let message = error.to_string();
+        assert!(message.contains(path.to_str().unwrap()), "{folder} is not named: {message}");
+        for word in *words {
+            assert!(message.contains(word), "{folder}: `{word}` is not in: {message}");
+        }
+    }
+}
+
+#[test]
+fn good_adapters_fit_without_a_base_weight_being_read() {
+    let info = tiny_llama_info(|_| {});
+    for (folder, modules, scale) in [
+        ("bad-adapters/_control-good", 14, 2.0),
+        ("adapters/tiny-llama-lora-peft", 28, 2.0),
+        ("adapters/tiny-llama-lora-rslora", 28, 4.0),
+        ("adapters/tiny-llama-lora-qv-last2", 4, 2.0),
+    ] {
+        let adapter = read_folder(&fixture(folder)).unwrap();
+        assert_eq!(adapter.base.name.as_deref(), Some("tiny-llama"));
+        assert_eq!(adapter.digest.len(), 64);
+        let report = fit_unread(adapter, &info).unwrap();
+        assert_eq!(report.adapters[0].modules, modules, "{folder}");
+        assert_eq!(report.touched.len(), modules, "{folder}");
+        assert_eq!(report.adapters[0].scales, (scale, scale), "{folder}");
+    }
+}
+
+#[test]
+fn variants_and_formats_that_are_not_supported_are_named() {
+    for (folder, words) in [
+        ("tiny-llama-lora-dora", &["use_dora", "DoRA"][..]),
+        ("tiny-llama-lora-patterns", &["alpha_pattern", "alphas that differ by module"]),
+        ("tiny-llama-lora-embed", &["model.embed_tokens", "embedding"]),
+        ("tiny-llama-lora-modules-to-save-lm_head", &["modules_to_save", "lm_head"]),
+        ("tiny-llama-lora-bias-lora_only", &["`bias` is \"lora_only\""]),
+        ("tiny-llama-lora-mlx", &["mlx-lm"]),
+    ] {
+        let error = read_folder(&fixture("adapters").join(folder)).unwrap_err();
+        assert_eq!(error.code(), "adapter_merge_failed", "{folder}: {error}");
+        for word in words {
+            assert!(error.to_string().contains(word), "{folder}: `{word}` is not in: {error}");
+        }
+    }
+}
+
+/// Names of files and what they hold.
+type Folder<'a> = &'a [(&'a str, &'a [u8])];
+
+/// The message for a folder with these files.
+fn refusal(files: Folder<'_>) -> String {
+    let folder = TempDir::new().unwrap();
+    for (name, bytes) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let files: BTreeMap<_, _> = files.iter().map(|(name, _)| ((*name).into(), folder.path().join(name))).collect();
+    let error = read(&ArtifactRef::file(folder.path()).unwrap(), &files).unwrap_err();
+    assert_eq!(error.code(), "adapter_merge_failed", "{error}");
+    error.to_string()
+}
+
+#[test]
+fn files_that_are_no_known_format_say_what_was_expected() {
+    let cases: &[(Folder<'_>, &[&str])] = &[
+        (&[], &["expected adapter_config.json", "no files"]),
+        (&[("README.md", b"")], &["found `README.md`"]),
+        (&[("a.gguf", b"GGUF\x03\0\0\0")], &["GGUF", "not supported yet"]),
+        (&[("a.gguf", b"GG")], &["`a.gguf` does not start with GGUF"]),
+        (&[("a.safetensors", b"")], &["`a.safetensors` comes without adapter_config.json"]),
+        (&[("adapter_model.bin", b"")], &["pickle (`adapter_model.bin`)"]),
+        (&[("pirate/adapter_config.json", b"{}")], &["in the folder `pirate`"]),
+        (&[("adapter_config.json", b"[]")], &["adapter_config.json", "expected an object"]),
+        (&[("adapter_config.json", b"{\"r\": 8}")], &["`peft_type`", "found `r`"]),
+        (&[("adapter_config.json", b"{\"rank\": 8, \"alpha\": 1}")], &["mlx-vlm"]),
+        (&[("adapter_config.json", b"{\"lora_parameters\": {}}")], &["mlx-lm"]),
+        (&[("adapter_config.json", b"{\"fine_tune_type\": \"dora\"}")], &["mlx-lm"]),
+    ];
+    for (files, words) in cases {
+        let message = refusal(files);
+        for word in *words {
+            assert!(message.contains(word), "`{word}` is not in: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_adapter_error_with_its_cause() {
+    let files = BTreeMap::from([("adapter_config.json".into(), Path::new("/no/such/file").to_owned())]);
+    let error = read(&"hf:org/name".parse().unwrap(), &files).unwrap_err();
+    assert_eq!(error.code(), "adapter_merge_failed");
+    assert!(error.to_string().contains("/no/such/file"), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+}
