@@ -1,51 +1,105 @@
 //! Text in and out: tokenizer, incremental decoding, chat template, end-of-sequence ids.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `tokenizer` | `tokenizer.json` or GGUF metadata to a tokenizer |
+//! | `gguf_tokenizer` | the tokenizers that GGUF metadata describes |
+//! | `decoder` | ids to text, one by one |
+//! | `template` | a chat to text |
+//! | `eos` | the ids that end a generation |
+//! | `files` | bounded reads of a model's small files |
+
+mod decoder;
+mod eos;
+mod files;
+mod gguf_tokenizer;
+mod template;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+
+use std::{fmt, sync::Arc};
 
 use llm_local_core::{Error, Input, Result, TextFiles};
 
-/// A model's text side.
-#[derive(Debug)]
-pub struct TextPipeline {}
+pub use decoder::TextDecoder;
+
+use self::{decoder::Detokenizer, files::Configs, template::ChatTemplate, tokenizer::TextTokenizer};
+
+/// A model's text side: what turns input into token ids and token ids into text.
+pub struct TextPipeline {
+    tokenizer: TextTokenizer,
+    detokenizer: Arc<Detokenizer>,
+    template: ChatTemplate,
+    eos_ids: Vec<u32>,
+}
 
 impl TextPipeline {
-    /// Reads tokenizer, chat template and end-of-sequence ids.
-    pub fn open(model: &str, _text: &TextFiles) -> Result<Self> {
-        Err(Error::unsupported_format(model, "no tokenizer reader yet"))
+    /// Reads tokenizer, chat template and end-of-sequence ids of `model`, a name for messages.
+    ///
+    /// Files come before GGUF metadata where both are there. End-of-sequence ids are those of
+    /// `generation_config.json`, else of `config.json`; beside them always the tokenizer's own `eos_token`, and what
+    /// GGUF metadata says.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a tokenizer; [`Error::UnsupportedModelFormat`] for one that is not known here;
+    /// [`Error::Io`] and [`Error::LoadFailed`] for files that cannot be read.
+    pub fn open(model: &str, text: &TextFiles) -> Result<Self> {
+        let configs = Configs::read(&text.files)?;
+        let tokenizer = TextTokenizer::open(model, text)?;
+        let detokenizer = Arc::new(Detokenizer::new(tokenizer.shared()));
+        let template = ChatTemplate::open(model, &configs, text.gguf.as_deref());
+        let eos_ids = eos::ids(model, &configs, text.gguf.as_deref(), &tokenizer)?;
+        Ok(Self { tokenizer, detokenizer, template, eos_ids })
     }
+
     /// Token ids of an input.
-    pub fn encode(&self, _input: &Input) -> Result<Vec<u32>> {
-        Err(Error::generation("no tokenizer reader yet"))
+    ///
+    /// Tokens are used as they are, whether or not the tokenizer knows them. Text gets the special tokens that the
+    /// tokenizer adds by itself. Messages are rendered by the chat template, which writes its own special tokens, and
+    /// get no further ones. Special tokens written out in the text are recognized, as in transformers.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for messages to a model without a chat template; [`Error::InvalidSpec`] for messages
+    /// that the template refuses; [`Error::GenerationFailed`] for a template that does not work.
+    pub fn encode(&self, input: &Input) -> Result<Vec<u32>> {
+        match input {
+            Input::Tokens(tokens) => Ok(tokens.clone()),
+            Input::Text(text) => self.tokenizer.encode(text, true),
+            Input::Messages(messages) => self.tokenizer.encode(&self.template.render(messages)?, false),
+            other => {
+                Err(Error::unsupported(format!("the input {other:?}"), "this version knows tokens, text and messages"))
+            }
+        }
     }
+
     /// Whether there is a chat template.
     pub fn has_chat_template(&self) -> bool {
-        false
+        self.template.exists()
     }
+
     /// Ids that end a generation, sorted.
     pub fn eos_ids(&self) -> &[u32] {
-        &[]
+        &self.eos_ids
     }
-    /// Number of ids the tokenizer knows; ids from here on are masked before sampling.
+
+    /// Number of ids the tokenizer knows, added tokens included; ids from here on are masked before sampling.
     pub fn token_count(&self) -> usize {
-        0
+        self.tokenizer.token_count()
     }
-    /// A decoder for one generation.
-    pub fn decoder(&self) -> TextDecoder<'_> {
-        TextDecoder { _pipeline: self }
+
+    /// A decoder for one generation. It owns what it needs.
+    pub fn decoder(&self) -> TextDecoder {
+        TextDecoder::new(Arc::clone(&self.detokenizer))
     }
 }
 
-/// Turns ids into text one by one, never splitting a character.
-#[derive(Debug)]
-pub struct TextDecoder<'a> {
-    _pipeline: &'a TextPipeline,
-}
-
-impl TextDecoder<'_> {
-    /// The text that has become certain with `id`; may be empty.
-    pub fn push(&mut self, _id: u32) -> Result<String> {
-        Ok(String::new())
-    }
-    /// The rest, when no more ids come.
-    pub fn finish(&mut self) -> Result<String> {
-        Ok(String::new())
+impl fmt::Debug for TextPipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextPipeline")
+            .field("token_count", &self.token_count())
+            .field("eos_ids", &self.eos_ids)
+            .field("has_chat_template", &self.has_chat_template())
+            .finish_non_exhaustive()
     }
 }
