@@ -1,0 +1,76 @@
+//! The backend: what is asked, and who answers.
+
+use std::sync::{Arc, OnceLock};
+
+use llm_local_core::{
+    Capabilities, DeviceInfo, Error, InferenceBackend, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo,
+    ModelWeights, Result, Support, async_trait,
+};
+
+use crate::{
+    device::Devices,
+    estimate, load,
+    support::{self, Supported},
+};
+
+/// The backend's name.
+pub(crate) const NAME: &str = "candle";
+
+/// Runs Llama models through candle.
+#[derive(Debug, Default)]
+pub struct CandleBackend {
+    /// Probed when first asked for: opening a GPU takes a while.
+    devices: OnceLock<Devices>,
+}
+
+impl CandleBackend {
+    /// A backend that has not looked at its devices yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn devices(&self) -> &Devices {
+        self.devices.get_or_init(Devices::probe)
+    }
+
+    fn check(&self, m: &ModelInfo, o: &LoadOptions) -> Result<Supported> {
+        let supported = support::check(m, o, self.devices())
+            .map_err(|why| Error::unsupported_format(&m.id, format!("{why} (backend {NAME})")))?;
+        if o.context_length == 0 || o.context_length > supported.max_context {
+            return Err(Error::invalid_spec(
+                "context_length",
+                format!("it is {}; {} with candle holds 1 to {} tokens", o.context_length, m.id, supported.max_context),
+            ));
+        }
+        Ok(supported)
+    }
+}
+
+#[async_trait]
+impl InferenceBackend for CandleBackend {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>> {
+        Ok(self.devices().infos())
+    }
+
+    fn supports(&self, m: &ModelInfo, o: &LoadOptions) -> Support {
+        match support::check(m, o, self.devices()) {
+            Ok(supported) => Support::Yes(Capabilities::new().with_max_context(supported.max_context)),
+            Err(why) => Support::No(why),
+        }
+    }
+
+    fn estimate(&self, m: &ModelInfo, o: &LoadOptions) -> Result<MemoryEstimate> {
+        Ok(estimate::estimate(&self.check(m, o)?, &m.tensors, o.context_length))
+    }
+
+    async fn load(&self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
+        if !w.adapters.is_empty() {
+            return Err(Error::unsupported("unmerged adapters", "candle's Llama has no place for them; merge them"));
+        }
+        load::load(self.check(&w.info, &o)?, w, o).await
+    }
+}
