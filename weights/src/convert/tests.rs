@@ -65,6 +65,8 @@ fn rounding_is_to_nearest_even_and_infinities_and_nan_stay() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn any_bits_convert_as_value_by_value(bytes in proptest::collection::vec(any::<u8>(), 0..20_000), cut in 0..8usize) {
         for from in TYPES {

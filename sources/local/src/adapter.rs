@@ -1,0 +1,91 @@
+//! Which files are an adapter.
+
+use std::path::Path;
+
+use llm_local_core::{Error, Result};
+use llm_local_weights::{GgufSource, SafetensorsFiles, SafetensorsSource, is_pickle};
+
+use crate::{
+    folder::{Folder, is_gguf, is_safetensors, pickle},
+    path,
+};
+
+/// The config of an adapter, of PEFT's and of mlx-lm's.
+pub(crate) const CONFIG: &str = "adapter_config.json";
+/// The weights that PEFT and mlx-lm write.
+const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapters.safetensors"];
+
+/// The names of the files that are the adapter in the folder at `path`: config and weights, whoever wrote them, or the
+/// one GGUF file. Headers are checked here; what the config means is the reader's to judge.
+pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
+    let folder = Folder::read(path)?;
+    let weights: Vec<_> = WEIGHTS.into_iter().filter(|n| folder.has(n)).collect();
+    match (folder.has(CONFIG), weights.first()) {
+        (true, Some(_)) => {
+            for name in &weights {
+                SafetensorsSource::open(&path.join(name))?;
+            }
+            Ok([CONFIG].into_iter().chain(weights).map(str::to_owned).collect())
+        }
+        (true, None) => Err(match folder.pickle() {
+            Some(name) => folder.only_pickle(name),
+            None => folder.nothing("weights of an adapter (adapter_model.safetensors or adapters.safetensors)"),
+        }),
+        (false, Some(weights)) => Err(Error::load(
+            path.display(),
+            format!("the folder has {weights} but no {CONFIG}, which holds the adapter's rank and scale; add it"),
+        )),
+        (false, None) => without_config(path, &folder),
+    }
+}
+
+fn without_config(path: &Path, folder: &Folder) -> Result<Vec<String>> {
+    if folder.has("config.json") || SafetensorsFiles::choose(&folder.files)?.is_some() {
+        return Err(Error::unsupported_format(path.display(), "it is a model, not an adapter; pass it as model"));
+    }
+    match folder.ggufs()[..] {
+        [name] => return file(&path.join(name)),
+        [] => {}
+        ref several => return Err(folder.several(several)),
+    }
+    if let Some(name) = folder.pickle() {
+        return Err(folder.only_pickle(name));
+    }
+    let below = folder.folders_with(CONFIG);
+    if !below.is_empty() {
+        return Err(Error::load(
+            path.display(),
+            format!("the folder is no adapter, but has some below it; give one of them: {}", below.join(", ")),
+        ));
+    }
+    Err(folder.nothing("adapter (adapter_config.json and adapter_model.safetensors, or a .gguf file)"))
+}
+
+/// The names of the files that are the adapter whose weights are the file at `path`: itself, and for safetensors the
+/// config beside it, if there is one.
+pub(crate) fn file(path: &Path) -> Result<Vec<String>> {
+    let name = path::name(path)?;
+    if is_gguf(&name) {
+        if !GgufSource::open(path)?.is_adapter() {
+            return Err(Error::unsupported_format(
+                path.display(),
+                "it is a GGUF model, not an adapter (general.type is not `adapter`); pass it as model",
+            ));
+        }
+        return Ok(vec![name]);
+    }
+    if is_safetensors(&name) {
+        SafetensorsSource::open(path)?;
+        let config = path.with_file_name(CONFIG).is_file();
+        return Ok(config.then(|| CONFIG.to_owned()).into_iter().chain([name]).collect());
+    }
+    if is_pickle(&name) {
+        return Err(pickle(path));
+    }
+    Err(Error::unsupported_format(
+        path.display(),
+        format!(
+            "expected a folder with {CONFIG} and safetensors, or a .safetensors or .gguf file; give the folder if this file is in one"
+        ),
+    ))
+}

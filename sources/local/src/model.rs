@@ -1,0 +1,81 @@
+//! Which files are a model.
+
+use std::{collections::BTreeMap, path::Path};
+
+use llm_local_core::{Error, Result};
+use llm_local_weights::{Checkpoint, SafetensorsFiles, ShardIndex, is_adapter_file, is_pickle};
+
+use crate::{
+    adapter,
+    folder::{Folder, is_gguf, is_safetensors, pickle},
+    path,
+};
+
+/// What a Hugging Face folder has beside the weights, as far as it is used.
+const TEXT_FILES: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+];
+
+/// The names of the files that are the model in the folder at `path`: those of a Hugging Face folder, or else its one
+/// GGUF file. Opens the checkpoint once, so that what is wrong with a header is said here.
+pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
+    let folder = Folder::read(path)?;
+    if let Some(weights) = SafetensorsFiles::choose(&folder.files)? {
+        let mut files = BTreeMap::new();
+        for name in TEXT_FILES.iter().copied().chain([ShardIndex::FILE]) {
+            if let Some(path) = folder.files.get(name) {
+                files.insert(name.to_owned(), path.clone());
+            }
+        }
+        // An index may name shards in folders below.
+        for name in weights.names() {
+            let shard = path.join(name);
+            if shard.is_file() {
+                files.insert(name.clone(), shard);
+            }
+        }
+        Checkpoint::open(&path.display().to_string(), &files)?;
+        return Ok(files.into_keys().collect());
+    }
+    if folder.has(adapter::CONFIG) || folder.files.keys().any(|n| is_adapter_file(n)) {
+        return Err(Error::unsupported_format(
+            path.display(),
+            "it is an adapter, not a model; pass it as adapter, with its base as model",
+        ));
+    }
+    match folder.ggufs()[..] {
+        [name] => file(&path.join(name)),
+        [] => Err(match folder.pickle() {
+            Some(name) => folder.only_pickle(name),
+            None => folder.nothing("weights of a model (.safetensors or .gguf)"),
+        }),
+        ref several => Err(folder.several(several)),
+    }
+}
+
+/// The name of the one file that is the model at `path`.
+pub(crate) fn file(path: &Path) -> Result<Vec<String>> {
+    let name = path::name(path)?;
+    if is_gguf(&name) {
+        let files = BTreeMap::from([(name.clone(), path.to_owned())]);
+        Checkpoint::open(&path.display().to_string(), &files)?;
+        return Ok(vec![name]);
+    }
+    if is_pickle(&name) {
+        return Err(pickle(path));
+    }
+    let reason = if is_safetensors(&name) && is_adapter_file(&name) {
+        "it is an adapter, not a model; pass it as adapter, with its base as model"
+    } else if is_safetensors(&name) {
+        "a safetensors file alone is no model, for config.json says which one it is; give the folder that has both"
+    } else {
+        "expected a folder with config.json and safetensors, or a .gguf file; give the folder if this file is in one"
+    };
+    Err(Error::unsupported_format(path.display(), reason))
+}
