@@ -20,6 +20,12 @@ fn reference(sampling: &Sampling, logits: &[f32], recent: &[u32]) -> Option<Vec<
             *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
         }
     }
+    // A penalty may make two scores one in f32 that are two in f64; which is better is then no test.
+    let mut sorted = scores.clone();
+    sorted.sort_by(f64::total_cmp);
+    if sorted.windows(2).any(|pair| pair[0] != pair[1] && pair[1] - pair[0] < 1e-5) {
+        return None;
+    }
     // TemperatureLogitsWarper
     scores.iter_mut().for_each(|s| *s /= f64::from(sampling.temperature));
     let softmax = |scores: &[f64]| -> Vec<f64> {
@@ -32,10 +38,6 @@ fn reference(sampling: &Sampling, logits: &[f32], recent: &[u32]) -> Option<Vec<
         let mut sorted = scores.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
         let kth = sorted[k.min(sorted.len()) - 1];
-        // Values that differ by less than an f32 can tell are no test.
-        if scores.iter().any(|s| *s != kth && (s - kth).abs() < 1e-5) {
-            return None;
-        }
         scores.iter_mut().filter(|s| **s < kth).for_each(|s| *s = f64::NEG_INFINITY);
     }
     // TopPLogitsWarper: from the worst up, as long as the sum is at most 1 - p; the best stays

@@ -1,49 +1,49 @@
 //! The thread that owns a model and serves generations in fair steps.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `model` | [`StepModel`], what a backend writes, and [`Built`] |
+//! | `spawn` | [`spawn`]: the thread, and the load on it |
+//! | `handle` | the `LoadedModel` that callers hold |
+//! | `command` | what the handle asks of the thread |
+//! | `run_loop` | whose turn it is |
+//! | `task` | one participant: a generation or a request for logits |
+//! | `generation`, `logits` | what each does in its turn |
+//! | `sequence` | tokens and their KV cache |
+//! | `prompt` | the tokens of an input, checked |
+//! | `events` | the channel of a generation, and the stream its consumer reads |
+//! | `shared` | counters and bytes in use, read without asking the thread |
+//! | `caught` | panics turned into errors |
+//! | `clock` | time, so that tests can set it |
+//!
+//! # Rules
+//!
+//! - A step is one prefill chunk or one decoded token. Participants take turns, one step each. A generation whose
+//!   consumer has not read its last event is passed over: the thread never waits for a consumer while another
+//!   participant could go on, and never without looking at commands.
+//! - The last event of a generation has a place of its own, so it needs no consumer either.
+//! - A prompt may fill the context exactly; then its generation ends at once, without a token, with
+//!   `FinishReason::Length`. So does one with `max_tokens` 0. Nothing is computed for either.
+//! - A token is computed only if another is to follow it.
+//! - Dropping the last handle ends the thread once the generations that are still held have ended; `unload` cuts them.
 
-use std::sync::Arc;
+mod caught;
+mod clock;
+mod command;
+mod events;
+mod generation;
+mod handle;
+mod logits;
+mod model;
+mod prompt;
+mod run_loop;
+mod sequence;
+mod shared;
+mod spawn;
+mod task;
 
-use llm_local_core::{Error, LoadOptions, LoadedInfo, LoadedModel, Result};
+pub use model::{Built, StepModel};
+pub use spawn::spawn;
 
-use crate::text::TextPipeline;
-
-/// A model that lives on its worker's thread. It need not be `Send`.
-pub trait StepModel: 'static {
-    /// The KV cache of one generation.
-    type Cache: 'static;
-
-    /// An empty cache.
-    fn new_cache(&mut self) -> Result<Self::Cache>;
-
-    /// Computes `tokens` at the positions from `position` on. Returns the logits after the last of them, shape
-    /// (vocab,), f32.
-    fn forward(&mut self, cache: &mut Self::Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>>;
-
-    /// Bytes that the weights take.
-    fn weight_bytes(&self) -> u64;
-
-    /// Bytes that `cache` takes when it holds `positions` tokens.
-    fn cache_bytes(&self, cache: &Self::Cache, positions: usize) -> u64;
-}
-
-/// What [`spawn`]'s closure builds on the worker's thread.
-#[derive(Debug)]
-pub struct Built<M> {
-    /// The model.
-    pub model: M,
-    /// What was loaded. `load_time` and `has_chat_template` are filled in by the worker.
-    pub info: LoadedInfo,
-    /// Its text side.
-    pub text: TextPipeline,
-    /// Tokens of a prompt computed in one step.
-    pub prefill_chunk: usize,
-    /// Dropped, on the worker's thread, after the model: the reservation.
-    pub reservation: Option<Box<dyn std::any::Any + Send + Sync>>,
-}
-
-/// Starts a worker thread, builds the model on it, and returns its handle.
-pub async fn spawn<M: StepModel>(
-    _options: &LoadOptions,
-    _build: impl FnOnce() -> Result<Built<M>> + Send + 'static,
-) -> Result<Arc<dyn LoadedModel>> {
-    Err(Error::generation("no worker yet"))
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! What the handle asks of the thread.
+
+use std::task::{Context, Poll};
+
+use llm_local_core::{LogitsRequest, Result, TrimLevel};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
+
+use super::generation::Requested;
+
+/// A request to the thread. Dropped unanswered, each tells its caller that the model is not loaded.
+#[derive(Debug)]
+pub(super) enum Command {
+    Generate(Box<Requested>),
+    Logits(LogitsRequest, oneshot::Sender<Result<Vec<f32>>>),
+    Trim(TrimLevel, oneshot::Sender<Result<u64>>),
+    Unload,
+}
+
+/// The thread's end of the commands.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    commands: mpsc::UnboundedReceiver<Command>,
+    /// Whether a handle is left that could send.
+    open: bool,
+}
+
+impl Inbox {
+    pub(super) fn new(commands: mpsc::UnboundedReceiver<Command>) -> Self {
+        Self { commands, open: true }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// A command that is there already.
+    pub(super) fn take(&mut self) -> Option<Command> {
+        match self.commands.try_recv() {
+            Ok(command) => Some(command),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => {
+                self.open = false;
+                None
+            }
+        }
+    }
+
+    /// Ready with a command, or with `None` once when the last handle is gone.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Command>> {
+        if !self.open {
+            return Poll::Pending;
+        }
+        self.commands.poll_recv(cx).map(|command| {
+            self.open = command.is_some();
+            command
+        })
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // A plain drop could miss a command whose sender is between taking its place in the queue and filling it; its
+        // caller would then wait for ever. Receiving until the end misses none.
+        self.commands.close();
+        pollster::block_on(async { while self.commands.recv().await.is_some() {} });
+    }
+}

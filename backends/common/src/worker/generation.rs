@@ -1,0 +1,181 @@
+//! What a generation does in its turn.
+
+use std::time::Duration;
+
+use llm_local_core::{Error, FinishReason, GenerateRequest, GenerationEvent, GenerationStats, Input, Result, Usage};
+
+use super::{
+    StepModel, caught,
+    events::Outlet,
+    prompt,
+    sequence::Sequence,
+    task::{Next, Turn},
+};
+use crate::{
+    sampler::Sampler,
+    stop::{StopMatcher, StopStep},
+    text::TextDecoder,
+};
+
+/// A request on its way to the thread.
+#[derive(Debug)]
+pub(super) struct Requested {
+    pub(super) request: GenerateRequest,
+    pub(super) outlet: Outlet,
+    /// When it was made, by the worker's clock.
+    pub(super) at: Duration,
+}
+
+/// A generation that takes turns.
+pub(super) struct Generating<C> {
+    request: GenerateRequest,
+    outlet: Outlet,
+    requested: Duration,
+    usage: Usage,
+    stats: GenerationStats,
+    /// From the first turn on: reading the prompt is work too, and has its turn like any other.
+    running: Option<Running<C>>,
+}
+
+struct Running<C> {
+    sequence: Sequence<C>,
+    sampler: Sampler,
+    decoder: TextDecoder,
+    stop: StopMatcher,
+}
+
+impl<C> Generating<C> {
+    pub(super) fn new(requested: Requested) -> Self {
+        Self {
+            request: requested.request,
+            outlet: requested.outlet,
+            requested: requested.at,
+            usage: Usage::default(),
+            stats: GenerationStats::default(),
+            running: None,
+        }
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.outlet.is_dropped()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.outlet.has_room() || self.request.cancel.is_cancelled()
+    }
+
+    pub(super) async fn woken(&self) {
+        self.outlet.woken(&self.request.cancel).await;
+    }
+
+    pub(super) fn step<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
+        if self.running.is_none() {
+            self.begin(turn)?;
+        }
+        if self.request.cancel.is_cancelled() {
+            return self.finish(FinishReason::Cancelled, turn);
+        }
+        if self.is_full(turn) {
+            return self.finish(FinishReason::Length, turn);
+        }
+        let started = (turn.clock)();
+        let running = running(&mut self.running)?;
+        let from = running.sequence.computed();
+        let chosen = match running.sequence.advance(turn)? {
+            Some(mut logits) => Some(running.sampler.sample(&mut logits, running.sequence.tokens())?),
+            None => None,
+        };
+        let tokens = running.sequence.computed() - from;
+        let time = (turn.clock)().saturating_sub(started);
+        if from < self.usage.prompt_tokens {
+            self.stats.prefill += time;
+            self.stats.prefill_tokens += tokens;
+        } else {
+            self.stats.decode += time;
+            self.stats.decode_tokens += tokens;
+        }
+        match chosen {
+            Some(id) => self.accept(id, turn),
+            None => Ok(Next::Again),
+        }
+    }
+
+    /// Ends the generation with an error.
+    pub(super) fn fail(&mut self, error: Error) {
+        caught::discard("the KV cache of a failed generation", self.running.take());
+        self.outlet.end(String::new(), Err(error));
+    }
+
+    fn begin<M>(&mut self, turn: &Turn<'_, M>) -> Result<()> {
+        let input = std::mem::replace(&mut self.request.input, Input::Tokens(Vec::new()));
+        let tokens = prompt::tokens(input, turn.text, turn.info)?;
+        self.usage.prompt_tokens = tokens.len();
+        tracing::debug!(model = turn.info.model, prompt_tokens = tokens.len(), "generation begins");
+        self.running = Some(Running {
+            sequence: Sequence::new(tokens, turn.shared.clone()),
+            sampler: Sampler::new(&self.request.sampling, turn.text.token_count())?,
+            decoder: turn.text.decoder(),
+            stop: StopMatcher::new(std::mem::take(&mut self.request.stop)),
+        });
+        Ok(())
+    }
+
+    /// Whether no token may follow.
+    fn is_full<M>(&self, turn: &Turn<'_, M>) -> bool {
+        let generated = self.usage.generated_tokens;
+        self.request.max_tokens.is_some_and(|max| generated >= max)
+            || self.usage.prompt_tokens + generated >= turn.info.context_length
+    }
+
+    /// Takes the next token.
+    fn accept<M>(&mut self, id: u32, turn: &Turn<'_, M>) -> Result<Next> {
+        if !self.request.ignore_eos && turn.text.eos_ids().binary_search(&id).is_ok() {
+            return self.finish(FinishReason::Eos, turn);
+        }
+        let running = running(&mut self.running)?;
+        running.sequence.push(id);
+        self.usage.generated_tokens += 1;
+        let (text, stopped) = match running.stop.push(&running.decoder.push(id)?) {
+            StopStep::Text(text) => (text, false),
+            StopStep::Stopped(text) => (text, true),
+        };
+        let since_request = (turn.clock)().saturating_sub(self.requested);
+        self.stats.time_to_first_token.get_or_insert(since_request);
+        self.outlet.send(GenerationEvent::Token { id, text })?;
+        if stopped {
+            self.finish(FinishReason::Stop, turn)
+        } else if self.is_full(turn) {
+            self.finish(FinishReason::Length, turn)
+        } else {
+            Ok(Next::Again)
+        }
+    }
+
+    fn finish<M>(&mut self, mut reason: FinishReason, turn: &Turn<'_, M>) -> Result<Next> {
+        let running = running(&mut self.running)?;
+        let mut text = String::new();
+        if reason != FinishReason::Stop {
+            // What was held back is certain now; with it a stop text may be complete after all.
+            match running.stop.push(&running.decoder.finish()?) {
+                StopStep::Text(certain) => text = certain + &running.stop.finish(),
+                StopStep::Stopped(before) => {
+                    text = before;
+                    if reason != FinishReason::Cancelled {
+                        reason = FinishReason::Stop;
+                    }
+                }
+            }
+        }
+        // Before the last event: whoever has it may look at the memory in use.
+        running.sequence.release()?;
+        let (usage, stats) = (self.usage, self.stats);
+        tracing::debug!(model = turn.info.model, ?reason, ?usage, ?stats, "generation ends");
+        self.outlet.end(text, Ok(GenerationEvent::Finished { reason, usage, stats }));
+        Ok(Next::Done)
+    }
+}
+
+/// What `begin` has put there.
+fn running<C>(running: &mut Option<Running<C>>) -> Result<&mut Running<C>> {
+    running.as_mut().ok_or_else(|| Error::generation("the generation had ended before"))
+}

@@ -1,0 +1,114 @@
+//! The `LoadedModel` that callers hold.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
+
+use llm_local_core::{
+    Counters, Error, GenerateRequest, Generation, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport, Result,
+    SessionId, TrimLevel, async_trait,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{clock::Clock, command::Command, events, generation::Requested, shared::Shared};
+
+/// Talks to a worker thread. Dropping it closes the commands, and with that ends the thread.
+pub(super) struct Handle {
+    pub(super) info: LoadedInfo,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) clock: Clock,
+    /// Until it is joined.
+    pub(super) thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Handle {
+    fn not_loaded(&self) -> Error {
+        Error::ModelNotLoaded { model: self.info.model.clone() }
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| self.not_loaded())
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        answer.await.unwrap_or_else(|_| Err(self.not_loaded()))
+    }
+
+    fn start(&self, request: GenerateRequest) -> Result<Generation> {
+        let at = (self.clock)();
+        request.validate()?;
+        if let Some(SessionId(session)) = &request.session {
+            return Err(Error::unsupported(
+                format!("session `{session}`"),
+                format!("backend `{}` keeps no KV cache between requests; send the whole chat", self.info.backend),
+            ));
+        }
+        if request.adapters.is_some() {
+            return Err(self.adapters_unsupported());
+        }
+        let (outlet, events) = events::channel(self.info.model.clone());
+        self.send(Command::Generate(Box::new(Requested { request, outlet, at })))?;
+        Ok(Generation::new(events))
+    }
+
+    fn adapters_unsupported(&self) -> Error {
+        Error::unsupported(
+            "`adapters` of a request",
+            format!(
+                "backend `{}` has the adapters of `{}` merged into its weights; name others in a spec and load that",
+                self.info.backend, self.info.model
+            ),
+        )
+    }
+}
+
+#[async_trait]
+impl LoadedModel for Handle {
+    fn info(&self) -> LoadedInfo {
+        self.info.clone()
+    }
+
+    fn generate(&self, r: GenerateRequest) -> Generation {
+        self.start(r).unwrap_or_else(Generation::failed)
+    }
+
+    async fn logits(&self, r: LogitsRequest) -> Result<Vec<f32>> {
+        if r.adapters.is_some() {
+            return Err(self.adapters_unsupported());
+        }
+        self.ask(|reply| Command::Logits(r, reply)).await
+    }
+
+    /// No session is kept, so there is none to forget.
+    async fn end_session(&self, _: SessionId) -> Result<()> {
+        if self.commands.is_closed() { Err(self.not_loaded()) } else { Ok(()) }
+    }
+
+    fn memory(&self) -> MemoryReport {
+        self.shared.memory()
+    }
+
+    fn counters(&self) -> Counters {
+        self.shared.counters()
+    }
+
+    async fn trim(&self, level: TrimLevel) -> Result<u64> {
+        self.ask(|reply| Command::Trim(level, reply)).await
+    }
+
+    async fn unload(&self) -> Result<()> {
+        // Where nobody receives it, the thread has ended or is about to.
+        let _ = self.commands.send(Command::Unload);
+        self.shared.ended.cancelled().await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // All that the thread has left to do is to return, so this does not block.
+        if let Some(Err(_)) = thread.map(JoinHandle::join) {
+            tracing::error!(model = self.info.model, "the worker thread panicked");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! Whose turn it is.
+
+use std::{collections::VecDeque, future::poll_fn, sync::Arc, task::Poll};
+
+use llm_local_core::{Error, LoadedInfo};
+
+use super::{
+    StepModel,
+    caught::{caught, discard},
+    clock::Clock,
+    command::{Command, Inbox},
+    generation::Generating,
+    logits::Computing,
+    shared::Shared,
+    task::{Next, Task, Turn},
+};
+use crate::text::TextPipeline;
+
+/// The loop of a worker thread, and all it works on.
+pub(super) struct RunLoop<M: StepModel> {
+    /// First, so that no command waits for an answer while the rest is dropped.
+    inbox: Inbox,
+    /// In the order of their turns.
+    tasks: VecDeque<Task<M::Cache>>,
+    model: M,
+    text: TextPipeline,
+    info: LoadedInfo,
+    prefill_chunk: usize,
+    shared: Arc<Shared>,
+    clock: Clock,
+}
+
+/// Whether the loop goes on.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    Continue,
+    Unload,
+}
+
+impl<M: StepModel> RunLoop<M> {
+    pub(super) fn new(
+        inbox: Inbox,
+        model: M,
+        text: TextPipeline,
+        info: LoadedInfo,
+        prefill_chunk: usize,
+        shared: Arc<Shared>,
+        clock: Clock,
+    ) -> Self {
+        let prefill_chunk = prefill_chunk.max(1);
+        Self { inbox, tasks: VecDeque::new(), model, text, info, prefill_chunk, shared, clock }
+    }
+
+    /// Serves until it is told to unload, or nobody is left to serve; then drops the tasks and the model.
+    pub(super) fn run(mut self) {
+        self.serve();
+        tracing::debug!(model = self.info.model, tasks = self.tasks.len(), "unloading");
+        let Self { inbox, tasks, model, .. } = self;
+        drop(inbox);
+        for task in tasks {
+            discard("an unfinished request", task);
+        }
+        discard("the model", model);
+    }
+
+    fn serve(&mut self) {
+        // Tasks at the front of the queue that were not ready when last looked at, one after the other.
+        let mut passed_over = 0;
+        loop {
+            while let Some(command) = self.inbox.take() {
+                if self.obey(command) == Flow::Unload {
+                    return;
+                }
+            }
+            if self.tasks.is_empty() && !self.inbox.is_open() {
+                return;
+            }
+            if passed_over >= self.tasks.len() {
+                if self.wait() == Flow::Unload {
+                    return;
+                }
+                passed_over = 0;
+            }
+            let Some(mut task) = self.tasks.pop_front() else { continue };
+            if task.is_abandoned() {
+                discard("an abandoned request", task);
+                continue;
+            }
+            if !task.is_ready() {
+                passed_over += 1;
+                self.tasks.push_back(task);
+                continue;
+            }
+            passed_over = 0;
+            match task.take_turn(&mut self.turn()) {
+                Next::Again => self.tasks.push_back(task),
+                Next::Done => discard("a finished request", task),
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Turn<'_, M> {
+        Turn {
+            model: &mut self.model,
+            text: &self.text,
+            info: &self.info,
+            prefill_chunk: self.prefill_chunk,
+            shared: &self.shared,
+            clock: &self.clock,
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Flow {
+        match command {
+            Command::Generate(requested) => {
+                self.tasks.push_back(Task::Generate(Box::new(Generating::new(*requested))));
+            }
+            Command::Logits(request, reply) => {
+                self.tasks.push_back(Task::Logits(Box::new(Computing::new(request, reply))));
+            }
+            Command::Trim(level, reply) => {
+                let freed = caught(|| self.model.trim(level))
+                    .unwrap_or_else(|panic| Err(Error::generation(format!("trimming the model panicked: {panic}"))));
+                // The caller may have given up; then nobody is left to tell.
+                let _ = reply.send(freed);
+            }
+            Command::Unload => return Flow::Unload,
+        }
+        Flow::Continue
+    }
+
+    /// Sleeps until a command comes or a task may be ready.
+    fn wait(&mut self) -> Flow {
+        let Self { inbox, tasks, .. } = self;
+        let mut woken: Vec<_> = tasks.iter().map(Task::woken).collect();
+        let command = pollster::block_on(poll_fn(|cx| {
+            if let Poll::Ready(command) = inbox.poll(cx) {
+                return Poll::Ready(command);
+            }
+            if woken.iter_mut().any(|task| task.as_mut().poll(cx).is_ready()) {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        }));
+        drop(woken);
+        command.map_or(Flow::Continue, |command| self.obey(command))
+    }
+}

@@ -1,0 +1,80 @@
+//! One participant: a generation or a request for logits.
+
+use std::{pin::Pin, sync::Arc};
+
+use llm_local_core::{Error, LoadedInfo, Result};
+
+use super::{StepModel, caught::caught, clock::Clock, generation::Generating, logits::Computing, shared::Shared};
+use crate::text::TextPipeline;
+
+/// Whoever takes turns.
+pub(super) enum Task<C> {
+    Generate(Box<Generating<C>>),
+    Logits(Box<Computing<C>>),
+}
+
+/// What a task may use in its turn.
+pub(super) struct Turn<'a, M> {
+    pub(super) model: &'a mut M,
+    pub(super) text: &'a TextPipeline,
+    pub(super) info: &'a LoadedInfo,
+    pub(super) prefill_chunk: usize,
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) clock: &'a Clock,
+}
+
+/// What follows a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Another turn.
+    Again,
+    /// The task has told its consumer how it ended.
+    Done,
+}
+
+impl<C> Task<C> {
+    /// Whether nobody waits for the outcome.
+    pub(super) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Generate(task) => task.is_abandoned(),
+            Self::Logits(task) => task.is_abandoned(),
+        }
+    }
+
+    /// Whether it can take a turn now. One that cannot is waiting for [`Task::woken`].
+    pub(super) fn is_ready(&self) -> bool {
+        match self {
+            Self::Generate(task) => task.is_ready(),
+            Self::Logits(_) => true,
+        }
+    }
+
+    /// Ready when it may be able to take a turn, or is abandoned.
+    pub(super) fn woken(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        match self {
+            Self::Generate(task) => Box::pin(task.woken()),
+            Self::Logits(_) => Box::pin(std::future::ready(())),
+        }
+    }
+
+    /// Takes one turn. An error or panic in it ends this task alone.
+    pub(super) fn take_turn<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Next {
+        let outcome = caught(|| self.step(turn));
+        let outcome = outcome.unwrap_or_else(|panic| Err(Error::generation(format!("the backend panicked: {panic}"))));
+        outcome.unwrap_or_else(|error| {
+            tracing::debug!(model = turn.info.model, %error, "request failed");
+            match self {
+                Self::Generate(task) => task.fail(error),
+                Self::Logits(task) => task.fail(error),
+            }
+            Next::Done
+        })
+    }
+
+    fn step<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
+        match self {
+            Self::Generate(task) => task.step(turn),
+            Self::Logits(task) => task.step(turn),
+        }
+    }
+}

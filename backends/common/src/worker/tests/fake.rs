@@ -1,0 +1,244 @@
+//! The model of these tests.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use llm_local_core::{
+    DeviceInfo, DeviceKind, Error, FloatType, Generation, GenerationEvent, Input, LoadOptions, LoadedInfo, LoadedModel,
+    Result, TextFiles, TrimLevel,
+};
+
+use super::super::{Built, StepModel, spawn::spawn_with_clock};
+use crate::text::TextPipeline;
+
+/// Logits of the fixture's model. Its tokenizer has 838 tokens; the rest is padding.
+pub(super) const VOCAB: usize = 896;
+pub(super) const WEIGHT_BYTES: u64 = 1000;
+pub(super) const CACHE_BYTES_PER_TOKEN: u64 = 10;
+
+/// One forward step, as the model sees it begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step {
+    /// The first token of the prompt: each test gives each request its own.
+    pub(super) prompt: u32,
+    pub(super) position: usize,
+    pub(super) tokens: usize,
+}
+
+type Hook = Box<dyn FnMut(Step) -> Result<()> + Send>;
+type Logits = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
+
+/// A model to load.
+pub(super) struct Setup {
+    pub(super) context_length: usize,
+    pub(super) prefill_chunk: usize,
+    /// Called as each step begins.
+    pub(super) hook: Hook,
+    /// The logits after these tokens.
+    pub(super) logits: Logits,
+    pub(super) new_cache: Box<dyn FnMut() -> Result<()> + Send>,
+    /// What is dropped is sent here.
+    pub(super) drops: mpsc::Sender<&'static str>,
+    /// The named part panics when it is dropped.
+    pub(super) panics_on_drop: &'static str,
+    pub(super) clock: Arc<AtomicU64>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            context_length: 4096,
+            prefill_chunk: 8,
+            hook: Box::new(|_| Ok(())),
+            logits: Box::new(|tokens| best(next_id(tokens))),
+            new_cache: Box::new(|| Ok(())),
+            drops: mpsc::channel().0,
+            panics_on_drop: "",
+            clock: Arc::default(),
+        }
+    }
+}
+
+impl Setup {
+    pub(super) fn hook(mut self, hook: impl FnMut(Step) -> Result<()> + Send + 'static) -> Self {
+        self.hook = Box::new(hook);
+        self
+    }
+
+    /// Generates these tokens after any prompt of `prompt` tokens.
+    pub(super) fn script(mut self, prompt: usize, ids: Vec<u32>) -> Self {
+        self.logits = Box::new(move |tokens| best(ids[tokens.len() - prompt]));
+        self
+    }
+
+    pub(super) fn load(self) -> Arc<dyn LoadedModel> {
+        pollster::block_on(self.spawn(&options())).unwrap()
+    }
+
+    pub(super) async fn spawn(self, options: &LoadOptions) -> Result<Arc<dyn LoadedModel>> {
+        let now = self.clock.clone();
+        let clock = Arc::new(move || Duration::from_millis(now.load(Relaxed)));
+        spawn_with_clock(options, clock, move || Ok(self.build())).await
+    }
+
+    pub(super) fn build(self) -> Built<Fake> {
+        let device = DeviceInfo::new("cpu", DeviceKind::Cpu, "a fake");
+        Built {
+            info: LoadedInfo::new("fake", "fakes", device, FloatType::F32, self.context_length, VOCAB),
+            text: text(),
+            prefill_chunk: self.prefill_chunk,
+            reservation: Some(Box::new(Dropped("reservation", Mutex::new(self.drops.clone()), ""))),
+            model: Fake { dropped: dropped("model", &self), setup: self },
+        }
+    }
+}
+
+pub(super) struct Fake {
+    setup: Setup,
+    #[expect(dead_code, reason = "its drop is what matters")]
+    dropped: Dropped,
+}
+
+pub(super) struct Cache {
+    tokens: Vec<u32>,
+    #[expect(dead_code, reason = "its drop is what matters")]
+    dropped: Dropped,
+}
+
+/// Tells that it is dropped; panics where its name says so.
+struct Dropped(&'static str, Mutex<mpsc::Sender<&'static str>>, &'static str);
+
+fn dropped(part: &'static str, setup: &Setup) -> Dropped {
+    Dropped(part, Mutex::new(setup.drops.clone()), setup.panics_on_drop)
+}
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        // Most tests do not listen.
+        let _ = self.1.lock().unwrap().send(self.0);
+        assert_ne!(self.0, self.2, "dropped");
+    }
+}
+
+impl StepModel for Fake {
+    type Cache = Cache;
+
+    fn new_cache(&mut self) -> Result<Cache> {
+        (self.setup.new_cache)()?;
+        Ok(Cache { tokens: Vec::new(), dropped: dropped("cache", &self.setup) })
+    }
+
+    fn forward(&mut self, cache: &mut Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
+        assert_eq!(cache.tokens.len(), position, "a step begins where the last one ended");
+        assert!(!tokens.is_empty());
+        cache.tokens.extend_from_slice(tokens);
+        assert!(cache.tokens.len() <= self.setup.context_length, "a step beyond the context");
+        (self.setup.hook)(Step { prompt: cache.tokens[0], position, tokens: tokens.len() })?;
+        Ok((self.setup.logits)(&cache.tokens))
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        WEIGHT_BYTES
+    }
+
+    fn cache_bytes(&self, cache: &Cache, positions: usize) -> u64 {
+        assert_eq!(cache.tokens.len(), positions);
+        positions as u64 * CACHE_BYTES_PER_TOKEN
+    }
+
+    fn trim(&mut self, level: TrimLevel) -> Result<u64> {
+        match level {
+            TrimLevel::Caches => Ok(7),
+            _ => panic!("nothing to trim"),
+        }
+    }
+}
+
+/// Logits with `id` the best.
+pub(super) fn best(id: u32) -> Vec<f32> {
+    let mut logits = vec![0.0; VOCAB];
+    logits[id as usize] = 10.0;
+    logits
+}
+
+/// What the model generates where a test does not say otherwise: never an end-of-sequence token.
+pub(super) fn next_id(tokens: &[u32]) -> u32 {
+    100 + (tokens[tokens.len() - 1] + 1) % 700
+}
+
+/// `length` tokens that begin with `first`.
+pub(super) fn prompt(first: u32, length: usize) -> Input {
+    let mut tokens = vec![5; length];
+    tokens[0] = first;
+    Input::Tokens(tokens)
+}
+
+pub(super) fn options() -> LoadOptions {
+    LoadOptions::new(4096)
+}
+
+/// The text side of the tiny-llama fixture.
+pub(super) fn text() -> TextPipeline {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/models/tiny-llama"));
+    let files: BTreeMap<String, PathBuf> =
+        ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"]
+            .into_iter()
+            .map(|name| (name.to_owned(), folder.join(name)))
+            .collect();
+    TextPipeline::open("tiny-llama", &TextFiles::from_files(files)).unwrap()
+}
+
+/// A hook that waits, at each step, until the test lets it go on; and the test's side of it.
+pub(super) fn gate() -> (impl FnMut(Step) -> Result<()> + Send, Gate) {
+    let (entered, steps) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let hook = move |step| {
+        entered.send(step).map_err(|_| Error::generation("the test has ended"))?;
+        // Without a keeper, the gate is open.
+        let _ = may_go.recv();
+        Ok(())
+    };
+    (hook, Gate { steps, go })
+}
+
+pub(super) struct Gate {
+    steps: mpsc::Receiver<Step>,
+    go: mpsc::Sender<()>,
+}
+
+impl Gate {
+    /// Waits until a step has begun. It goes on with [`Gate::pass`].
+    pub(super) fn begun(&self) -> Step {
+        self.steps.recv().unwrap()
+    }
+
+    pub(super) fn pass(&self) {
+        self.go.send(()).unwrap();
+    }
+
+    /// Lets this and every later step pass. The steps are received from what it returns.
+    pub(super) fn open(self) -> mpsc::Receiver<Step> {
+        self.steps
+    }
+}
+
+/// The next event, which is there or will come.
+pub(super) fn next(generation: &mut Generation) -> Option<Result<GenerationEvent>> {
+    pollster::block_on(generation.next())
+}
+
+/// The id of the next event, which must be a token.
+pub(super) fn next_token(generation: &mut Generation) -> u32 {
+    match next(generation) {
+        Some(Ok(GenerationEvent::Token { id, .. })) => id,
+        other => panic!("expected a token, found {other:?}"),
+    }
+}

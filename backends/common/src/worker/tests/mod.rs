@@ -1,0 +1,8 @@
+//! The worker with a model that computes nothing: it logs its steps, waits at gates, and breaks on purpose.
+
+mod ends;
+mod failures;
+mod fairness;
+mod fake;
+mod generating;
+mod lifetime;
