@@ -6,3 +6,4 @@ mod fairness;
 mod fake;
 mod generating;
 mod lifetime;
+mod outlet;
