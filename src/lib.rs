@@ -1,1 +1,19 @@
-//! Being built.
+#![doc = include_str!("../README.md")]
+
+pub mod builtin;
+pub mod engine;
+pub mod lora;
+pub mod plan;
+
+mod blocking;
+mod fetch;
+
+pub use engine::{Engine, EngineBuilder, LoadStats, Model};
+pub use plan::{Plan, PlannedArtifact};
+
+pub use llm_local_core as core;
+pub use llm_local_core::{
+    AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength, Error,
+    FinishReason, GenerateRequest, Generation, GenerationEvent, InferenceBackend, Input, LogitsRequest, Message,
+    ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler, Registry, Result, Role, Sampling, Usage,
+};

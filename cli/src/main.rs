@@ -1,2 +1,59 @@
-//! Being built.
-fn main() {}
+//! llm-local on the command line.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // printing is what this program is for; libraries never do
+
+mod args;
+mod run;
+mod sample;
+
+use std::{io::IsTerminal, process::ExitCode, sync::Arc};
+
+use args::{Args, Command};
+use clap::Parser;
+use llm_local::{Engine, Error, Result};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("LLM_LOCAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match pollster::block_on(execute(args)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if std::env::var_os("LLM_LOCAL_LOG").is_some() {
+                eprintln!("code: {}", error.code());
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(args: Args) -> Result<ExitCode> {
+    let engine = Engine::builder().source(sample::SampleSource).build()?;
+    match args.command {
+        Command::Run(run) => run::run(&engine, run).await,
+        Command::Plan(spec) => {
+            print!("{}", engine.plan(&spec.spec()?).await?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Plugins => {
+            for p in engine.registry().plugins() {
+                let origin = match (p.crate_name, p.crate_version) {
+                    (Some(name), Some(version)) => format!("{} {version}", name),
+                    _ => "this program".to_owned(),
+                };
+                println!("{:<15} {:<10} {origin:<32} {}", p.kind.as_str(), p.name, p.origin);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// What went wrong with standard input or output.
+fn stdio(action: &'static str, path: &str, error: std::io::Error) -> Error {
+    Error::Io { action, path: path.into(), source: Arc::new(error) }
+}

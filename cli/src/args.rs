@@ -1,0 +1,124 @@
+//! Arguments.
+
+use clap::{Parser, Subcommand};
+use llm_local::{BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result};
+
+use crate::sample;
+
+/// Runs language models with LoRA adapters on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "llm-local", version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Generate text: the answer goes to standard output, statistics to standard error.
+    Run(Run),
+    /// Show what a run would use, and why.
+    Plan(Spec),
+    /// List the registered backends and sources.
+    Plugins,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// Generate at most this many tokens.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// 0 takes the best token always; higher is more varied.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// The same seed gives the same text.
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// The system's message, for models with a chat template.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Take the prompt as it is, without the model's chat template.
+    #[arg(long, conflicts_with = "system")]
+    pub(crate) raw: bool,
+    /// The prompt; without it, standard input is read.
+    pub(crate) prompt: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Spec {
+    /// The model: a folder, a GGUF file, or a ref such as `file:/models/x`. Without it, or as `sample`, the small
+    /// model inside this program.
+    #[arg(long, value_name = "REF", default_value = "sample")]
+    model: String,
+    /// A LoRA adapter: a folder or a ref; may be given several times. `sample` is the pirate inside this program.
+    #[arg(long, value_name = "REF")]
+    adapter: Vec<String>,
+    /// The backend, by its name in `llm-local plugins`; without it, the best that can run the model.
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
+    /// How many tokens prompt and answer may have together.
+    #[arg(long, value_name = "N")]
+    context_length: Option<u32>,
+    /// What dense weights are computed in.
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    dtype: Dtype,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Dtype {
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Spec {
+    pub(crate) fn spec(&self) -> Result<ModelSpec> {
+        let reference = |text: &str, sample: &str| if text == "sample" { sample.parse() } else { text.parse() };
+        let mut spec = ModelSpec::new(reference(&self.model, sample::MODEL)?).with_dtype(match self.dtype {
+            Dtype::Auto => ComputeDtype::Auto,
+            Dtype::F32 => ComputeDtype::F32,
+            Dtype::F16 => ComputeDtype::F16,
+            Dtype::Bf16 => ComputeDtype::Bf16,
+        });
+        for adapter in &self.adapter {
+            spec = spec.with_adapter(reference(adapter, sample::ADAPTER)?);
+        }
+        if let Some(name) = &self.backend {
+            spec = spec.with_backend(BackendPreference::from(name.clone()));
+        }
+        if let Some(tokens) = self.context_length {
+            spec = spec.with_context_length(ContextLength::Tokens(tokens));
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(args: &[&str]) -> ModelSpec {
+        let args = Args::parse_from([&["llm-local", "plan"], args].concat());
+        let Command::Plan(spec) = args.command else { panic!("not plan") };
+        spec.spec().unwrap()
+    }
+
+    #[test]
+    fn sample_is_an_alias_for_model_and_adapter() {
+        assert_eq!(spec(&[]).base.to_string(), sample::MODEL);
+        let both = spec(&["--model", "sample", "--adapter", "sample", "--adapter", "./x"]);
+        assert_eq!(both.base.to_string(), sample::MODEL);
+        assert_eq!(both.adapters[0].reference.to_string(), sample::ADAPTER);
+        assert_eq!(both.adapters[1].reference.to_string(), "file:./x");
+        assert_eq!(spec(&["--model", "./sample"]).base.to_string(), "file:./sample");
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}

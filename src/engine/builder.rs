@@ -1,0 +1,96 @@
+//! How an engine is made.
+
+use std::{path::PathBuf, sync::Arc};
+
+use etcetera::BaseStrategy;
+use llm_local_core::{AdapterSource, Error, InferenceBackend, ModelSource, Plugin, Registry, Result};
+
+use super::{Engine, Inner, slots::Slots};
+use crate::builtin;
+
+/// The environment variable that overrides where fetched files are kept.
+pub const CACHE_VARIABLE: &str = "LLM_LOCAL_CACHE";
+
+type Change = Box<dyn FnOnce(Registry) -> Registry + Send>;
+
+/// Settings of an [`Engine`].
+#[derive(Default)]
+pub struct EngineBuilder {
+    registry: Option<Registry>,
+    changes: Vec<Change>,
+    cache: Option<PathBuf>,
+    offline: bool,
+}
+
+impl EngineBuilder {
+    /// Uses this registry instead of the built-in and discovered plugins.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
+    /// Adds a backend. It replaces the one that had its name.
+    pub fn backend(self, backend: Arc<dyn InferenceBackend>) -> Self {
+        self.change(|registry| registry.with_backend(backend))
+    }
+
+    /// Adds a source of models and adapters. It replaces those that had its scheme.
+    pub fn source<S: ModelSource + AdapterSource + 'static>(self, source: S) -> Self {
+        self.change(|registry| registry.with_source(Arc::new(source)))
+    }
+
+    /// Adds a plugin by its descriptor. It replaces those that had its names.
+    pub fn plugin(self, plugin: Plugin) -> Self {
+        self.change(move |registry| registry.with_plugin(&plugin))
+    }
+
+    /// Where fetched files are kept. Without it: the folder named by `LLM_LOCAL_CACHE`, else `llm-local` in the
+    /// platform's cache folder.
+    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache = Some(folder.into());
+        self
+    }
+
+    /// Forbids every request.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// The engine. Creates no file and starts no thread.
+    ///
+    /// # Errors
+    /// [`Error::PluginConflict`] if two plugins claim one name; [`Error::NotFound`] if there is no home folder to keep
+    /// files in and no folder was given.
+    pub fn build(self) -> Result<Engine> {
+        let registry = match self.registry {
+            Some(registry) => registry,
+            None => builtin::registry()?,
+        };
+        let registry = self.changes.into_iter().fold(registry, |registry, change| change(registry));
+        let cache = match self.cache.or_else(|| std::env::var_os(CACHE_VARIABLE).map(PathBuf::from)) {
+            Some(folder) => folder,
+            None => etcetera::choose_base_strategy()
+                .map_err(|e| {
+                    Error::not_found(
+                        "the cache folder",
+                        format!("{e}; set {CACHE_VARIABLE} or give one to the builder"),
+                    )
+                })?
+                .cache_dir()
+                .join("llm-local"),
+        };
+        Ok(Engine { inner: Arc::new(Inner { registry, cache, offline: self.offline, slots: Slots::default() }) })
+    }
+
+    fn change(mut self, change: impl FnOnce(Registry) -> Registry + Send + 'static) -> Self {
+        self.changes.push(Box::new(change));
+        self
+    }
+}
+
+impl std::fmt::Debug for EngineBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineBuilder").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,197 @@
+//! The engine: the registry at work. What happens to a spec on its way to tokens:
+//!
+//! 1. `prepare`: resolve → plan → fetch → adapt. Sources pin the refs, files are made present, headers are read, the
+//!    backend is chosen, and the adapters are checked against the base, before any base weight is read.
+//! 2. [`Engine::load`]: the backend reads the tensors, adapters merged in as they are read.
+//! 3. [`Model::generate`] gives tokens.
+//!
+//! `slots` keeps one model per spec.
+
+mod builder;
+mod model;
+mod prepare;
+mod slots;
+
+pub use builder::{CACHE_VARIABLE, EngineBuilder};
+pub use model::{LoadStats, Model};
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Instant};
+
+use llm_local_core::{
+    Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights, ProgressEvent,
+    ProgressHandler, Registry, Result, TensorSource,
+};
+
+use crate::{blocking::blocking, lora::MergedSource, plan::Plan};
+use prepare::{Fetching, Prepared};
+use slots::{Key, Slots};
+
+/// The registry at work. Clones share everything.
+///
+/// It needs no async runtime: its futures run on any executor.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    cache: PathBuf,
+    offline: bool,
+    slots: Slots,
+}
+
+impl Engine {
+    /// An engine with the built-in plugins and every discovered one.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`].
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Settings first.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder::default()
+    }
+
+    /// What is registered.
+    pub fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    /// What `spec` would do, and why. Pins refs and reads headers of files that are on this machine; fetches nothing.
+    ///
+    /// # Errors
+    /// What [`Engine::load`] would say up to the point where weights are read.
+    pub async fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
+        let cx = FetchContext::new().with_offline(self.inner.offline);
+        let pinned = self.inner.pin(spec, &cx).await?;
+        Ok(self.inner.prepare(spec, pinned, &cx, Fetching::No).await?.plan)
+    }
+
+    /// The model of `spec`, loaded now if it is not. The same spec gives the same model, and calls that come while it
+    /// loads wait for that load. Dropping the future gives up; when the last caller has, the load is cancelled.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`], [`Error::NotRegistered`], [`Error::NotFound`], [`Error::NoBackend`],
+    /// [`Error::UnsupportedModelFormat`], [`Error::LoadFailed`]; for anything wrong with an adapter
+    /// [`Error::AdapterMergeFailed`].
+    pub async fn load(&self, spec: &ModelSpec) -> Result<Model> {
+        self.load_with_progress(spec, None).await
+    }
+
+    /// As [`Engine::load`]; `progress` hears of the load if this call starts it.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub async fn load_with_progress(
+        &self,
+        spec: &ModelSpec,
+        progress: Option<Arc<dyn ProgressHandler>>,
+    ) -> Result<Model> {
+        let mut cx = FetchContext::new().with_offline(self.inner.offline);
+        if let Some(progress) = progress {
+            cx = cx.with_progress(progress);
+        }
+        let pinned = self.inner.pin(spec, &cx).await?;
+        let key = Key::new(spec, &pinned);
+        let (inner, spec) = (self.inner.clone(), spec.clone());
+        let load = async move { inner.load(&spec, pinned, cx).await };
+        self.inner.slots.get_or_load(key, load).await
+    }
+
+    /// Starts a generation with the model of `spec`, which is loaded first if it is not.
+    ///
+    /// # Errors
+    /// As [`Engine::load`]. What is wrong with the request is the generation's first item.
+    pub async fn generate(&self, spec: &ModelSpec, request: GenerateRequest) -> Result<Generation> {
+        let start = Instant::now();
+        let (model, loaded_now) = match self.loaded(spec).await? {
+            Some(model) => (model, false),
+            None => (self.load(spec).await?, true),
+        };
+        let generation = model.generate(request);
+        Ok(if loaded_now { model::with_load_time(generation, start.elapsed()) } else { generation })
+    }
+
+    /// The logits after the last token of the input, shape (vocab,), f32, from the model of `spec`, which is loaded
+    /// first if it is not.
+    ///
+    /// # Errors
+    /// As [`Engine::load`] and [`llm_local_core::LoadedModel::logits`].
+    pub async fn logits(&self, spec: &ModelSpec, request: LogitsRequest) -> Result<Vec<f32>> {
+        self.load(spec).await?.logits(request).await
+    }
+
+    /// Gives the memory of the model of `spec` back, and returns when it is back. Unloading what is not loaded is done
+    /// already.
+    ///
+    /// # Errors
+    /// [`Error::LoadInProgress`] while it loads.
+    pub async fn unload(&self, spec: &ModelSpec) -> Result<()> {
+        let cx = FetchContext::new().with_offline(self.inner.offline);
+        let pinned = self.inner.pin(spec, &cx).await?;
+        match self
+            .inner
+            .slots
+            .take(&Key::new(spec, &pinned))
+            .map_err(|()| Error::LoadInProgress { model: spec.id() })?
+        {
+            Some(model) => model.unload().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn loaded(&self, spec: &ModelSpec) -> Result<Option<Model>> {
+        let cx = FetchContext::new().with_offline(self.inner.offline);
+        let pinned = self.inner.pin(spec, &cx).await?;
+        Ok(self.inner.slots.loaded(&Key::new(spec, &pinned)))
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("plugins", &self.inner.registry)
+            .field("cache", &self.inner.cache)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    async fn load(&self, spec: &ModelSpec, pinned: prepare::Pinned, cx: FetchContext) -> Result<Model> {
+        let start = Instant::now();
+        // Dropping this future must reach the backend's own threads.
+        let cancel_on_drop = cx.cancel.clone().drop_guard();
+        let Prepared { plan, weights, adapters, options, backend, .. } =
+            self.prepare(spec, pinned, &cx, Fetching::Yes).await?;
+        let prepared = start.elapsed();
+        let Some((checkpoint, text)) = weights else {
+            return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
+        };
+        let info = checkpoint.info.clone();
+        let tensors = match checkpoint.tensors {
+            Some(base) if !adapters.is_empty() => {
+                let info = info.clone();
+                let merged = blocking("merge", move || MergedSource::new(base, adapters, &info)).await?;
+                Some(Arc::new(merged) as Arc<dyn TensorSource>)
+            }
+            base => base,
+        };
+        let options = options.with_cancel(cx.cancel.clone());
+        let options = match &cx.progress {
+            Some(progress) => options.with_progress(progress.clone()),
+            None => options,
+        };
+        tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
+        let loaded = backend.load(ModelWeights::new(info, tensors, text), options).await?;
+        cancel_on_drop.disarm();
+        if let Some(progress) = &cx.progress {
+            progress.on_progress(&ProgressEvent::Loaded);
+        }
+        let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
+        tracing::debug!(model = %plan.id, ?stats, "loaded");
+        Ok(Model::new(loaded, plan, stats))
+    }
+}

@@ -1,0 +1,140 @@
+//! Plans: what a spec would do, before a byte moves, and why.
+
+use std::fmt;
+
+use llm_local_core::{
+    ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, Manifest, MemoryEstimate, registry::PassedOver,
+};
+
+/// What a spec would do, and why.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The spec's id.
+    pub id: String,
+    /// The base, pinned.
+    pub base: PlannedArtifact,
+    /// The adapters, pinned, each with its weight.
+    pub adapters: Vec<(PlannedArtifact, f32)>,
+    /// The backend's name.
+    pub backend: String,
+    /// The device it will use.
+    pub device: DeviceInfo,
+    /// What dense weights are computed in.
+    pub dtype: ComputeDtype,
+    /// What is known of the model itself; `None` while its files are not on this machine.
+    pub model: Option<PlannedModel>,
+    /// Every other candidate, with why it was passed over.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A ref pinned to a revision, and what getting it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PlannedArtifact {
+    /// The ref as the spec has it.
+    pub reference: ArtifactRef,
+    /// The immutable revision.
+    pub revision: String,
+    /// Number of files.
+    pub files: usize,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Whether they are all on this machine.
+    pub present: bool,
+}
+
+impl PlannedArtifact {
+    pub(crate) fn new(manifest: &Manifest, present: bool) -> Self {
+        Self {
+            reference: manifest.reference.clone(),
+            revision: manifest.revision.clone(),
+            files: manifest.files.len(),
+            bytes: manifest.total_bytes(),
+            present,
+        }
+    }
+}
+
+/// What is known of a model whose files are on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PlannedModel {
+    /// Tokens that prompt and answer may have together.
+    pub context_length: usize,
+    /// Why so many.
+    pub context_reason: String,
+    /// What the backend can do with it.
+    pub capabilities: Capabilities,
+    /// What it would take, in bytes.
+    pub estimate: MemoryEstimate,
+    /// Tensors of the base that the adapters change.
+    pub merged_tensors: usize,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "model    {}", self.base)?;
+        for (adapter, weight) in &self.adapters {
+            writeln!(f, "adapter  {adapter}, weight {weight}")?;
+        }
+        writeln!(f, "backend  {} on {} ({})", self.backend, self.device.id, self.device.name)?;
+        match &self.model {
+            None => writeln!(f, "         not yet checked against the model, whose files are not on this machine")?,
+            Some(model) => {
+                writeln!(f, "context  {} tokens: {}", model.context_length, model.context_reason)?;
+                let e = &model.estimate;
+                writeln!(
+                    f,
+                    "memory   {} at most: weights {}, KV cache {}, working {}, while loading {}",
+                    Bytes(e.total()),
+                    Bytes(e.weights),
+                    Bytes(e.kv_cache),
+                    Bytes(e.working),
+                    Bytes(e.load_peak)
+                )?;
+                if model.merged_tensors > 0 {
+                    writeln!(f, "merge    {} tensors, while they are read", model.merged_tensors)?;
+                }
+            }
+        }
+        for passed in &self.passed_over {
+            writeln!(f, "not used {passed}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for PlannedArtifact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files = if self.files == 1 { "file" } else { "files" };
+        let present = if self.present { "on this machine" } else { "to be fetched" };
+        write!(f, "{} at {}: {} {files}, {}, {present}", self.reference, self.revision, self.files, Bytes(self.bytes))
+    }
+}
+
+/// Bytes for people, in powers of ten.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n >= 1_000_000_000 => write!(f, "{:.2} GB", n as f64 / 1e9),
+            n if n >= 1_000_000 => write!(f, "{:.1} MB", n as f64 / 1e6),
+            n if n >= 1_000 => write!(f, "{:.1} kB", n as f64 / 1e3),
+            n => write!(f, "{n} B"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_for_people() {
+        for (n, shown) in [(0, "0 B"), (1_500, "1.5 kB"), (269_000_000, "269.0 MB"), (2_000_000_000, "2.00 GB")] {
+            assert_eq!(Bytes(n).to_string(), shown);
+        }
+    }
+}

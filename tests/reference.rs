@@ -1,0 +1,161 @@
+//! From a spec to logits and tokens, against transformers + PEFT in f32.
+
+#![cfg(all(feature = "candle", feature = "local"))]
+#![allow(clippy::print_stdout)] // measured differences, shown with --nocapture
+
+mod common;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use common::{engine, fixture, fixture_ref, max_difference, reference, tiny};
+use llm_local::{
+    ArtifactRef, ComputeDtype, Engine, GenerateRequest, LogitsRequest, ModelSpec,
+    core::{LoadOptions, ModelWeights},
+};
+use llm_local_weights::Checkpoint;
+use pollster::block_on;
+use safetensors::{SafeTensors, tensor::TensorView};
+
+/// Compares logits of all prompts and greedy tokens; returns the largest difference.
+fn compare(spec: &ModelSpec, name: &str, bound: f32) -> f32 {
+    let engine = engine();
+    let reference = reference(name);
+    assert!(!reference.cases.is_empty());
+    let mut worst = 0f32;
+    for case in &reference.cases {
+        // Once from the text, so that the tokenizer is in it, and once from the ids.
+        let from_text = block_on(engine.logits(spec, LogitsRequest::new(case.prompt.as_str()))).unwrap();
+        let logits = block_on(engine.logits(spec, LogitsRequest::new(case.prompt_ids.clone()))).unwrap();
+        assert_eq!(from_text, logits, "{name}: {:?} is tokenized otherwise", case.prompt);
+        let difference = max_difference(&logits, &case.logits);
+        assert!(difference <= bound, "{name}: {:?}: {difference} > {bound}", case.prompt);
+        worst = worst.max(difference);
+    }
+    let mut compared = 0;
+    for case in reference.cases.iter().filter(|case| case.min_margin > 2.0 * worst) {
+        let request =
+            GenerateRequest::new(case.prompt_ids.clone()).with_max_tokens(case.greedy_ids.len()).with_ignore_eos(true);
+        let completion = block_on(async { engine.generate(spec, request).await?.complete().await }).unwrap();
+        assert_eq!(completion.tokens, case.greedy_ids, "{name}: {:?}", case.prompt);
+        assert_eq!(completion.usage.prompt_tokens, case.prompt_ids.len());
+        assert_eq!(completion.usage.generated_tokens, case.greedy_ids.len());
+        compared += 1;
+    }
+    println!("{name}: largest difference {worst:e}, greedy tokens of {compared} prompts equal");
+    worst
+}
+
+const ADAPTERS: [Option<&str>; 4] = [None, Some("peft"), Some("rslora"), Some("qv-last2")];
+
+fn reference_of(adapter: Option<&str>) -> String {
+    adapter.map_or("tiny-llama".into(), |name| format!("tiny-llama__tiny-llama-lora-{name}"))
+}
+
+#[test]
+fn tiny_llama_and_its_adapters_in_f32() {
+    for adapter in ADAPTERS {
+        compare(&tiny(adapter).with_dtype(ComputeDtype::F32), &reference_of(adapter), 2e-5);
+    }
+}
+
+#[test]
+fn tiny_llama_and_its_adapters_in_f16() {
+    for adapter in ADAPTERS {
+        compare(&tiny(adapter).with_dtype(ComputeDtype::F16), &reference_of(adapter), 0.02);
+    }
+}
+
+#[test]
+fn tiny_llama_and_its_adapters_in_bf16() {
+    for adapter in ADAPTERS {
+        compare(&tiny(adapter).with_dtype(ComputeDtype::Bf16), &reference_of(adapter), 0.1);
+    }
+}
+
+#[test]
+fn an_adapter_is_really_applied() {
+    let engine = engine();
+    let case = &reference("tiny-llama").cases[0];
+    let request = || LogitsRequest::new(case.prompt_ids.clone());
+    let base = block_on(engine.logits(&tiny(None), request())).unwrap();
+    let full = block_on(engine.logits(&tiny(Some("peft")), request())).unwrap();
+    let adapter = fixture_ref("adapters/tiny-llama-lora-peft");
+    let half = block_on(engine.logits(&tiny(None).with_weighted_adapter(adapter.clone(), 0.5), request())).unwrap();
+    // Two halves of one adapter are the whole.
+    let halves = tiny(None).with_weighted_adapter(adapter.clone(), 0.5).with_weighted_adapter(adapter, 0.5);
+    let halves = block_on(engine.logits(&halves, request())).unwrap();
+    assert!(max_difference(&base, &full) > 0.1);
+    assert!(max_difference(&half, &full) > 0.05 && max_difference(&half, &base) > 0.05);
+    assert!(max_difference(&halves, &full) < 2e-5, "{}", max_difference(&halves, &full));
+}
+
+#[test]
+fn gguf_files_give_the_logits_of_their_weights() {
+    let gguf = |kind: &str| ModelSpec::new(fixture_ref(&format!("gguf/tiny-llama-{kind}.gguf")));
+    compare(&gguf("f16"), "tiny-llama", 1e-4);
+    compare(&gguf("bf16"), "tiny-llama", 1e-4);
+    // What 8-bit activations cost, measured: 0.079 and 0.158.
+    compare(&gguf("q8_0"), "tiny-llama-q8_0.dequantized", 0.1);
+    compare(&gguf("q4_0"), "tiny-llama-q4_0.dequantized", 0.2);
+    compare(&gguf("q8_0"), "tiny-llama", 0.13);
+    compare(&gguf("q4_0"), "tiny-llama", 0.95);
+}
+
+fn logits(engine: &Engine, spec: &ModelSpec) -> Vec<Vec<f32>> {
+    reference("tiny-llama")
+        .cases
+        .into_iter()
+        .map(|case| block_on(engine.logits(spec, LogitsRequest::new(case.prompt_ids))).unwrap())
+        .collect()
+}
+
+/// Splits the weights of tiny-llama into two shards with an index.
+fn shard(folder: &Path) {
+    let from = fixture("models/tiny-llama");
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut shards = [BTreeMap::new(), BTreeMap::new()];
+    let mut map = serde_json::Map::new();
+    for (i, (name, tensor)) in tensors.tensors().into_iter().enumerate() {
+        map.insert(name.clone(), format!("model-0000{}-of-00002.safetensors", i % 2 + 1).into());
+        shards[i % 2].insert(name, tensor);
+    }
+    for (i, shard) in shards.into_iter().enumerate() {
+        let path = folder.join(format!("model-0000{}-of-00002.safetensors", i + 1));
+        let shard: Vec<(String, TensorView<'_>)> = shard.into_iter().collect();
+        safetensors::serialize_to_file(shard, None, &path).unwrap();
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        fs::write(folder.join(name), fs::read(from.join(name)).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn sharded_and_single_file_give_identical_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    shard(folder.path());
+    let sharded = ArtifactRef::file(folder.path()).unwrap();
+    let engine = engine();
+    for adapter in [None, Some("peft")] {
+        let single = tiny(adapter);
+        let mut spec = single.clone();
+        spec.base = sharded.clone();
+        assert_eq!(logits(&engine, &spec), logits(&engine, &single), "{adapter:?}");
+    }
+}
+
+#[test]
+fn a_spec_without_adapters_gives_the_bits_of_the_bare_base() {
+    let engine = engine();
+    let files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let files = files.map(|name| (name.to_owned(), fixture("models/tiny-llama").join(name)));
+    let checkpoint = Checkpoint::open("bare", &files.into()).unwrap();
+    let backend = engine.registry().backend("candle").unwrap();
+    let weights = ModelWeights::new(checkpoint.info, Some(checkpoint.tensors), checkpoint.text);
+    let bare = block_on(backend.load(weights, LoadOptions::new(512))).unwrap();
+    for (case, logits) in reference("tiny-llama").cases.into_iter().zip(logits(&engine, &tiny(None))) {
+        assert_eq!(block_on(bare.logits(LogitsRequest::new(case.prompt_ids))).unwrap(), logits);
+    }
+}
