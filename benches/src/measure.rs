@@ -1,0 +1,79 @@
+//! Measures llm-local: speed against a bare candle loop, load time and peak memory with an adapter against without, and
+//! logits of a real model against its references. `scripts/measure` and `scripts/check-smollm2` run it.
+//!
+//! Every comparison is made of interleaved pairs in one run, the order alternating, and judged by the quartiles of the
+//! ratio within each pair: a machine that drifts hits both sides of a pair alike.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // printing is what this program is for
+
+mod bare;
+mod files;
+mod load;
+mod memory;
+mod ours;
+mod reference;
+mod speed;
+mod stats;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Parser)]
+#[command(about)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prefill and decode against a bare candle loop over the same weights.
+    Speed(speed::Args),
+    /// Time to load a model with an adapter against without.
+    Load(Pairs),
+    /// Peak memory of loading a model with an adapter against without, each in a process of its own.
+    Memory(Pairs),
+    /// Loads a model and prints this process's peak memory in bytes; `memory` runs it.
+    Peak {
+        /// The model: a folder or a GGUF file.
+        base: PathBuf,
+        /// The adapter's folder.
+        #[arg(long)]
+        adapter: Option<PathBuf>,
+    },
+    /// Logits and greedy tokens of a model, in f32, against reference outputs.
+    Reference(reference::Args),
+}
+
+#[derive(clap::Args)]
+struct Pairs {
+    /// The model: a folder or a GGUF file.
+    base: PathBuf,
+    /// The adapter's folder.
+    #[arg(long)]
+    adapter: PathBuf,
+    /// How many pairs are measured.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    pairs: u16,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Speed(args) => speed::measure(&args),
+        Command::Load(args) => load::measure(&args),
+        Command::Memory(args) => memory::measure(&args),
+        Command::Peak { base, adapter } => memory::peak(&base, adapter.as_deref()),
+        Command::Reference(args) => reference::check(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Peak memory of a load with an adapter against without, each in a process of its own.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use llm_local::ComputeDtype;
+use safetensors::SafeTensors;
+
+use crate::{Pairs, Result, files, ours, stats::Quartiles};
+
+/// What may come on top of the touched tensors in work and the adapter.
+const SLACK: u64 = 16 << 20;
+
+pub(crate) fn measure(args: &Pairs) -> Result<()> {
+    files::touch(&args.base)?;
+    files::touch(&args.adapter)?;
+    let adapter = Some(args.adapter.as_path());
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for pair in 0..args.pairs {
+        if pair % 2 == 0 {
+            with.push(child(&args.base, adapter)?);
+            without.push(child(&args.base, None)?);
+        } else {
+            without.push(child(&args.base, None)?);
+            with.push(child(&args.base, adapter)?);
+        }
+    }
+    let threads = files::threads();
+    let (largest, held) = adapter_sizes(&args.adapter)?;
+    let bound = mib(threads as u64 * largest + held + SLACK);
+    let (with, without) = (Quartiles::of(with), Quartiles::of(without));
+    let difference = with.median - without.median;
+    println!(
+        "peak memory, {threads} threads: {} with {} against without, {} processes each (VmHWM); MiB, median [quartiles]",
+        files::name(&args.base),
+        files::name(&args.adapter),
+        args.pairs
+    );
+    println!("  with {with:.1}   without {without:.1}   difference of the medians {difference:.1}");
+    println!(
+        "  at most {bound:.1} = {threads} threads × {:.1} (largest touched tensor in f32) + {:.1} (adapter) + {:.1}: {}",
+        mib(largest),
+        mib(held),
+        mib(SLACK),
+        if difference <= bound { "met" } else { "MISSED" }
+    );
+    Ok(())
+}
+
+/// Loads, and prints the peak in bytes.
+pub(crate) fn peak(base: &Path, adapter: Option<&Path>) -> Result<()> {
+    let spec = ours::spec(base, adapter, ComputeDtype::Auto)?;
+    let model = pollster::block_on(ours::engine()?.load(&spec))?;
+    let status = fs::read_to_string("/proc/self/status")?;
+    println!("{}", high_water_mark(&status).ok_or("/proc/self/status has no VmHWM in kB; this needs Linux")?);
+    drop(model);
+    Ok(())
+}
+
+fn high_water_mark(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// The peak of a process that loads, in MiB.
+fn child(base: &Path, adapter: Option<&Path>) -> Result<f64> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("peak").arg(base);
+    if let Some(adapter) = adapter {
+        command.arg("--adapter").arg(adapter);
+    }
+    let output = command.output()?;
+    if !output.status.success() {
+        return Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(mib(String::from_utf8(output.stdout)?.trim().parse()?))
+}
+
+/// Bytes of the largest tensor that the PEFT adapter touches, in f32, and of the adapter as it is stored.
+fn adapter_sizes(folder: &Path) -> Result<(u64, u64)> {
+    let bytes = fs::read(folder.join("adapter_model.safetensors"))?;
+    let tensors = SafeTensors::deserialize(&bytes)?;
+    let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
+    for (name, tensor) in tensors.iter() {
+        match (name.strip_suffix(".lora_A.weight"), name.strip_suffix(".lora_B.weight"), tensor.shape()) {
+            (Some(module), _, &[_, columns]) => drop(inputs.insert(module, columns as u64)),
+            (_, Some(module), &[rows, _]) => drop(outputs.insert(module, rows as u64)),
+            _ => return Err(format!("{}: `{name}` is no LoRA matrix", folder.display()).into()),
+        }
+    }
+    let sizes = inputs.iter().filter_map(|(module, columns)| Some(4 * columns * outputs.get(module)?));
+    let largest = sizes.max().ok_or_else(|| format!("{}: no pair of LoRA matrices", folder.display()))?;
+    Ok((largest, bytes.len() as u64))
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_high_water_mark_is_read_in_bytes() {
+        assert_eq!(high_water_mark("Name:\tx\nVmHWM:\t   12 kB\nVmRSS:\t 1 kB\n"), Some(12 * 1024));
+        assert_eq!(high_water_mark("VmRSS:\t 1 kB\n"), None);
+    }
+
+    #[test]
+    fn the_largest_touched_tensor_of_the_fixture_is_a_feed_forward_matrix() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/smollm2-135m-lora-json-peft");
+        assert_eq!(adapter_sizes(&folder).unwrap(), (1536 * 576 * 4, 4_938_648));
+    }
+}
