@@ -17,7 +17,12 @@ pub(crate) fn estimate(s: &Supported, tensors: &[TensorEntry], context: usize) -
     let peak = |t| if s.layout == Layout::Gguf { 2 * stored_as_read(t) } else { elements(t) * F32 };
     let load_peak = used(s, tensors).map(peak).max().unwrap_or(0);
     MemoryEstimate::new(weights(s, tensors), s.decoder.kv_bytes_per_token(s.dtype.size()) * context as u64)
-        .with_working(working(&s.decoder, s.dtype.size() as u64, prefill_chunk(s.layout) as u64, context as u64))
+        .with_working(working(
+            &s.decoder,
+            s.dtype.size() as u64,
+            prefill_chunk(s.layout, s.device_info.kind) as u64,
+            context as u64,
+        ))
         .with_load_peak(load_peak)
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `backend` | the [`InferenceBackend`](llm_local_core::InferenceBackend): what is asked, and who answers |
+//! | `backend` | the [`InferenceBackend`]: what is asked, and who answers |
 //! | `device` | the devices that work here |
 //! | `support` | whether a model can be run, and as what |
 //! | `fields`, `tensors` | the checks of config values and of tensor headers |

@@ -21,10 +21,10 @@ fn fixture(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(path)
 }
 
-fn dense_checkpoint() -> Checkpoint {
-    let files = ["config.json", "model.safetensors"];
-    let files: BTreeMap<_, _> = files.iter().map(|f| (f.to_string(), fixture("models/tiny-llama").join(f))).collect();
-    Checkpoint::open("tiny-llama", &files).unwrap()
+fn dense_checkpoint(model: &str) -> Checkpoint {
+    let path = |f: &str| fixture(&format!("models/{model}")).join(f);
+    let files = ["config.json", "model.safetensors"].map(|f| (f.to_owned(), path(f)));
+    Checkpoint::open(model, &BTreeMap::from(files)).unwrap()
 }
 
 fn gguf_checkpoint(kind: &str) -> Checkpoint {
@@ -38,8 +38,13 @@ fn supported(checkpoint: &Checkpoint, options: &LoadOptions) -> Supported {
 }
 
 fn dense(dtype: ComputeDtype) -> Dense {
-    let (checkpoint, options) = (dense_checkpoint(), LoadOptions::new(512).with_dtype(dtype).with_device("cpu"));
-    Dense::load(&supported(&checkpoint, &options), &*checkpoint.tensors, 512, Loading::new(&options, 1)).unwrap()
+    dense_model("tiny-llama", dtype, 512)
+}
+
+fn dense_model(model: &str, dtype: ComputeDtype, context: usize) -> Dense {
+    let (checkpoint, options) =
+        (dense_checkpoint(model), LoadOptions::new(context).with_dtype(dtype).with_device("cpu"));
+    Dense::load(&supported(&checkpoint, &options), &*checkpoint.tensors, context, Loading::new(&options, 1)).unwrap()
 }
 
 fn gguf(kind: &str) -> Gguf {
@@ -106,7 +111,6 @@ fn agree<M: StepModel>(mut model: M, reference: &str, bound: f32) {
             error = error.max(difference(&logits, &row.logits));
         }
     }
-    eprintln!("largest error {error}, allowed {bound}");
     assert!(error <= bound, "largest error {error}, allowed {bound}");
     for row in reference.rows.iter().filter(|row| row.margin > 2.0 * f64::from(error)) {
         let mut cache = model.new_cache().unwrap();
@@ -123,6 +127,12 @@ fn dense_logits_agree_with_transformers_in_every_dtype() {
     for (dtype, bound) in [(ComputeDtype::F32, 2e-5), (ComputeDtype::F16, 0.02), (ComputeDtype::Bf16, 0.1)] {
         agree(dense(dtype), "tiny-llama", bound);
     }
+}
+
+/// Without the scaling, these logits change by 8.2.
+#[test]
+fn llama3_rope_agrees_with_transformers() {
+    agree(dense_model("arch-llama3rope", ComputeDtype::F32, 256), "arch-llama3rope", 1e-4);
 }
 
 #[test]
@@ -199,8 +209,8 @@ fn a_step_beyond_the_context_or_the_vocabulary_is_an_error() {
 #[test]
 fn the_weights_held_are_those_that_were_estimated() {
     let options = LoadOptions::new(512).with_device("cpu");
-    let s = supported(&dense_checkpoint(), &options);
-    let tensors = dense_checkpoint().info.tensors.clone();
+    let s = supported(&dense_checkpoint("tiny-llama"), &options);
+    let tensors = dense_checkpoint("tiny-llama").info.tensors.clone();
     let estimated = estimate::estimate(&s, &tensors, 512);
     assert_eq!(estimated.weights, dense(ComputeDtype::F32).weight_bytes());
     assert_eq!(estimated.weights, 902_272 * 4);

@@ -114,7 +114,8 @@ fn every_config_value_that_candle_would_ignore_is_refused_by_name() {
 fn every_gguf_value_that_candle_would_ignore_is_refused_by_name() {
     let text = |s: &str| GgufValue::String(s.into());
     let (int, float) = (GgufValue::Int, GgufValue::Float);
-    let table: &[(&[(&str, GgufValue)], &[&str])] = &[
+    type Row<'a> = (&'a [(&'a str, GgufValue)], &'a [&'a str]);
+    let table: &[Row<'_>] = &[
         (&[("llama.attention.key_length", int(32))], &["llama.attention.key_length is 32", "64/4"]),
         (&[("llama.rope.dimension_count", int(8))], &["llama.rope.dimension_count is 8 of 16"]),
         (&[("llama.rope.scaling.factor", float(2.0))], &["llama.rope.scaling.type is linear"]),

@@ -1,0 +1,198 @@
+//! The backend as an application sees it: loads, logits, generations, and what goes wrong.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use llm_local_candle::CandleBackend;
+use llm_local_core::{
+    CancellationToken, Encoding, FinishReason, FloatType, GenerateRequest, InferenceBackend, LoadOptions, LoadedModel,
+    LogitsRequest, ModelInfo, ModelWeights, ProgressEvent, Result, TensorData, TensorEntry, TensorSource,
+};
+use llm_local_weights::Checkpoint;
+use pollster::block_on;
+use serde_json::Value;
+
+fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(path)
+}
+
+fn dense() -> Checkpoint {
+    let files =
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let path = |f: &str| fixture("models/tiny-llama").join(f);
+    let files: BTreeMap<_, _> = files.iter().map(|f| (f.to_string(), path(f))).collect();
+    Checkpoint::open("tiny-llama", &files).unwrap()
+}
+
+fn gguf() -> Checkpoint {
+    let name = "tiny-llama-q8_0.gguf".to_owned();
+    let path = fixture("gguf").join(&name);
+    Checkpoint::open(&name, &BTreeMap::from([(name.clone(), path)])).unwrap()
+}
+
+fn options(context: usize) -> LoadOptions {
+    LoadOptions::new(context).with_device("cpu")
+}
+
+fn weights(c: Checkpoint) -> ModelWeights {
+    ModelWeights::new(c.info, Some(c.tensors), c.text)
+}
+
+fn load(c: Checkpoint, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
+    block_on(CandleBackend::new().load(weights(c), o))
+}
+
+fn failure(c: Checkpoint, o: LoadOptions) -> llm_local_core::Error {
+    load(c, o).err().expect("the load should fail")
+}
+
+/// Prompt and greedy continuation of the reference's first prompt, from transformers.
+fn reference() -> (Vec<u32>, Vec<u32>) {
+    let json: Value = serde_json::from_slice(&std::fs::read(fixture("reference/tiny-llama.json")).unwrap()).unwrap();
+    let ids = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect();
+    (ids(&json["results"][0]["prompt_ids"]), ids(&json["results"][0]["greedy_ids"]))
+}
+
+#[test]
+fn a_loaded_model_generates_what_transformers_does() {
+    let (prompt, greedy) = reference();
+    let model = load(dense(), options(512)).unwrap();
+    let info = model.info();
+    assert_eq!((info.backend.as_str(), info.vocab_size, info.context_length), ("candle", 896, 512));
+    assert_eq!((info.dtype, info.device.id.as_str()), (FloatType::F32, "cpu"));
+    let request = GenerateRequest::new(prompt.clone()).with_max_tokens(greedy.len()).with_ignore_eos(true);
+    let done = block_on(model.generate(request).complete()).unwrap();
+    assert_eq!(done.tokens, greedy);
+    assert!(done.text.starts_with(" there was a happy cat named Lily."), "{}", done.text);
+    let logits = block_on(model.logits(LogitsRequest::new(prompt))).unwrap();
+    assert_eq!(logits.len(), 896);
+    assert_eq!((0..896).max_by(|a, b| logits[*a].total_cmp(&logits[*b])), Some(greedy[0] as usize));
+    assert_eq!(model.memory().weights, 902_272 * 4);
+    block_on(model.unload()).unwrap();
+}
+
+#[test]
+fn generation_ends_with_the_context_and_a_longer_prompt_is_an_error() {
+    for checkpoint in [dense(), gguf()] {
+        let model = load(checkpoint, options(16)).unwrap();
+        let request = GenerateRequest::new(vec![393; 10]).with_ignore_eos(true);
+        let done = block_on(model.generate(request).complete()).unwrap();
+        assert_eq!(done.finish_reason, Some(FinishReason::Length));
+        assert_eq!(done.usage.prompt_tokens + done.usage.generated_tokens, 16);
+        let error = block_on(model.generate(GenerateRequest::new(vec![393; 17])).complete()).unwrap_err();
+        assert_eq!(error.code(), "context_length_exceeded");
+    }
+}
+
+#[test]
+fn a_context_that_the_model_cannot_hold_is_refused() {
+    for checkpoint in [dense(), gguf()] {
+        let error = failure(checkpoint, options(513));
+        assert!(error.to_string().contains("513") && error.to_string().contains("512"), "{error}");
+    }
+    let backend = CandleBackend::new();
+    assert!(backend.estimate(&dense().info, &options(0)).is_err());
+}
+
+#[test]
+fn progress_is_told_tensor_by_tensor() {
+    for (checkpoint, tensors) in [(dense(), 38), (gguf(), 38)] {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let events = heard.clone();
+        let hear = move |event: &ProgressEvent| events.lock().unwrap().push(event.clone());
+        load(checkpoint, options(64).with_progress(Arc::new(hear))).unwrap();
+        let expected: Vec<_> = (1..=tensors).map(|done| ProgressEvent::Loading { done, total: tensors }).collect();
+        assert_eq!(*heard.lock().unwrap(), expected);
+    }
+}
+
+/// A source that changes what one tensor gives, or cancels when it is asked for.
+struct Tampered {
+    inner: Arc<dyn TensorSource>,
+    entries: Vec<TensorEntry>,
+    name: &'static str,
+    act: Act,
+}
+
+enum Act {
+    Cancel(CancellationToken),
+    Fail,
+    Panic,
+    Zeros,
+}
+
+impl TensorSource for Tampered {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.entries
+    }
+
+    fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
+        if name == self.name {
+            match &self.act {
+                Act::Cancel(token) => token.cancel(),
+                Act::Fail => return Err(llm_local_core::Error::load(name, "the disk is gone")),
+                Act::Panic => panic!("the disk is on fire"),
+                Act::Zeros => return Ok(TensorData::Bytes(vec![0; 896 * 128 * 2])),
+            }
+        }
+        self.inner.read(name, want)
+    }
+}
+
+fn tampered(c: Checkpoint, name: &'static str, act: Act) -> Checkpoint {
+    let mut entries = c.tensors.entries().to_vec();
+    if !entries.iter().any(|e| e.name == name) {
+        entries.push(TensorEntry::new(name, vec![896, 128], Encoding::Float(FloatType::Bf16)));
+    }
+    let mut changed = c;
+    changed.info = Arc::new(ModelInfo::new(changed.info.id.clone(), changed.info.format.clone(), entries.clone()));
+    changed.tensors = Arc::new(Tampered { inner: changed.tensors, entries, name, act });
+    changed
+}
+
+#[test]
+fn a_load_is_cancelled_between_tensors() {
+    for (checkpoint, name) in [(dense(), "model.layers.1.mlp.up_proj.weight"), (gguf(), "blk.1.ffn_up.weight")] {
+        let o = options(64);
+        let cancelling = tampered(checkpoint, name, Act::Cancel(o.cancel.clone()));
+        assert_eq!(failure(cancelling, o).code(), "cancelled");
+    }
+}
+
+#[test]
+fn a_tensor_that_cannot_be_read_is_named() {
+    for (checkpoint, name) in [(dense(), "model.layers.1.mlp.up_proj.weight"), (gguf(), "blk.1.ffn_up.weight")] {
+        let error = failure(tampered(checkpoint, name, Act::Fail), options(64));
+        assert_eq!(error.code(), "load_failed");
+        assert!(error.to_string().contains(name) && error.to_string().contains("disk is gone"), "{error}");
+    }
+    let error = failure(tampered(dense(), "model.norm.weight", Act::Panic), options(64));
+    assert!(error.to_string().contains("the disk is on fire"), "{error}");
+}
+
+/// candle's loader takes any head that cannot be read for a tied one.
+#[test]
+fn a_gguf_head_that_cannot_be_read_is_no_tied_head() {
+    let error = failure(tampered(gguf(), "output.weight", Act::Fail), options(64));
+    assert!(error.to_string().contains("output.weight"), "{error}");
+}
+
+#[test]
+fn a_second_head_beside_a_tied_one_must_be_the_same() {
+    let error = failure(tampered(dense(), "lm_head.weight", Act::Zeros), options(64));
+    assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
+}
+
+#[test]
+fn what_is_not_supported_is_not_loaded() {
+    let checkpoint = tampered(gguf(), "rope_freqs.weight", Act::Panic);
+    let error = failure(checkpoint, options(64));
+    assert_eq!(error.code(), "unsupported_model_format");
+    assert!(error.to_string().contains("rope_freqs.weight"), "{error}");
+    let without = ModelWeights::new(dense().info, None, dense().text);
+    let error = block_on(CandleBackend::new().load(without, options(64))).err().unwrap();
+    assert!(error.to_string().contains("tensors"), "{error}");
+}
