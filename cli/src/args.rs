@@ -31,7 +31,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
     /// 0 takes the best token always; higher is more varied.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// The same seed gives the same text.
     #[arg(long, value_name = "S")]
