@@ -83,14 +83,16 @@ fn cancel_on_interrupt() -> Result<CancellationToken> {
 
 fn read_prompt() -> Result<String> {
     let mut stdin = std::io::stdin();
-    if stdin.is_terminal() {
+    let mut prompt = String::new();
+    if !stdin.is_terminal() {
+        stdin.read_to_string(&mut prompt).map_err(|e| stdio("read", "standard input", e))?;
+    }
+    if prompt.is_empty() {
         return Err(Error::invalid_spec(
             "prompt",
             "there is none; give one as the last argument, or on standard input",
         ));
     }
-    let mut prompt = String::new();
-    stdin.read_to_string(&mut prompt).map_err(|e| stdio("read", "standard input", e))?;
     Ok(prompt)
 }
 
