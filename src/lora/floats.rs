@@ -28,9 +28,17 @@ fn u16s(bytes: &[u8]) -> impl Iterator<Item = u16> {
     bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b))
 }
 
-/// The floats as f32, each times `factor`. The product is taken in f64 and rounded once.
-pub(super) fn scaled(values: &Floats, factor: f64) -> impl Iterator<Item = f32> {
-    (0..values.len()).map(move |i| (f64::from(at(values, i)) * factor) as f32)
+/// Writes the floats from index `start` on into `out`, as f32 and each times `factor`. The product is taken in f64 and
+/// rounded once.
+pub(super) fn scale_into(values: &Floats, start: usize, factor: f64, out: &mut [f32]) {
+    let range = start..start + out.len();
+    let scaled = |value: f32| (f64::from(value) * factor) as f32;
+    match values {
+        Floats::F32(v) => out.iter_mut().zip(&v[range]).for_each(|(out, v)| *out = scaled(*v)),
+        Floats::F16(v) => out.iter_mut().zip(&v[range]).for_each(|(out, v)| *out = scaled(f16::from_bits(*v).to_f32())),
+        Floats::Bf16(v) => out.iter_mut().zip(&v[range]).for_each(|(out, v)| *out = scaled(widen_bf16(*v))),
+        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
+    }
 }
 
 /// One of the floats as f32.

@@ -81,15 +81,15 @@ impl MergedSource {
         }
         let [rows, columns] = tensor.shape[..] else { return Err(self.error(tensor, "is no matrix")) };
         let rank: usize = modules.iter().map(|(m, _)| m.rank).sum();
-        let mut a = Vec::with_capacity(rank * columns);
-        let mut b = vec![0.0; rows * rank];
+        let (mut a, mut b) = (vec![0.0; rank * columns], vec![0.0; rows * rank]);
         let mut first = 0;
         for (module, scale) in modules {
-            a.extend(floats::scaled(&module.a, 1.0));
-            for (i, value) in floats::scaled(&module.b, scale).enumerate() {
-                b[i / module.rank * rank + first + i % module.rank] = value;
+            let end = first + module.rank;
+            floats::scale_into(&module.a, 0, 1.0, &mut a[first * columns..end * columns]);
+            for (row, b) in b.chunks_exact_mut(rank).enumerate() {
+                floats::scale_into(&module.b, row * module.rank, scale, &mut b[first..end]);
             }
-            first += module.rank;
+            first = end;
         }
         Ok(Delta { rows, columns, rank, a, b })
     }

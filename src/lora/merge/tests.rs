@@ -154,10 +154,12 @@ fn check(shape: [usize; 2], types: (FloatType, Option<FloatType>), parts: &[Part
         let Part { rank, stored, scale, weight } = *part;
         let a = floats(&numbers(seed ^ (2 * i as u64 + 1), rank * columns), stored);
         let b = floats(&numbers(seed ^ (2 * i as u64 + 2), rows * rank), stored);
-        let (a64, b64): (Vec<f64>, Vec<f64>) = (
-            super::floats::scaled(&a, 1.0).map(f64::from).collect(),
-            super::floats::scaled(&b, 1.0).map(f64::from).collect(),
-        );
+        let wide = |values: &Floats| {
+            let mut wide = vec![0.0; values.len()];
+            super::floats::scale_into(values, 0, 1.0, &mut wide);
+            wide.into_iter().map(f64::from).collect::<Vec<_>>()
+        };
+        let (a64, b64) = (wide(&a), wide(&b));
         for row in 0..rows {
             for column in 0..columns {
                 for k in 0..rank {

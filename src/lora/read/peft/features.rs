@@ -49,13 +49,13 @@ const FEATURES: &[(&str, &str)] = &[
     ("use_qalora", "QA-LoRA"),
     ("use_bdlora", "block-diagonal LoRA (BD-LoRA)"),
     ("arrow_config", "Arrow routing"),
-    ("kasa_config", "KaSA, which changes the base,"),
+    ("kasa_config", "KaSA, which changes the base"),
     ("velora_config", "VeLoRA"),
     ("monteclora_config", "MonteCLoRA"),
     ("megatron_config", "Megatron's parallel layers"),
-    ("loftq_config", "LoftQ, which assumes a changed base,"),
-    ("corda_config", "CorDA, which assumes a changed base,"),
-    ("lora_ga_config", "LoRA-GA, which assumes a changed base,"),
+    ("loftq_config", "LoftQ, which assumes a changed base"),
+    ("corda_config", "CorDA, which assumes a changed base"),
+    ("lora_ga_config", "LoRA-GA, which assumes a changed base"),
 ];
 
 /// Kinds of `init_lora_weights` that replace the base's weights while they set up the adapter.
@@ -69,7 +69,10 @@ pub(super) fn check(config: &Map<String, Value>) -> Result<(), String> {
     for (key, value) in config {
         if let Some((_, feature)) = FEATURES.iter().find(|(name, _)| name == key) {
             if is_set(value) {
-                return Err(format!("`{key}` is {}: {feature} is not supported yet", shown(value)));
+                return Err(format!(
+                    "`{key}` is {}, which asks for {feature}; that is not supported yet",
+                    shown(value)
+                ));
             }
         } else if !READ.contains(&key.as_str()) && !INERT.contains(&key.as_str()) && is_set(value) {
             return Err(format!(
