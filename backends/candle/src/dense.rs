@@ -11,10 +11,11 @@ use llm_local_core::{
 };
 
 use crate::{
+    errors::load_error,
     load::Loading,
     step::Bounds,
     support::Supported,
-    tensors::{TIED_HEAD, load_error, tensor},
+    tensors::{TIED_HEAD, tensor},
 };
 
 /// A dense Llama.

@@ -11,12 +11,8 @@ use llm_local_backend_common::worker::StepModel;
 use llm_local_core::{Encoding, Error, FloatType, Result, TensorSource, model::DecoderConfig};
 
 use crate::{
-    estimate,
-    load::Loading,
-    segments::Segments,
-    step::Bounds,
-    support::Supported,
-    tensors::{ggml_dtype, load_error},
+    errors::load_error, estimate, load::Loading, segments::Segments, step::Bounds, support::Supported,
+    tensors::ggml_dtype,
 };
 
 /// A quantized Llama.

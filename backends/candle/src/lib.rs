@@ -14,10 +14,12 @@
 //! | `dense` | safetensors through `llama` |
 //! | `gguf`, `segments` | GGUF through `quantized_llama`, fed from tensors instead of a file |
 //! | `step` | one forward step, whichever model it is of |
+//! | `errors` | candle's errors as those of the contract |
 
 mod backend;
 mod dense;
 mod device;
+mod errors;
 mod estimate;
 mod fields;
 mod gguf;

@@ -3,6 +3,8 @@
 use candle_core::{Device, Tensor};
 use llm_local_core::{Error, Result};
 
+use crate::errors::generation_error;
+
 /// What every step is checked against, and where its input goes.
 pub(crate) struct Bounds {
     pub(crate) context_length: usize,
@@ -31,9 +33,8 @@ impl Bounds {
         }
         let logits =
             || Tensor::new(tokens, &self.device)?.unsqueeze(0).and_then(|t| forward(&t))?.squeeze(0)?.to_vec1();
-        logits().map_err(|e: candle_core::Error| Error::GenerationFailed {
-            reason: format!("candle could not compute {} tokens at position {position}: {e}", tokens.len()),
-            source: Some(std::sync::Arc::new(e)),
+        logits().map_err(|e| {
+            generation_error(&format!("candle could not compute {} tokens at position {position}", tokens.len()), e)
         })
     }
 }

@@ -9,6 +9,8 @@ use llm_local_core::{
     model::{DecoderConfig, Layout},
 };
 
+use crate::errors::load_error;
+
 /// The head of a tied model, which some checkpoints store a second time.
 pub(crate) const TIED_HEAD: &str = "lm_head.weight";
 
@@ -106,15 +108,6 @@ fn variant(data: &TensorData<'_>) -> &'static str {
         TensorData::F32(_) => "32-bit floats",
         TensorData::Half(_) => "16-bit floats",
         _ => "bytes",
-    }
-}
-
-/// [`Error::LoadFailed`] with candle's error as its cause.
-pub(crate) fn load_error(what: &str, context: &str, error: candle_core::Error) -> Error {
-    Error::LoadFailed {
-        model: what.to_owned(),
-        reason: format!("{context}: {error}"),
-        source: Some(std::sync::Arc::new(error)),
     }
 }
 

@@ -156,9 +156,14 @@ fn tampered(c: Checkpoint, name: &'static str, act: Act) -> Checkpoint {
 #[test]
 fn a_load_is_cancelled_between_tensors() {
     for (checkpoint, name) in [(dense(), "model.layers.1.mlp.up_proj.weight"), (gguf(), "blk.1.ffn_up.weight")] {
-        let o = options(64);
+        let done = Arc::new(Mutex::new(0));
+        let count = done.clone();
+        let o = options(64).with_progress(Arc::new(move |_: &ProgressEvent| *count.lock().unwrap() += 1));
         let cancelling = tampered(checkpoint, name, Act::Cancel(o.cancel.clone()));
         assert_eq!(failure(cancelling, o).code(), "cancelled");
+        // The embedding, the first layer's nine and most of the second's: not all 38.
+        let done = *done.lock().unwrap();
+        assert!((17..=20).contains(&done), "{done} tensors were read");
     }
 }
 
@@ -178,6 +183,18 @@ fn a_tensor_that_cannot_be_read_is_named() {
 fn a_gguf_head_that_cannot_be_read_is_no_tied_head() {
     let error = failure(tampered(gguf(), "output.weight", Act::Fail), options(64));
     assert!(error.to_string().contains("output.weight"), "{error}");
+}
+
+#[test]
+fn giving_a_load_up_leaves_the_callers_token_alone() {
+    let o = options(64);
+    let token = o.cancel.clone();
+    let backend = CandleBackend::new();
+    let mut load = backend.load(weights(dense()), o);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let _ = load.as_mut().poll(&mut context);
+    drop(load);
+    assert!(!token.is_cancelled());
 }
 
 #[test]
