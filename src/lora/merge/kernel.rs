@@ -13,8 +13,13 @@ use crate::lora::floats::{narrow_bf16, widen_bf16};
 /// Rows of one task. Many enough that a product of them pays for packing A.
 const ROWS: usize = 64;
 
-/// Columns of one tile: ROWS * COLUMNS floats are 128 KiB, which stay in a core's second-level cache.
-const COLUMNS: usize = 512;
+/// Most columns of one tile: ROWS * COLUMNS floats are 192 KiB, which stay in a core's second-level cache.
+const COLUMNS: usize = 768;
+
+/// Columns of the tiles that cut `columns` into even parts, so that none is too narrow to pay for its calls.
+fn tile_columns(columns: usize) -> usize {
+    columns.div_ceil(columns.div_ceil(COLUMNS)).next_multiple_of(16).min(columns)
+}
 
 /// The product that is added to a base tensor.
 pub(super) struct Delta {
@@ -125,15 +130,16 @@ fn sum<T: Copy + Default + Send>(
     narrow: impl Fn(&[f32], &mut [T]) -> bool + Sync,
 ) -> Result<Vec<T>, String> {
     let Delta { columns, rank, .. } = *delta;
+    let width = tile_columns(columns);
     let mut out = vec![T::default(); delta.rows * columns];
     out.par_chunks_mut(ROWS * columns).enumerate().try_for_each_init(
-        || vec![0.0f32; ROWS * COLUMNS.min(columns)],
+        || vec![0.0f32; ROWS * width],
         |scratch, (block, out)| {
             let first = block * ROWS;
             let rows = out.len() / columns;
             let b = &delta.b[first * rank..(first + rows) * rank];
-            for left in (0..columns).step_by(COLUMNS) {
-                let tile = Tile { rows, columns: COLUMNS.min(columns - left) };
+            for left in (0..columns).step_by(width) {
+                let tile = Tile { rows, columns: width.min(columns - left) };
                 let values = &mut scratch[..rows * tile.columns];
                 for (row, values) in values.chunks_mut(tile.columns).enumerate() {
                     stored.widen((first + row) * columns + left, values);
