@@ -15,7 +15,7 @@
 //! | [`backend`] | [`InferenceBackend`] and [`LoadedModel`]: code that runs models |
 //! | [`generate`] | [`GenerateRequest`], [`Generation`] and its events |
 //! | [`progress`] | [`ProgressHandler`] and its events |
-//! | [`plugin`] | [`Plugin`], the const descriptor, and [`submit!`] |
+//! | [`mod@plugin`] | [`Plugin`], the const descriptor, and [`submit!`] |
 //! | [`registry`] | [`Registry`]: names to plugins, and which of them a spec gets |
 //! | [`error`] | [`Error`] |
 //!
