@@ -127,6 +127,29 @@ fn unloading_gives_the_model_back_and_the_next_load_makes_a_new_one() {
 }
 
 #[test]
+fn a_loaded_model_stays_usable_and_unloadable_when_its_folder_is_gone() {
+    let backend = Arc::new(FakeBackend::new("fake"));
+    let engine = engine_with(&backend);
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(common::fixture("models/tiny-llama")).unwrap() {
+        let file = file.unwrap();
+        std::fs::write(folder.path().join(file.file_name()), std::fs::read(file.path()).unwrap()).unwrap();
+    }
+    let mut spec = spec(None);
+    spec.base = llm_local::ArtifactRef::file(folder.path()).unwrap();
+    block_on(async {
+        let model = engine.load(&spec).await.unwrap();
+        drop(folder);
+        assert!(engine.load(&spec).await.unwrap().is_same(&model));
+        let request = GenerateRequest::new("x").with_max_tokens(1);
+        engine.generate(&spec, request).await.unwrap().complete().await.unwrap();
+        engine.unload(&spec).await.unwrap();
+        assert!(matches!(engine.load(&spec).await, Err(Error::NotFound { .. })));
+        assert_eq!(backend.calls().live(), 0);
+    });
+}
+
+#[test]
 fn generate_loads_when_needed_and_says_how_long_that_took() {
     let backend = Arc::new(FakeBackend::new("fake"));
     let engine = engine_with(&backend);

@@ -70,8 +70,9 @@ impl Engine {
         Ok(self.inner.prepare(spec, pinned, &cx, Fetching::No).await?.plan)
     }
 
-    /// The model of `spec`, loaded now if it is not. The same spec gives the same model, and calls that come while it
-    /// loads wait for that load. Dropping the future gives up; when the last caller has, the load is cancelled.
+    /// The model of `spec`, loaded now if it is not. The same spec gives the same model until it is unloaded, also if
+    /// what its refs name has changed meanwhile; calls that come while it loads wait for that load. Dropping the future
+    /// gives up; when the last caller has, the load is cancelled.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`], [`Error::NotRegistered`], [`Error::NotFound`], [`Error::NoBackend`],
@@ -94,11 +95,8 @@ impl Engine {
         if let Some(progress) = progress {
             cx = cx.with_progress(progress);
         }
-        let pinned = self.inner.pin(spec, &cx).await?;
-        let key = Key::new(spec, &pinned);
-        let (inner, spec) = (self.inner.clone(), spec.clone());
-        let load = async move { inner.load(&spec, pinned, cx).await };
-        self.inner.slots.get_or_load(key, load).await
+        let (inner, key, spec) = (self.inner.clone(), Key::new(spec), spec.clone());
+        self.inner.slots.get_or_load(key, async move { inner.load(&spec, cx).await }).await
     }
 
     /// Starts a generation with the model of `spec`, which is loaded first if it is not.
@@ -107,7 +105,7 @@ impl Engine {
     /// As [`Engine::load`]. What is wrong with the request is the generation's first item.
     pub async fn generate(&self, spec: &ModelSpec, request: GenerateRequest) -> Result<Generation> {
         let start = Instant::now();
-        let (model, loaded_now) = match self.loaded(spec).await? {
+        let (model, loaded_now) = match self.inner.slots.loaded(&Key::new(spec)) {
             Some(model) => (model, false),
             None => (self.load(spec).await?, true),
         };
@@ -130,23 +128,10 @@ impl Engine {
     /// # Errors
     /// [`Error::LoadInProgress`] while it loads.
     pub async fn unload(&self, spec: &ModelSpec) -> Result<()> {
-        let cx = FetchContext::new().with_offline(self.inner.offline);
-        let pinned = self.inner.pin(spec, &cx).await?;
-        match self
-            .inner
-            .slots
-            .take(&Key::new(spec, &pinned))
-            .map_err(|()| Error::LoadInProgress { model: spec.id() })?
-        {
+        match self.inner.slots.take(&Key::new(spec)).map_err(|()| Error::LoadInProgress { model: spec.id() })? {
             Some(model) => model.unload().await,
             None => Ok(()),
         }
-    }
-
-    async fn loaded(&self, spec: &ModelSpec) -> Result<Option<Model>> {
-        let cx = FetchContext::new().with_offline(self.inner.offline);
-        let pinned = self.inner.pin(spec, &cx).await?;
-        Ok(self.inner.slots.loaded(&Key::new(spec, &pinned)))
     }
 }
 
@@ -160,10 +145,11 @@ impl fmt::Debug for Engine {
 }
 
 impl Inner {
-    async fn load(&self, spec: &ModelSpec, pinned: prepare::Pinned, cx: FetchContext) -> Result<Model> {
+    async fn load(&self, spec: &ModelSpec, cx: FetchContext) -> Result<Model> {
         let start = Instant::now();
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
+        let pinned = self.pin(spec, &cx).await?;
         let Prepared { plan, weights, adapters, options, backend, .. } =
             self.prepare(spec, pinned, &cx, Fetching::Yes).await?;
         let prepared = start.elapsed();

@@ -7,16 +7,16 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use llm_local_core::{BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result};
+use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result};
 
-use super::{Model, prepare::Pinned};
+use super::Model;
 
 /// What makes two specs the same model: everything that decides what is loaded, and nothing that is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    base: (String, String),
-    /// Ref, revision, and the weight's bits.
-    adapters: Vec<(String, String, u32)>,
+    base: ArtifactRef,
+    /// Ref, and the weight's bits.
+    adapters: Vec<(ArtifactRef, u32)>,
     backend: BackendPreference,
     device: Option<String>,
     context_length: ContextLength,
@@ -24,13 +24,10 @@ pub(super) struct Key {
 }
 
 impl Key {
-    pub(super) fn new(spec: &ModelSpec, pinned: &Pinned) -> Self {
-        let adapters = spec.adapters.iter().zip(&pinned.adapters);
+    pub(super) fn new(spec: &ModelSpec) -> Self {
         Self {
-            base: (spec.base.to_string(), pinned.base.revision.clone()),
-            adapters: adapters
-                .map(|(a, manifest)| (a.reference.to_string(), manifest.revision.clone(), a.weight.to_bits()))
-                .collect(),
+            base: spec.base.clone(),
+            adapters: spec.adapters.iter().map(|a| (a.reference.clone(), a.weight.to_bits())).collect(),
             backend: spec.backend.clone(),
             device: spec.device.clone(),
             context_length: spec.context_length,
