@@ -51,7 +51,7 @@ impl Bare {
             position += 1;
             tokens.push(best(&logits));
         }
-        Ok(Timing { prefill: first - start, decode: first.elapsed(), tokens })
+        Ok(Timing::new(first - start, prompt.len(), first.elapsed(), tokens))
     }
 
     /// Empties the KV cache.

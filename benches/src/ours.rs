@@ -9,26 +9,49 @@ use llm_local::{ArtifactRef, ComputeDtype, Engine, GenerateRequest, GenerationEv
 
 use crate::Result;
 
-/// A run of prompt and answer.
+/// A run of prompt and answer, or several of them.
 #[derive(Debug)]
 pub(crate) struct Timing {
     /// From the request to the first token.
     pub(crate) prefill: Duration,
+    /// Tokens computed in that time.
+    pub(crate) prefilled: usize,
     /// From the first token to the last.
     pub(crate) decode: Duration,
-    /// What was generated.
+    /// Tokens computed in that time.
+    pub(crate) decoded: usize,
+    /// What was generated, in the last run.
     pub(crate) tokens: Vec<u32>,
 }
 
 impl Timing {
-    /// Prompt tokens per second, for a prompt of `tokens`.
-    pub(crate) fn prefill_rate(&self, tokens: usize) -> f64 {
-        tokens as f64 / self.prefill.as_secs_f64()
+    /// One run.
+    pub(crate) fn new(prefill: Duration, prefilled: usize, decode: Duration, tokens: Vec<u32>) -> Self {
+        Self { prefill, prefilled, decode, decoded: tokens.len().saturating_sub(1), tokens }
+    }
+
+    /// `runs` runs one after the other, at least one.
+    pub(crate) fn sum(runs: usize, mut run: impl FnMut() -> Result<Self>) -> Result<Self> {
+        let mut sum = run()?;
+        for _ in 1..runs {
+            let next = run()?;
+            sum.prefill += next.prefill;
+            sum.prefilled += next.prefilled;
+            sum.decode += next.decode;
+            sum.decoded += next.decoded;
+            sum.tokens = next.tokens;
+        }
+        Ok(sum)
+    }
+
+    /// Prompt tokens per second.
+    pub(crate) fn prefill_rate(&self) -> f64 {
+        self.prefilled as f64 / self.prefill.as_secs_f64()
     }
 
     /// Tokens per second after the first.
     pub(crate) fn decode_rate(&self) -> f64 {
-        (self.tokens.len() - 1) as f64 / self.decode.as_secs_f64()
+        self.decoded as f64 / self.decode.as_secs_f64()
     }
 }
 
@@ -65,6 +88,6 @@ pub(crate) fn run(model: &Model, prompt: &[u32], count: usize) -> Result<Timing>
         if tokens.len() != count {
             return Err(format!("{} tokens were generated; expected {count}", tokens.len()).into());
         }
-        Ok(Timing { prefill: first - start, decode: last - first, tokens })
+        Ok(Timing::new(first - start, prompt.len(), last - first, tokens))
     })
 }

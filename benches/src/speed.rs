@@ -1,6 +1,9 @@
 //! Prefill and decode against a bare candle loop.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use candle_core::DType;
 use llm_local::{ComputeDtype, Model, core::FloatType};
@@ -15,6 +18,9 @@ use crate::{
 
 /// The upper quartile of ours / bare that is wanted.
 const GOAL: f64 = 0.98;
+
+/// One side of a pair takes at least about so long; a model that is quicker runs more than once.
+const SHORTEST: Duration = Duration::from_millis(500);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -58,26 +64,33 @@ fn pairs(path: &Path, args: &Args) -> Result<()> {
     let (prompt, count) = (prompt(args.prompt, info.vocab_size), usize::from(args.decode));
     let chunk = chunk(&model, &prompt)?;
 
-    ours::run(&model, &prompt, 2)?;
     bare.run(&prompt, chunk, 2)?;
+    let warm = ours::run(&model, &prompt, count)?;
+    let repeats = (SHORTEST.as_secs_f64() / (warm.prefill + warm.decode).as_secs_f64()).ceil() as usize;
+
     let (mut of_ours, mut of_bare, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..args.pairs {
+        let ours = || Timing::sum(repeats, || ours::run(&model, &prompt, count));
         // Ours stays next to the loop it is compared with; the whole prompt at once is only shown beside.
         if pair % 2 == 0 {
-            whole.push(bare.run(&prompt, prompt.len(), 1)?);
-            of_ours.push(ours::run(&model, &prompt, count)?);
-            of_bare.push(bare.run(&prompt, chunk, count)?);
+            whole.push(Timing::sum(repeats, || bare.run(&prompt, prompt.len(), 1))?);
+            of_ours.push(ours()?);
+            of_bare.push(Timing::sum(repeats, || bare.run(&prompt, chunk, count))?);
         } else {
-            of_bare.push(bare.run(&prompt, chunk, count)?);
-            of_ours.push(ours::run(&model, &prompt, count)?);
-            whole.push(bare.run(&prompt, prompt.len(), 1)?);
+            of_bare.push(Timing::sum(repeats, || bare.run(&prompt, chunk, count))?);
+            of_ours.push(ours()?);
+            whole.push(Timing::sum(repeats, || bare.run(&prompt, prompt.len(), 1))?);
         }
     }
     pollster::block_on(model.unload())?;
 
     let same = of_ours[0].tokens.iter().zip(&of_bare[0].tokens).take_while(|(a, b)| a == b).count();
-    println!("{} ({}; same tokens as bare: {same} of {count})", files::name(path), info.dtype);
-    let prefill = |timing: &Timing| timing.prefill_rate(prompt.len());
+    println!(
+        "{} ({}; same tokens as bare: {same} of {count}; {repeats} runs on each side of a pair)",
+        files::name(path),
+        info.dtype
+    );
+    let prefill = |timing: &Timing| timing.prefill_rate();
     row(&format!("prefill, chunks of {chunk}"), &of_ours, &of_bare, prefill, Some(GOAL));
     row("prefill, bare in one", &of_ours, &whole, prefill, None);
     row("decode", &of_ours, &of_bare, Timing::decode_rate, Some(GOAL));
