@@ -1,4 +1,4 @@
-//! A plugin crate as a third party writes it. It depends on the contract `llm-local-core`, and brings
+//! A plugin crate as a third party writes it. It depends on `llm-local-core` alone, and brings
 //!
 //! - a backend, `parrot`, that runs one architecture: [`Parrot`];
 //! - a source of models and adapters for refs such as `mem:polly`: [`Memory`].
