@@ -41,6 +41,8 @@ pub struct PassedOver {
     pub kind: PluginKind,
     /// A backend's name, a source's scheme.
     pub name: String,
+    /// The device by its id, if it is one of a backend's devices that was passed over and not the whole backend.
+    pub device: Option<String>,
     /// Why.
     pub reason: Reason,
 }
@@ -63,9 +65,19 @@ pub enum Reason {
     LowerPriority,
 }
 
+impl PassedOver {
+    fn new(kind: PluginKind, name: &str, reason: Reason) -> Self {
+        Self { kind, name: name.to_owned(), device: None, reason }
+    }
+}
+
 impl fmt::Display for PassedOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}`: ", self.kind.as_str(), self.name)?;
+        write!(f, "{} `{}`", self.kind.as_str(), self.name)?;
+        if let Some(device) = &self.device {
+            write!(f, " on {device}")?;
+        }
+        f.write_str(": ")?;
         match &self.reason {
             Reason::Scheme => f.write_str("knows refs of another scheme"),
             Reason::NotPreferred => f.write_str("the spec names another backend"),
@@ -98,7 +110,8 @@ impl Registry {
         self.resolution(spec, None)
     }
 
-    /// The source plus backend that `spec` gets for the model that `info` describes, loaded as `options` says.
+    /// The source plus backend that `spec` gets for the model that `info` describes, loaded as `options` says. Of the
+    /// backend's devices it is the first that can run the model, unless the spec names one.
     ///
     /// # Errors
     /// As [`Registry::resolve`].
@@ -114,7 +127,7 @@ impl Registry {
             .model_sources
             .keys()
             .filter(|scheme| *scheme != spec.base.scheme())
-            .map(|scheme| PassedOver { kind: PluginKind::ModelSource, name: scheme.clone(), reason: Reason::Scheme })
+            .map(|scheme| PassedOver::new(PluginKind::ModelSource, scheme, Reason::Scheme))
             .collect();
         passed_over.extend(
             self.adapter_sources
@@ -122,29 +135,29 @@ impl Registry {
                 .filter(|scheme| {
                     !spec.adapters.is_empty() && spec.adapters.iter().all(|a| a.reference.scheme() != **scheme)
                 })
-                .map(|scheme| PassedOver {
-                    kind: PluginKind::AdapterSource,
-                    name: scheme.clone(),
-                    reason: Reason::Scheme,
-                }),
+                .map(|scheme| PassedOver::new(PluginKind::AdapterSource, scheme, Reason::Scheme)),
         );
         if let BackendPreference::Named(name) = &spec.backend {
             self.lookup(&self.backends, PluginKind::Backend, name)?;
         }
         let mut chosen = None;
         for entry in self.backend_entries() {
-            let reason = match &spec.backend {
-                BackendPreference::Named(name) if *name != entry.name => Reason::NotPreferred,
+            let whole = |reason| vec![(None, reason)];
+            let reasons = match &spec.backend {
+                BackendPreference::Named(name) if *name != entry.name => whole(Reason::NotPreferred),
                 _ => match try_backend(entry.get(), spec, model) {
-                    Ok(choice) if chosen.is_none() => {
+                    Ok((choice, refused)) if chosen.is_none() => {
                         chosen = Some(choice);
-                        continue;
+                        refused
                     }
-                    Ok(_) => Reason::LowerPriority,
-                    Err(reason) => reason,
+                    Ok(_) => whole(Reason::LowerPriority),
+                    Err(reasons) => reasons,
                 },
             };
-            passed_over.push(PassedOver { kind: PluginKind::Backend, name: entry.name.clone(), reason });
+            passed_over.extend(reasons.into_iter().map(|(device, reason)| PassedOver {
+                device,
+                ..PassedOver::new(PluginKind::Backend, &entry.name, reason)
+            }));
         }
         match chosen {
             Some(backend) => Ok(Resolution { model_source, adapter_sources, backend, passed_over }),
@@ -160,26 +173,36 @@ impl Registry {
     }
 }
 
+/// Why devices were passed over, by their ids; without an id it is the whole backend.
+type Reasons = Vec<(Option<String>, Reason)>;
+
+/// The backend with the first device that can run the model, and why those before it cannot.
 fn try_backend(
     backend: Result<Arc<dyn InferenceBackend>>,
     spec: &ModelSpec,
     model: Option<(&ModelInfo, &LoadOptions)>,
-) -> Result<BackendChoice, Reason> {
-    let backend = backend.map_err(|e| Reason::Unavailable(e.to_string()))?;
-    let devices = backend.devices().map_err(|e| Reason::Unavailable(e.to_string()))?;
-    let device = match &spec.device {
-        Some(id) => devices.iter().find(|d| d.id == *id),
-        None => devices.first(),
-    };
-    let Some(device) = device.cloned() else {
-        return Err(Reason::Device(devices.into_iter().map(|d| d.id).collect()));
-    };
-    let capabilities = match model {
-        None => None,
-        Some((info, options)) => match backend.supports(info, &options.clone().with_device(device.id.clone())) {
-            Support::Yes(capabilities) => Some(capabilities),
-            Support::No(why) => return Err(Reason::Unsupported(why)),
-        },
-    };
-    Ok(BackendChoice { backend, device, capabilities })
+) -> Result<(BackendChoice, Reasons), Reasons> {
+    let unavailable = |e: Error| vec![(None, Reason::Unavailable(e.to_string()))];
+    let backend = backend.map_err(unavailable)?;
+    let devices = backend.devices().map_err(unavailable)?;
+    let mut refused = Vec::new();
+    for device in devices.iter().filter(|d| spec.device.as_ref().is_none_or(|id| d.id == *id)) {
+        let support = model.map(|(info, options)| backend.supports(info, &options.clone().with_device(&device.id)));
+        let capabilities = match support {
+            None => None,
+            Some(Support::Yes(capabilities)) => Some(capabilities),
+            Some(Support::No(why)) => {
+                refused.push((Some(device.id.clone()), Reason::Unsupported(why)));
+                continue;
+            }
+        };
+        let device = device.clone();
+        return Ok((BackendChoice { backend, device, capabilities }, refused));
+    }
+    match refused.first() {
+        None => Err(vec![(None, Reason::Device(devices.into_iter().map(|d| d.id).collect()))]),
+        // What every device says is not about the devices.
+        Some((_, first)) if refused.iter().all(|(_, reason)| reason == first) => Err(vec![(None, first.clone())]),
+        Some(_) => Err(refused),
+    }
 }

@@ -2,9 +2,9 @@ use std::ops::Range;
 
 use super::*;
 use crate::{
-    BackendPreference, DeviceInfo, DeviceKind, FetchContext, LoadOptions, LoadedModel, Manifest, ManifestFile,
-    MemoryEstimate, ModelInfo, ModelSpec, ModelWeights, Opened, Support, Want, registry::resolve::Reason,
-    source::ArtifactSource,
+    BackendPreference, Capabilities, DeviceInfo, DeviceKind, FetchContext, LoadOptions, LoadedModel, Manifest,
+    ManifestFile, MemoryEstimate, ModelFormat, ModelInfo, ModelSpec, ModelWeights, Opened, Support, Want,
+    registry::resolve::Reason, source::ArtifactSource,
 };
 
 struct Source(&'static str);
@@ -29,6 +29,14 @@ impl AdapterSource for Source {}
 struct Backend {
     name: &'static str,
     devices: Result<Vec<&'static str>, &'static str>,
+    /// Devices that cannot run any model, and why.
+    refuse: Vec<(&'static str, &'static str)>,
+}
+
+impl Backend {
+    fn on(name: &'static str, devices: &[&'static str]) -> Self {
+        Self { name, devices: Ok(devices.to_vec()), refuse: Vec::new() }
+    }
 }
 
 #[async_trait::async_trait]
@@ -44,8 +52,11 @@ impl InferenceBackend for Backend {
         }
     }
 
-    fn supports(&self, _: &ModelInfo, _: &LoadOptions) -> Support {
-        Support::No("never asked here".into())
+    fn supports(&self, _: &ModelInfo, options: &LoadOptions) -> Support {
+        match self.refuse.iter().find(|(device, _)| options.device.as_deref() == Some(device)) {
+            Some((_, why)) => Support::No((*why).into()),
+            None => Support::Yes(Capabilities::new()),
+        }
     }
 
     fn estimate(&self, _: &ModelInfo, _: &LoadOptions) -> Result<MemoryEstimate> {
@@ -58,11 +69,11 @@ impl InferenceBackend for Backend {
 }
 
 fn good(_: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {
-    Ok(Arc::new(Backend { name: "good", devices: Ok(vec!["cpu", "gpu"]) }))
+    Ok(Arc::new(Backend::on("good", &["cpu", "gpu"])))
 }
 
 fn broken(_: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {
-    Ok(Arc::new(Backend { name: "broken", devices: Err("no such chip") }))
+    Ok(Arc::new(Backend { devices: Err("no such chip"), ..Backend::on("broken", &[]) }))
 }
 
 fn models(_: &PluginContext) -> Result<Arc<dyn ModelSource>> {
@@ -88,7 +99,7 @@ fn the_first_by_priority_that_is_available_wins_and_the_others_say_why() {
     let registry = Registry::from_plugins(&[FILES], &[GOOD, BROKEN])
         .unwrap()
         .with_model_source(Arc::new(Source("other")))
-        .with_backend(Arc::new(Backend { name: "later", devices: Ok(vec!["cpu"]) }));
+        .with_backend(Arc::new(Backend::on("later", &["cpu"])));
     let resolution = registry.resolve(&spec()).unwrap();
     assert_eq!(resolution.backend.backend.name(), "good");
     assert_eq!(resolution.backend.device.id, "cpu");
@@ -112,6 +123,70 @@ fn a_named_backend_and_device_are_taken_or_the_error_says_why_not() {
     assert!(error.contains("no such chip") && error.contains("good"), "{error}");
     let error = registry.resolve(&spec().with_device("tpu")).unwrap_err().to_string();
     assert!(error.contains("cpu, gpu"), "{error}");
+}
+
+#[test]
+fn the_first_device_that_can_run_the_model_wins_and_those_before_it_say_why() {
+    const DEVICES: [&str; 2] = ["metal", "cpu"];
+    const METAL: (&str, &str) = ("metal", "head_dim is 16");
+    const CPU: (&str, &str) = ("cpu", "too slow");
+    const LATER: &str = "backend `later`: could run it, but comes later";
+    const LATER_CHOSEN: Option<(&str, &str)> = Some(("later", "cpu"));
+    struct Row {
+        refuse: &'static [(&'static str, &'static str)],
+        asked: Option<&'static str>,
+        /// Backend and device, or none.
+        chosen: Option<(&'static str, &'static str)>,
+        passed_over: &'static [&'static str],
+    }
+    let table = [
+        Row { refuse: &[], asked: None, chosen: Some(("first", "metal")), passed_over: &[LATER] },
+        Row {
+            refuse: &[METAL],
+            asked: None,
+            chosen: Some(("first", "cpu")),
+            passed_over: &["backend `first` on metal: head_dim is 16", LATER],
+        },
+        Row {
+            refuse: &[METAL, CPU],
+            asked: None,
+            chosen: LATER_CHOSEN,
+            passed_over: &["backend `first` on metal: head_dim is 16", "backend `first` on cpu: too slow"],
+        },
+        Row {
+            refuse: &[METAL, ("cpu", "head_dim is 16")],
+            asked: None,
+            chosen: LATER_CHOSEN,
+            passed_over: &["backend `first`: head_dim is 16"],
+        },
+        Row {
+            refuse: &[METAL],
+            asked: Some("metal"),
+            chosen: None,
+            passed_over: &[
+                "backend `first`: head_dim is 16",
+                "backend `later`: does not have the device the spec names; it has cpu",
+            ],
+        },
+        Row { refuse: &[METAL], asked: Some("cpu"), chosen: Some(("first", "cpu")), passed_over: &[LATER] },
+    ];
+    let info = ModelInfo::new("m", ModelFormat::Remote, Vec::new());
+    for row in table {
+        let registry = Registry::from_plugins(&[FILES], &[])
+            .unwrap()
+            .with_backend(Arc::new(Backend { refuse: row.refuse.to_vec(), ..Backend::on("first", &DEVICES) }))
+            .with_backend(Arc::new(Backend::on("later", &["cpu"])));
+        let spec = row.asked.map_or_else(spec, |device| spec().with_device(device));
+        match (registry.resolve_for(&spec, &info, &LoadOptions::new(1)), row.chosen) {
+            (Ok(found), Some(expected)) => {
+                assert_eq!((found.backend.backend.name(), found.backend.device.id.as_str()), expected);
+                let why: Vec<_> = found.passed_over.iter().map(ToString::to_string).collect();
+                assert_eq!(why, row.passed_over);
+            }
+            (Err(Error::NoBackend { reasons, .. }), None) => assert_eq!(reasons, row.passed_over),
+            (found, expected) => panic!("expected {expected:?}, found {found:?}"),
+        }
+    }
 }
 
 #[test]
@@ -157,7 +232,7 @@ fn a_backend_and_a_source_may_share_a_name() {
 fn the_explicit_door_replaces_and_keeps_the_priority() {
     let registry = Registry::from_plugins(&[GOOD, FILES], &[])
         .unwrap()
-        .with_backend(Arc::new(Backend { name: "good", devices: Ok(vec!["mine"]) }))
+        .with_backend(Arc::new(Backend::on("good", &["mine"])))
         .with_source(Arc::new(Source("file")));
     assert_eq!(registry.resolve(&spec()).unwrap().backend.device.id, "mine");
     assert!(registry.plugins().iter().all(|p| p.origin == Origin::Explicit));
