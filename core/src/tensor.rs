@@ -201,7 +201,7 @@ ggml_types! {
     IQ2_XXS "IQ2_XXS" 16 256 66, IQ2_XS "IQ2_XS" 17 256 74, IQ3_XXS "IQ3_XXS" 18 256 98,
     IQ1_S "IQ1_S" 19 256 50, IQ4_NL "IQ4_NL" 20 32 18, IQ3_S "IQ3_S" 21 256 110, IQ2_S "IQ2_S" 22 256 82,
     IQ4_XS "IQ4_XS" 23 256 136, IQ1_M "IQ1_M" 29 256 56, TQ1_0 "TQ1_0" 34 256 54, TQ2_0 "TQ2_0" 35 256 66,
-    MXFP4 "MXFP4" 39 32 17,
+    MXFP4 "MXFP4" 39 32 17, NVFP4 "NVFP4" 40 64 36, Q1_0 "Q1_0" 41 128 18,
 }
 
 /// The data of a tensor, row-major, little-endian.
@@ -254,5 +254,9 @@ mod tests {
             }
         }
         assert_eq!(GgmlType::from_id(12), Some(GgmlType::Q4_K));
+        assert_eq!(GgmlType::from_id(40).map(GgmlType::block), Some((64, 36)));
+        assert_eq!(GgmlType::from_id(41).map(GgmlType::block), Some((128, 18)));
+        // Files of a fork give 42 another block size than ggml does.
+        assert_eq!(GgmlType::from_id(42), None);
     }
 }

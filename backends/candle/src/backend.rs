@@ -17,6 +17,10 @@ use crate::{
 pub(crate) const NAME: &str = "candle";
 
 /// Runs Llama models through candle.
+///
+/// [`InferenceBackend::estimate`] and [`InferenceBackend::load`] answer a context of 0 tokens, or of more than
+/// [`Capabilities::max_context`], with [`Error::InvalidSpec`]; [`InferenceBackend::supports`] does not look at it, so
+/// that a caller can ask first and clamp then.
 #[derive(Debug, Default)]
 pub struct CandleBackend {
     /// Probed when first asked for: opening a GPU takes a while.

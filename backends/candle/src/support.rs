@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device};
 use llm_local_core::{
-    ComputeDtype, DeviceInfo, DeviceKind, Encoding, FloatType, LoadOptions, ModelFormat, ModelInfo,
+    ComputeDtype, DeviceInfo, DeviceKind, Encoding, Error, FloatType, LoadOptions, ModelFormat, ModelInfo,
     model::{DecoderConfig, Layout},
 };
 
@@ -45,7 +45,11 @@ impl Supported {
 /// engine and checked at load. The error is the first thing that cannot be run: its name, what it has, what could be run.
 pub(crate) fn check(info: &ModelInfo, options: &LoadOptions, devices: &Devices) -> Result<Supported, String> {
     let (device_info, device) = devices.find(options.device.as_deref())?;
-    let decoder = info.decoder.as_ref().map_err(ToString::to_string)?;
+    let decoder = info.decoder.as_ref().map_err(|error| match error {
+        // Without the model's id: whoever passes this on says which model it is about.
+        Error::UnsupportedModelFormat { reason, .. } => reason.clone(),
+        error => error.to_string(),
+    })?;
     let layout = match &info.format {
         ModelFormat::Safetensors { .. } => Layout::HuggingFace,
         ModelFormat::Gguf { .. } => Layout::Gguf,

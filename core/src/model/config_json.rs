@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::{
-    Activation, Architecture, AttentionBias, DecoderConfig, SlidingWindow, json_fields::Fields, rope_json::rope,
+    Activation, Architecture, AttentionBias, DecoderConfig, SlidingWindow,
+    json_fields::{Fields, shown},
+    rope_json::rope,
 };
 use crate::Result;
 
@@ -18,6 +20,7 @@ impl DecoderConfig {
     pub fn from_config(id: &str, config: &Value) -> Result<Self> {
         let fields = Fields::new(id, "", config)?;
         let architecture = architecture(fields)?;
+        refuse_quantized(fields)?;
         refuse_foreign(fields)?;
 
         let size =
@@ -110,6 +113,24 @@ fn experts(fields: Fields<'_>) -> Result<usize> {
     Ok(0)
 }
 
+/// Weights that a quantizer packed, in whichever of the two fields it says so. mlx-lm writes both, and names itself in
+/// neither; others name themselves in `quant_method`.
+fn refuse_quantized(fields: Fields<'_>) -> Result<()> {
+    for name in ["quantization_config", "quantization"] {
+        let Some(found) = fields.get(name) else { continue };
+        let by = match found.get("quant_method").and_then(Value::as_str) {
+            Some(method) => method,
+            None if name == "quantization" || found.get("group_size").is_some() => "MLX",
+            None => "a method that it does not name",
+        };
+        return Err(fields.error(format!(
+            "the weights are quantized by {by} ({name} is {}), which is not supported; use the model's dense safetensors checkpoint (bf16, f16 or f32), or a GGUF file of it",
+            shown(found)
+        )));
+    }
+    Ok(())
+}
+
 /// Fields that change the computation and are not described by [`DecoderConfig`], with the one value that does not.
 fn refuse_foreign(fields: Fields<'_>) -> Result<()> {
     // transformers once split matrix products by it; other readers do not know it.
@@ -133,7 +154,6 @@ fn refuse_foreign(fields: Fields<'_>) -> Result<()> {
         }
     }
     for name in [
-        "quantization_config",
         "attn_logit_softcapping",
         "final_logit_softcapping",
         "query_pre_attn_scalar",

@@ -83,7 +83,7 @@ impl<'a> Fields<'a> {
 }
 
 /// A value for a message, cut to a length that a reader can take in.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {
         Some((at, _)) => format!("{}…", &text[..at]),

@@ -210,7 +210,25 @@ fn what_config_json_has_wrong_is_named_with_its_value() {
             &["layer_types", "sliding_attention"],
         ),
         (with(json!({ "attention_multiplier": 0.5 })), &["attention_multiplier", "0.5"]),
-        (with(json!({ "quantization_config": { "bits": 4 } })), &["quantization_config", "bits"]),
+        (
+            with(json!({ "quantization_config": { "bits": 4 } })),
+            &["does not name", "quantization_config", "bits", "GGUF"],
+        ),
+        (
+            with(json!({ "quantization": { "group_size": 64, "bits": 4 } })),
+            &["quantized by MLX (quantization is", "\"bits\":4", "dense safetensors", "GGUF"],
+        ),
+        (
+            with(json!({
+                "quantization": { "group_size": 64, "bits": 4 }, "quantization_config": { "group_size": 64, "bits": 4 },
+            })),
+            &["quantized by MLX", "dense safetensors", "GGUF"],
+        ),
+        (
+            with(json!({ "quantization_config": { "quant_method": "gptq", "bits": 4, "group_size": 128 } })),
+            &["quantized by gptq (quantization_config is", "dense safetensors", "GGUF"],
+        ),
+        (with(json!({ "quantization_config": { "quant_method": "bitsandbytes" } })), &["quantized by bitsandbytes"]),
         (with(json!({ "final_logit_softcapping": 30.0 })), &["final_logit_softcapping", "30"]),
         (with(json!({ "use_qk_norm": true })), &["use_qk_norm", "true"]),
     ];

@@ -263,7 +263,7 @@ fn each_defect_of_a_header_has_its_own_message() {
         ("overflow", b().with_tensors(&[tensor("a", &[1 << 40, 1 << 40], 0, 0)]).bytes(), &["overflows"]),
         ("overflow of bytes", b().with_tensors(&[tensor("a", &[1 << 62], 0, 0)]).bytes(), &["overflows"]),
         ("removed type", b().with_tensors(&[tensor("a", &[32], 4, 0)]).bytes(), &["tensor 1 of 1", "4"]),
-        ("unknown type", b().with_tensors(&[tensor("a", &[64], 40, 0)]).bytes(), &["`a`", "type 40"]),
+        ("unknown type", b().with_tensors(&[tensor("a", &[64], 42, 0)]).bytes(), &["`a`", "type 42"]),
         ("half a block", b().with_tensors(&[tensor("a", &[16, 2], 8, 0)]).bytes(), &["not divisible"]),
         ("odd offset", b().with_tensors(&[tensor("a", &[1], 0, 4)]).bytes(), &["`a`", "multiple of the alignment 32"]),
         ("offset beyond", b().with_tensors(&[tensor("a", &[1], 0, 1 << 40)]).bytes(), &["`a`", "cut off"]),

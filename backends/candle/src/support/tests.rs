@@ -111,6 +111,12 @@ fn every_config_value_that_candle_would_ignore_is_refused_by_name() {
 }
 
 #[test]
+fn a_reason_leaves_the_model_to_whoever_passes_it_on() {
+    let why = ask(&dense(json!({ "quantization": { "group_size": 64, "bits": 4 } }), |_| ()), &cpu()).unwrap_err();
+    assert!(why.starts_with("config.json: the weights are quantized by MLX"), "{why}");
+}
+
+#[test]
 fn every_gguf_value_that_candle_would_ignore_is_refused_by_name() {
     let text = |s: &str| GgufValue::String(s.into());
     let (int, float) = (GgufValue::Int, GgufValue::Float);
@@ -191,6 +197,8 @@ fn block_formats_that_candle_cannot_read_are_refused() {
         G::TQ1_0,
         G::TQ2_0,
         G::MXFP4,
+        G::NVFP4,
+        G::Q1_0,
     ] {
         refused(&all(t), &cpu(), &["token_embd.weight", &t.to_string(), "Q4_0"]);
     }
