@@ -11,6 +11,11 @@ use llm_local_core::{Error, ModelFormat, ModelInfo, Result, TensorSource, TextFi
 
 use crate::{GgufSource, SafetensorsFiles, SafetensorsSource, is_adapter_file, read_json};
 
+/// Files that complete or replace the text side of a GGUF file's metadata. `config.json` is none of them: beside a GGUF
+/// file it is often that of another model, and its `eos_token_id` would end generations.
+pub const GGUF_TEXT_FILES: [&str; 4] =
+    ["chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+
 /// A model's description, tensors and text files. Headers are read, weights are not.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -20,7 +25,7 @@ pub struct Checkpoint {
     /// The tensors.
     pub tensors: Arc<dyn TensorSource>,
     /// Tokenizer, chat template and generation defaults: the other files of a Hugging Face folder, or the metadata of
-    /// a GGUF file.
+    /// a GGUF file and the [`GGUF_TEXT_FILES`] that came with it.
     pub text: TextFiles,
 }
 
@@ -35,7 +40,7 @@ impl Checkpoint {
     /// `/`-separated, with where each is on disk.
     ///
     /// Safetensors and `config.json` make a Hugging Face checkpoint, see [`SafetensorsFiles`] for which of several
-    /// count; without safetensors, the one GGUF file is the model.
+    /// count; without safetensors, the one GGUF file is the model, with the [`GGUF_TEXT_FILES`] that are there.
     ///
     /// # Errors
     /// [`Error::LoadFailed`] for missing or broken files, [`Error::UnsupportedModelFormat`] for pickles, adapters and
@@ -46,7 +51,7 @@ impl Checkpoint {
         }
         let ggufs: Vec<_> = files.iter().filter(|(name, _)| is_gguf(name)).collect();
         match ggufs.as_slice() {
-            [(_, path)] => Self::open_gguf(id, path),
+            [(_, path)] => Self::open_gguf(id, path, files),
             [] => Err(no_weights(id, files)),
             several => {
                 let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
@@ -70,7 +75,7 @@ impl Checkpoint {
         Ok(Self { info: Arc::new(info), tensors: Arc::new(tensors), text })
     }
 
-    fn open_gguf(id: &str, path: &Path) -> Result<Self> {
+    fn open_gguf(id: &str, path: &Path, files: &BTreeMap<String, PathBuf>) -> Result<Self> {
         let tensors = GgufSource::open(path)?;
         if tensors.is_adapter() {
             return Err(Error::unsupported_format(
@@ -79,7 +84,12 @@ impl Checkpoint {
             ));
         }
         let metadata = tensors.metadata().clone();
-        let text = TextFiles::from_gguf(metadata.clone());
+        let mut text = TextFiles::from_gguf(metadata.clone());
+        for name in GGUF_TEXT_FILES {
+            if let Some(path) = files.get(name) {
+                text.files.insert(name.to_owned(), path.clone());
+            }
+        }
         let info = ModelInfo::new(id, ModelFormat::Gguf { metadata }, tensors.entries());
         Ok(Self { info: Arc::new(info), tensors: Arc::new(tensors), text })
     }

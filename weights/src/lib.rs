@@ -19,7 +19,7 @@ mod map;
 mod safetensors;
 mod table;
 
-pub use checkpoint::{Checkpoint, is_pickle};
+pub use checkpoint::{Checkpoint, GGUF_TEXT_FILES, is_pickle};
 pub use gguf::GgufSource;
 pub use json::read_json;
 pub use safetensors::{SafetensorsFiles, SafetensorsSource, ShardIndex, is_adapter_file};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use llm_local_core::{Error, Result};
-use llm_local_weights::{Checkpoint, SafetensorsFiles, ShardIndex, is_adapter_file, is_pickle};
+use llm_local_weights::{Checkpoint, GGUF_TEXT_FILES, SafetensorsFiles, ShardIndex, is_adapter_file, is_pickle};
 
 use crate::{
     adapter,
@@ -23,7 +23,7 @@ const TEXT_FILES: [&str; 7] = [
 ];
 
 /// The names of the files that are the model in the folder at `path`: those of a Hugging Face folder, or else its one
-/// GGUF file. Opens the checkpoint once, so that what is wrong with a header is said here.
+/// GGUF file and the text files with it. Opens the checkpoint once, so that what is wrong with a header is said here.
 pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
     let folder = Folder::read(path)?;
     if let Some(weights) = SafetensorsFiles::choose(&folder.files)? {
@@ -50,7 +50,12 @@ pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
         ));
     }
     match folder.ggufs()[..] {
-        [name] => file(&path.join(name)),
+        [name] => {
+            let mut files = file(&path.join(name))?;
+            // Only where the folder is the model: beside a lone file they may be another model's.
+            files.extend(GGUF_TEXT_FILES.into_iter().filter(|n| folder.has(n)).map(str::to_owned));
+            Ok(files)
+        }
         [] => Err(match folder.pickle() {
             Some(name) => folder.only_pickle(name),
             None => folder.nothing("weights of a model (.safetensors or .gguf)"),

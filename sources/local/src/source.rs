@@ -15,11 +15,11 @@ use crate::{adapter, model, path, revision};
 /// The source of models and adapters on this machine.
 ///
 /// As a model it takes a Hugging Face folder (safetensors, single or sharded), a GGUF file, or a folder whose only
-/// weights are one GGUF file; as an adapter a folder of PEFT or mlx-lm, or a bare `.safetensors` or `.gguf` file.
+/// weights are one GGUF file, with the tokenizer and chat template files in it if there are any; as an adapter a folder of PEFT or mlx-lm, or a bare `.safetensors` or `.gguf` file.
 /// Pickles are refused. What is wrong with the headers of weights is said by `resolve`, before anything is loaded.
 ///
-/// `resolve` reads listings, headers and configs, of adapters all bytes; it does so in the calling task, since that is
-/// short. A model is pinned by sizes and times (`stat-`), an adapter by its content (`sha256-`).
+/// `resolve` reads listings, headers and configs, of adapters all bytes, in the calling task: it takes as long as reading
+/// the adapter once. A model is pinned by sizes and times (`stat-`), an adapter by its content (`sha256-`).
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct LocalSource {}

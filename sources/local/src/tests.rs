@@ -102,6 +102,16 @@ fn a_gguf_file_is_a_model_by_its_path_and_as_the_only_one_of_a_folder() {
     assert_eq!(paths(&manifest), ["tiny.gguf"]);
     let opened = block_on(LocalSource::new().open(&manifest, &manifest.files[0], 0..1, &FetchContext::new())).unwrap();
     assert!(matches!(opened, Opened::Local(path) if path == one.path().join("tiny.gguf")));
+    let whole = folder(&[
+        ("tiny.gguf", GGUF),
+        CONFIG,
+        ("tokenizer.json", "models/tiny-llama/tokenizer.json"),
+        ("generation_config.json", "models/tiny-llama/generation_config.json"),
+    ]);
+    let manifest = resolve(whole.path(), Want::Model).unwrap();
+    assert_eq!(paths(&manifest), ["tiny.gguf", "generation_config.json", "tokenizer.json"]);
+    let bare = resolve(whole.path().join("tiny.gguf"), Want::Model).unwrap();
+    assert_eq!(paths(&bare), ["tiny.gguf"], "files beside a bare file may be another model's");
     refused(fixture("gguf"), Want::Model, "load_failed", &["4 GGUF files", "tiny-llama-f16.gguf", "one of them"]);
     let part = folder(&[("m-00001-of-00002.gguf", GGUF)]);
     refused(part.path().join("m-00001-of-00002.gguf"), Want::Model, "unsupported_model_format", &["split", "--merge"]);

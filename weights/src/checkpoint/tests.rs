@@ -34,6 +34,18 @@ fn a_gguf_file_gives_description_tensors_and_metadata() {
 }
 
 #[test]
+fn a_gguf_file_comes_with_the_text_files_of_its_folder_but_not_with_a_config() {
+    let names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+    let mut all: Vec<_> = names.iter().map(|n| (*n, fixture("models/tiny-llama").join(n))).collect();
+    all.push(("tiny.gguf", fixture("gguf/tiny-llama-q8_0.gguf")));
+    let text = Checkpoint::open("tiny", &files(&all)).unwrap().text;
+    assert!(text.gguf.is_some());
+    let listed: Vec<_> = text.files.keys().map(String::as_str).collect();
+    assert_eq!(listed, ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]);
+    assert_eq!(text.files["tokenizer.json"], fixture("models/tiny-llama/tokenizer.json"));
+}
+
+#[test]
 fn what_is_no_model_says_what_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let bin = folder.path().join("pytorch_model.bin");

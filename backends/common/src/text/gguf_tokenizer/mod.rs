@@ -24,6 +24,10 @@ use tokenizers::{
 pub(super) use pre_tokenizer::PreTokenizer;
 pub(super) use vocabulary::{TokenKind, Vocabulary};
 
+/// What to do where the metadata cannot be used. Files beside a GGUF file that is given alone are not looked at.
+const BY_FILE: &str =
+    "put the model's tokenizer.json into a folder with the GGUF file, and give the folder that holds both";
+
 /// The tokenizer of `gguf`.
 ///
 /// # Errors
@@ -33,7 +37,9 @@ pub(super) fn build(model: &str, gguf: &GgufMetadata) -> Result<Tokenizer> {
     let Some(vocabulary) = Vocabulary::of(model, gguf)? else {
         return Err(Error::unsupported_format(
             model,
-            "its GGUF metadata has no `tokenizer.ggml.tokens`; use a GGUF file with its tokenizer in it, or put a tokenizer.json beside it",
+            format!(
+                "its GGUF metadata has no `tokenizer.ggml.tokens`; use a GGUF file with its tokenizer in it, or {BY_FILE}"
+            ),
         ));
     };
     match gguf.string("tokenizer.ggml.model") {
@@ -42,7 +48,7 @@ pub(super) fn build(model: &str, gguf: &GgufMetadata) -> Result<Tokenizer> {
         other => Err(Error::unsupported_format(
             model,
             format!(
-                "`tokenizer.ggml.model` is {}; known are `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE)",
+                "`tokenizer.ggml.model` is {}; known are `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE); {BY_FILE}",
                 other.map_or("missing".to_owned(), |name| format!("`{name}`"))
             ),
         )),

@@ -14,6 +14,8 @@ use tokenizers::{
     },
 };
 
+use super::BY_FILE;
+
 /// GPT-2's pattern.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Llama 3's pattern: numbers in groups of up to three digits.
@@ -131,7 +133,7 @@ impl PreTokenizer {
             Error::unsupported_format(
                 model,
                 format!(
-                    "`tokenizer.ggml.pre` is `{name}`; known are {}; a tokenizer.json beside the file is used instead of its metadata",
+                    "`tokenizer.ggml.pre` is `{name}`; known are {}; {BY_FILE}",
                     FAMILIES.iter().flat_map(|f| f.names).copied().collect::<Vec<_>>().join(", ")
                 ),
             )

@@ -124,7 +124,24 @@ fn an_unknown_pre_tokenizer_is_refused_with_the_known_ones() {
     let error = TextPipeline::open("m.gguf", &TextFiles::from_gguf(Arc::new(gguf))).unwrap_err();
     assert_eq!(error.code(), "unsupported_model_format");
     let message = error.to_string();
-    assert!(["m.gguf", "`kimi-k2`", "smollm", "llama-bpe"].iter().all(|part| message.contains(part)), "{message}");
+    assert!(
+        ["m.gguf", "`kimi-k2`", "smollm", "llama-bpe", "folder that holds both"]
+            .iter()
+            .all(|part| message.contains(part)),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_tokenizer_json_replaces_gguf_metadata_that_cannot_be_used() {
+    let mut gguf = metadata("tokenizers/sentencepiece.gguf.json");
+    gguf.insert("tokenizer.ggml.tokens", GgufValue::Bool(true));
+    let mut files = TextFiles::from_gguf(Arc::new(gguf));
+    let error = TextPipeline::open("m.gguf", &files).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("folder that holds both"), "{error}");
+    files.files = tiny_llama_files();
+    let (found, expected) = (TextPipeline::open("m.gguf", &files).unwrap(), tiny_llama());
+    assert_eq!(found.encode(&text("Once upon a time")).unwrap(), expected.encode(&text("Once upon a time")).unwrap());
 }
 
 #[test]
