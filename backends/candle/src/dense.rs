@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Config, Llama, Llama3RopeConfig, Llama3RopeType};
 use llm_local_backend_common::worker::StepModel;
 use llm_local_core::{
-    Error, Result, TensorData, TensorSource,
+    Error, Result, TensorSource,
     model::{DecoderConfig, RopeScaling},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     load::Loading,
     step::Bounds,
     support::Supported,
-    tensors::{TIED_HEAD, tensor},
+    tensors::{TIED_HEAD, same_bytes, tensor},
 };
 
 /// A dense Llama.
@@ -65,24 +65,16 @@ impl Dense {
 /// Checks that the head stored beside the embedding it is tied to is the same.
 fn check_tied(source: &dyn TensorSource) -> Result<()> {
     const EMBEDDING: &str = "model.embed_tokens.weight";
-    let bytes = |name| -> Result<Vec<u8>> {
-        Ok(match source.read(name, None)? {
-            TensorData::Borrowed(b) => b.to_vec(),
-            TensorData::Bytes(b) => b,
-            TensorData::F32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            TensorData::Half(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            _ => return Err(Error::load(name, "its data is in a form that this backend does not know")),
-        })
-    };
-    if bytes(TIED_HEAD)? == bytes(EMBEDDING)? {
-        return Ok(());
+    match same_bytes(&source.read(TIED_HEAD, None)?, &source.read(EMBEDDING, None)?) {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::load(
+            TIED_HEAD,
+            format!(
+                "config.json ties it to {EMBEDDING}, but the two differ; set tie_word_embeddings to false, or remove it"
+            ),
+        )),
+        None => Err(Error::load(TIED_HEAD, "its data is in a form that this backend does not know")),
     }
-    Err(Error::load(
-        TIED_HEAD,
-        format!(
-            "config.json ties it to {EMBEDDING}, but the two differ; set tie_word_embeddings to false, or remove it"
-        ),
-    ))
 }
 
 fn config(c: &DecoderConfig, context_length: usize) -> Config {

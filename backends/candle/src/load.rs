@@ -40,7 +40,8 @@ async fn spawn<M: StepModel>(
     let child = o.cancel.child_token();
     let o = o.with_cancel(child);
     let options = o.clone();
-    worker::spawn(&options, move || {
+    let id = s.id.clone();
+    let loaded = worker::spawn(&options, move || {
         let source = w.tensors.ok_or_else(|| Error::load(&s.id, "it came without its tensors, which candle needs"))?;
         // First, because it is quick to fail.
         let text = TextPipeline::open(&s.id, &w.text)?;
@@ -55,7 +56,18 @@ async fn spawn<M: StepModel>(
             reservation: w.reservation,
         })
     })
-    .await
+    .await;
+    loaded.map_err(|error| of_model(&id, error))
+}
+
+/// Names the model in a failure that names less: a tensor, a file, or from the worker only "the model".
+fn of_model(id: &str, error: Error) -> Error {
+    match error {
+        Error::LoadFailed { model, reason, source } if model != id => {
+            Error::LoadFailed { model: id.to_owned(), reason: format!("{model}: {reason}"), source }
+        }
+        error => error,
+    }
 }
 
 /// Progress and cancel of one load, tensor by tensor.

@@ -103,6 +103,32 @@ pub(crate) fn tensor(
     made.map_err(|e| load_error(name, "it could not be put on the device", e))
 }
 
+/// Whether two tensors have the same bytes, in whichever form each came; `None` for a form that is not known. Both may
+/// be as large as an embedding, so neither is copied.
+pub(crate) fn same_bytes(a: &TensorData<'_>, b: &TensorData<'_>) -> Option<bool> {
+    use TensorData::{F32, Half};
+    Some(match (a, b) {
+        (F32(a), F32(b)) => a.iter().map(|x| x.to_bits()).eq(b.iter().map(|x| x.to_bits())),
+        (Half(a), Half(b)) => a == b,
+        (F32(_), Half(_)) | (Half(_), F32(_)) => false,
+        (F32(numbers), bytes) | (bytes, F32(numbers)) => same_numbers(numbers, raw(bytes)?, f32::to_le_bytes),
+        (Half(bits), bytes) | (bytes, Half(bits)) => same_numbers(bits, raw(bytes)?, u16::to_le_bytes),
+        (a, b) => raw(a)? == raw(b)?,
+    })
+}
+
+fn raw<'a>(data: &'a TensorData<'_>) -> Option<&'a [u8]> {
+    match data {
+        TensorData::Borrowed(bytes) => Some(bytes),
+        TensorData::Bytes(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
+fn same_numbers<T: Copy, const N: usize>(numbers: &[T], bytes: &[u8], le: impl Fn(T) -> [u8; N]) -> bool {
+    numbers.len() * N == bytes.len() && numbers.iter().zip(bytes.chunks_exact(N)).all(|(x, bytes)| le(*x) == bytes)
+}
+
 fn variant(data: &TensorData<'_>) -> &'static str {
     match data {
         TensorData::F32(_) => "32-bit floats",
@@ -114,6 +140,31 @@ fn variant(data: &TensorData<'_>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_compared_across_forms_to_the_last_one() {
+        let numbers = [1.5f32, f32::NAN, -0.0];
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let bits: Vec<u16> = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        let whole = [TensorData::F32(numbers.to_vec()), TensorData::Borrowed(&bytes), TensorData::Bytes(bytes.clone())];
+        let halves = [TensorData::Half(bits.clone()), TensorData::Borrowed(&bytes), TensorData::Bytes(bytes.clone())];
+        let mut other = bytes.clone();
+        *other.last_mut().unwrap() ^= 1;
+        let short = &bytes[..bytes.len() - 4];
+        for forms in [whole, halves] {
+            for a in &forms {
+                for b in &forms {
+                    assert_eq!(same_bytes(a, b), Some(true), "{a:?} {b:?}");
+                }
+                for different in [&other[..], short, &[]] {
+                    assert_eq!(same_bytes(a, &TensorData::Borrowed(different)), Some(false), "{a:?}");
+                    assert_eq!(same_bytes(&TensorData::Bytes(different.to_vec()), a), Some(false), "{a:?}");
+                }
+            }
+        }
+        assert_eq!(same_bytes(&TensorData::F32(vec![0.0]), &TensorData::F32(vec![-0.0])), Some(false));
+        assert_eq!(same_bytes(&TensorData::Half(bits), &TensorData::F32(numbers.to_vec())), Some(false));
+    }
 
     #[test]
     fn data_in_any_form_becomes_the_same_tensor() {

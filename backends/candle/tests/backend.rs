@@ -122,6 +122,7 @@ enum Act {
     Fail,
     Panic,
     Zeros,
+    As(&'static str),
 }
 
 impl TensorSource for Tampered {
@@ -135,6 +136,7 @@ impl TensorSource for Tampered {
                 Act::Cancel(token) => token.cancel(),
                 Act::Fail => return Err(llm_local_core::Error::load(name, "the disk is gone")),
                 Act::Panic => panic!("the disk is on fire"),
+                Act::As(other) => return self.inner.read(other, want),
                 Act::Zeros => return Ok(TensorData::Bytes(vec![0; 896 * 128 * 2])),
             }
         }
@@ -175,6 +177,7 @@ fn a_tensor_that_cannot_be_read_is_named() {
         assert!(error.to_string().contains(name) && error.to_string().contains("disk is gone"), "{error}");
     }
     let error = failure(tampered(dense(), "model.norm.weight", Act::Panic), options(64));
+    assert!(error.to_string().starts_with("loading `tiny-llama` failed"), "{error}");
     assert!(error.to_string().contains("the disk is on fire"), "{error}");
 }
 
@@ -201,6 +204,7 @@ fn giving_a_load_up_leaves_the_callers_token_alone() {
 fn a_second_head_beside_a_tied_one_must_be_the_same() {
     let error = failure(tampered(dense(), "lm_head.weight", Act::Zeros), options(64));
     assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
+    load(tampered(dense(), "lm_head.weight", Act::As("model.embed_tokens.weight")), options(64)).unwrap();
 }
 
 #[test]
