@@ -64,6 +64,18 @@ pub(super) fn product_is_zero(a: &Floats, b: &Floats, rank: usize) -> bool {
         .all(|k| (0..columns).all(|c| at(a, k * columns + c) == 0.0) || (0..rows).all(|r| at(b, r * rank + k) == 0.0))
 }
 
+/// Whether `scale * (B @ A)`, of shapes as in [`product_is_zero`], is zero in the arithmetic of the merge, which rounds
+/// `scale * B` to f32 and multiplies in f32: each term is 0, or too small for an f32.
+pub(super) fn scaled_product_is_zero(a: &Floats, b: &Floats, rank: usize, scale: f64) -> bool {
+    let (columns, rows) = (a.len() / rank, b.len() / rank);
+    let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |most, v| most.max(v.abs()));
+    (0..rank).all(|k| {
+        let b = largest(&mut (0..rows).map(|r| at(b, r * rank + k)));
+        let a = largest(&mut (0..columns).map(|c| at(a, k * columns + c)));
+        (f64::from(b) * scale) as f32 * a == 0.0
+    })
+}
+
 /// Exact: bfloat16 is the upper half of f32.
 pub(super) fn widen_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
@@ -109,6 +121,18 @@ mod tests {
         assert!(zero(&[1., 2., 3., 4.], &[0., -0., 0., 0.]));
         assert!(!zero(&[0., 1e-30, 1., 2.], &[3., 0., 4., 0.]));
         assert!(product_is_zero(&Floats::Bf16(vec![0x3f80]), &Floats::F16(vec![0x8000]), 1));
+    }
+
+    #[test]
+    fn a_scaled_product_is_zero_when_every_term_is_too_small_for_f32() {
+        let zero = |a: f32, b: f32, scale| {
+            scaled_product_is_zero(&Floats::F32(vec![0.0, a]), &Floats::F32(vec![1.0, b]), 2, scale)
+        };
+        assert!(!zero(-0.5, 0.5, -1e-40));
+        assert!(zero(0.5, 0.5, 1e-46));
+        assert!(zero(1e-30, 1e-30, 1.0) && !zero(1e-30, 1e-30, 1e20));
+        // The merge rounds `scale * B` first: a large A does not bring it back.
+        assert!(zero(1e30, 1.0, 1e-60));
     }
 
     #[test]

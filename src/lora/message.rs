@@ -6,6 +6,11 @@ pub(super) fn shape_text(shape: &[usize]) -> String {
     format!("({})", dimensions.join(", "))
 }
 
+/// `all 4 modules`, or `its one module`.
+pub(super) fn all_of(count: usize, noun: &str) -> String {
+    if count == 1 { format!("its one {noun}") } else { format!("all {count} {noun}s") }
+}
+
 /// The first few of `names`, and how many more there are.
 pub(super) fn some_of<T: AsRef<str>>(names: &[T]) -> String {
     const SHOWN: usize = 4;
@@ -24,4 +29,15 @@ pub(super) fn reason(defects: &[String]) -> String {
         text.push_str(&format!("; and {} more like these", defects.len() - SHOWN));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_agree_with_their_nouns() {
+        assert_eq!(all_of(1, "module"), "its one module");
+        assert_eq!(all_of(4, "module"), "all 4 modules");
+    }
 }

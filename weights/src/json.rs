@@ -7,7 +7,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, Visitor},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Bytes that a config file may have. The largest in use are a few hundred kilobytes.
 const CONFIG_LIMIT: u64 = 16 << 20;
@@ -20,8 +20,24 @@ pub fn read_json(path: &Path) -> Result<Value> {
     read_bounded(path, CONFIG_LIMIT)
 }
 
+/// Reads the JSON object in the file at `path`, of at most 16 MiB, and gives the bytes it was read from beside it.
+///
+/// # Errors
+/// As [`read_json`], and [`Error::LoadFailed`] if the file holds something else than an object or names a field twice:
+/// readers differ in which of the two they take.
+pub fn read_json_object(path: &Path) -> Result<(Map<String, Value>, Vec<u8>)> {
+    let bytes = bytes(path, CONFIG_LIMIT)?;
+    let UniqueMap(fields) = parse(path, &bytes)?;
+    Ok((fields.into_iter().collect(), bytes))
+}
+
 /// Reads the JSON file at `path` of at most `limit` bytes.
 pub(crate) fn read_bounded<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+    parse(path, &bytes(path, limit)?)
+}
+
+/// The content of the file at `path`, of at most `limit` bytes.
+fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::not_found(path.display(), "there is no such file"),
         _ => Error::io("read", path, error),
@@ -37,7 +53,29 @@ pub(crate) fn read_bounded<T: DeserializeOwned>(path: &Path, limit: u64) -> Resu
             format!("it has more than {limit} bytes, too many for a JSON file of its kind"),
         ));
     }
-    serde_json::from_slice(&bytes).map_err(|e| Error::load(path.display(), format!("it is not the JSON expected: {e}")))
+    Ok(bytes)
+}
+
+/// The value in `bytes`, the content of the file at `path`.
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let reason = if error.is_data() {
+            format!("it is not the JSON expected: {error}")
+        } else {
+            let hint = python_number(bytes).map(|field| format!("; `{field}` is NaN or infinite")).unwrap_or_default();
+            format!("it is not JSON: {error}{hint}")
+        };
+        Error::load(path.display(), reason)
+    })
+}
+
+/// The first field whose value is a `NaN` or `Infinity` as Python writes it, which no JSON reader takes.
+fn python_number(bytes: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    ["NaN", "Infinity"].iter().flat_map(|word| text.match_indices(word)).find_map(|(at, _)| {
+        let before = text[..at].trim_end_matches('-').trim_end().strip_suffix(':')?;
+        before.trim_end().strip_suffix('"')?.rsplit('"').next()
+    })
 }
 
 /// A JSON object in its order, in which no name may stand twice: parsers differ in which of the two they take.
@@ -88,6 +126,32 @@ mod tests {
         assert!(broken.contains("config.json") && broken.contains("line 1"), "{broken}");
         assert_eq!(read_json(&folder.path().join("none.json")).unwrap_err().code(), "not_found");
         assert_eq!(read_json(folder.path()).unwrap_err().code(), "load_failed");
+    }
+
+    #[test]
+    fn an_object_is_read_with_its_bytes_and_anything_else_says_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("adapter_config.json");
+        for (text, why) in [
+            ("[1]", "invalid type: sequence, expected an object"),
+            ("\"LORA\"", "expected an object"),
+            ("{\"r\": 8,}", "is not JSON"),
+            ("", "is not JSON"),
+            ("{\"r\": 8, \"r\": 4}", "`r` stands there twice"),
+            ("{\"lora_alpha\": NaN}", "`lora_alpha` is NaN or infinite"),
+            ("{\"r\": 8, \"lora_alpha\" : -Infinity}", "`lora_alpha` is NaN or infinite"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = read_json_object(&path).unwrap_err();
+            assert_eq!(error.code(), "load_failed");
+            let message = error.to_string();
+            assert!(message.contains("adapter_config.json") && message.contains(why), "{text}: {message}");
+        }
+        std::fs::write(&path, b"\xff").unwrap();
+        assert!(read_json_object(&path).is_err());
+        std::fs::write(&path, "{\"r\": 8}").unwrap();
+        let (fields, bytes) = read_json_object(&path).unwrap();
+        assert_eq!((&fields["r"], &bytes[..]), (&serde_json::json!(8), &b"{\"r\": 8}"[..]));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | [`SafetensorsSource`] | tensors of one safetensors file, or of shards |
 //! | [`SafetensorsFiles`], [`ShardIndex`] | which files of a folder hold a model's weights |
 //! | [`GgufSource`] | tensors and metadata of a GGUF file |
-//! | [`read_json`] | a JSON file, bounded in size |
+//! | [`read_json`], [`read_json_object`] | a JSON file, bounded in size |
 //! | [`is_pickle`] | names of files that are never read |
 //!
 //! Nothing here trusts a file: each header is checked against the size of its file before a tensor is handed out.
@@ -21,7 +21,7 @@ mod table;
 
 pub use checkpoint::{Checkpoint, GGUF_TEXT_FILES, is_pickle};
 pub use gguf::GgufSource;
-pub use json::read_json;
+pub use json::{read_json, read_json_object};
 pub use safetensors::{SafetensorsFiles, SafetensorsSource, ShardIndex, is_adapter_file};
 
 #[cfg(test)]

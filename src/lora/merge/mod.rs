@@ -40,6 +40,14 @@ impl MergedSource {
     /// [`Error::AdapterMergeFailed`] as [`fit()`], or if `base` has other tensors than `info` says.
     pub fn new(base: Arc<dyn TensorSource>, adapters: Vec<(Arc<LoraAdapter>, f32)>, info: &ModelInfo) -> Result<Self> {
         let report = fit(&adapters, info)?;
+        for adapter in report.adapters.iter().filter(|adapter| !adapter.unmatched_targets.is_empty()) {
+            tracing::warn!(
+                adapter = adapter.reference,
+                base = info.id,
+                unmatched = ?adapter.unmatched_targets,
+                "names in `target_modules` match no module of the base"
+            );
+        }
         let touched: HashMap<_, _> = report.touched.iter().map(|t| (t.name.clone(), t.clone())).collect();
         let merged = Self { base, adapters, touched, report };
         for tensor in &merged.report.touched {

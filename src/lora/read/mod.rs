@@ -1,6 +1,5 @@
 //! Files into a [`LoraAdapter`]. Which format they are is decided by what they hold, never by the shape of a tensor.
 
-mod json;
 mod peft;
 
 #[cfg(test)]
@@ -9,8 +8,10 @@ mod tests;
 use std::{collections::BTreeMap, io::Read, path::PathBuf};
 
 use llm_local_core::{ArtifactRef, Error, LoraAdapter, Result};
-use llm_local_weights::is_pickle;
+use llm_local_weights::{is_pickle, read_json_object};
 use serde_json::{Map, Value};
+
+use super::message::some_of;
 
 /// The file that says what an adapter is, in PEFT's format and in mlx-lm's.
 const CONFIG: &str = "adapter_config.json";
@@ -33,8 +34,7 @@ pub fn read(reference: &ArtifactRef, files: &BTreeMap<String, PathBuf>) -> Resul
     let Some(path) = files.by_name.get(CONFIG) else {
         return Err(files.without_config());
     };
-    let bytes = fs_err::read(path).map_err(|e| Error::io("read", path, e).into_adapter(reference))?;
-    let config = json::object(&bytes).map_err(|reason| files.error(format!("{CONFIG} {reason}")))?;
+    let (config, bytes) = read_json_object(path).map_err(|e| e.into_adapter(reference))?;
     match Format::of(&config) {
         Some(Format::Peft) => peft::read(&files, &bytes, &config),
         Some(Format::MlxLm) => Err(files.unsupported("mlx-lm's format (`fine_tune_type`, `lora_parameters`)")),
@@ -42,7 +42,7 @@ pub fn read(reference: &ArtifactRef, files: &BTreeMap<String, PathBuf>) -> Resul
         None => Err(files.error(format!(
             "{CONFIG} does not say which format it is: expected `peft_type` (PEFT), or `fine_tune_type` or \
              `lora_parameters` (mlx-lm); found {}",
-            json::keys(&config)
+            if config.is_empty() { "no fields".into() } else { some_of(&config.keys().collect::<Vec<_>>()) }
         ))),
     }
 }
@@ -82,14 +82,7 @@ impl AdapterFiles<'_> {
 
     /// Names of the files, for messages.
     fn listing(&self) -> String {
-        if self.by_name.is_empty() {
-            return "no files".into();
-        }
-        let mut names: Vec<_> = self.by_name.keys().take(8).map(|n| format!("`{n}`")).collect();
-        if self.by_name.len() > names.len() {
-            names.push(format!("and {} more", self.by_name.len() - names.len()));
-        }
-        names.join(", ")
+        if self.by_name.is_empty() { "no files".into() } else { some_of(&self.by_name.keys().collect::<Vec<_>>()) }
     }
 
     fn first_ending(&self, suffix: &str) -> Option<(&String, &PathBuf)> {

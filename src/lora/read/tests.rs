@@ -131,6 +131,54 @@ fn files_that_are_no_known_format_say_what_was_expected() {
 }
 
 #[test]
+fn a_config_too_large_for_one_is_refused_before_it_is_in_memory() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("adapter_config.json");
+    fs::File::create(&path).unwrap().set_len((16 << 20) + 1).unwrap();
+    let files = BTreeMap::from([("adapter_config.json".into(), path)]);
+    let error = read(&ArtifactRef::file(folder.path()).unwrap(), &files).unwrap_err();
+    assert_eq!(error.code(), "adapter_merge_failed");
+    assert!(error.to_string().contains("adapter_config.json") && error.to_string().contains("too many"), "{error}");
+}
+
+#[test]
+fn weights_of_another_name_are_read_if_no_other_file_could_be_meant() {
+    let good = fixture("bad-adapters/_control-good");
+    let (config, weights) = (good.join("adapter_config.json"), good.join("adapter_model.safetensors"));
+    let of = |names: &[&str]| {
+        let mut files: BTreeMap<String, _> = names.iter().map(|n| ((*n).to_owned(), weights.clone())).collect();
+        files.insert("adapter_config.json".into(), config.clone());
+        read(&ArtifactRef::file(&good).unwrap(), &files)
+    };
+    let expected = read_folder(&good).unwrap();
+    assert_eq!(of(&["pirate.safetensors"]).unwrap(), expected);
+    assert_eq!(of(&["Pirate.SafeTensors", "README.md", "checkpoint-9/adapter_model.safetensors"]).unwrap(), expected);
+    let message = of(&["a.safetensors", "b.safetensors"]).unwrap_err().to_string();
+    for word in ["`a.safetensors`, `b.safetensors`", "expected adapter_model.safetensors", "adapter_config.json"] {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
+    let message = of(&["checkpoint-9/adapter_model.safetensors"]).unwrap_err().to_string();
+    assert!(message.contains("adapter_model.safetensors is missing"), "{message}");
+
+    // With PEFT's own name among several, the others are not looked at.
+    let mut files = BTreeMap::from([("a.safetensors".to_owned(), fixture("bad-adapters/no-such-file"))]);
+    files.insert("adapter_config.json".into(), config);
+    files.insert("adapter_model.safetensors".into(), weights);
+    assert_eq!(read(&ArtifactRef::file(&good).unwrap(), &files).unwrap(), expected);
+}
+
+#[test]
+fn a_defect_of_renamed_weights_is_reported_with_their_name() {
+    let folder = fixture("bad-adapters/empty-tensors");
+    let files = BTreeMap::from([
+        ("adapter_config.json".into(), folder.join("adapter_config.json")),
+        ("pirate.safetensors".into(), folder.join("adapter_model.safetensors")),
+    ]);
+    let error = read(&ArtifactRef::file(&folder).unwrap(), &files).unwrap_err().to_string();
+    assert!(error.contains("pirate.safetensors: it holds no tensors"), "{error}");
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_an_adapter_error_with_its_cause() {
     let files = BTreeMap::from([("adapter_config.json".into(), Path::new("/no/such/file").to_owned())]);
     let error = read(&"hf:org/name".parse().unwrap(), &files).unwrap_err();

@@ -16,7 +16,7 @@ use llm_local_core::{
 };
 use serde_json::Value;
 
-use self::matcher::{LayerFilter, Matcher};
+use self::matcher::{LayerFilter, Matcher, NoMatch};
 use super::message::some_of;
 
 /// The modules of a base: whatever has a `<module>.weight`.
@@ -116,42 +116,58 @@ impl Targets {
         Ok(Self { modules, exclude, layers })
     }
 
-    /// Whether the adapter says that it applies to `module`.
-    pub(super) fn verdict(&self, module: &str) -> Verdict {
-        if self.exclude.as_ref().is_some_and(|exclude| exclude.matches(module)) {
-            return Verdict::Excluded;
+    /// Whether the adapter says that it applies to `module`. The error names a field whose regular expression cannot be
+    /// decided in a bounded number of steps.
+    pub(super) fn verdict(&self, module: &str) -> Result<Verdict, String> {
+        if self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(module))? {
+            return Ok(Verdict::Excluded);
         }
-        if !self.modules.matches(module) {
-            return Verdict::NotDeclared;
+        if !self.modules.matches(module)? {
+            return Ok(Verdict::NotDeclared);
         }
         match &self.layers {
             // A whole path in the list counts in whichever layer it is.
-            Some(layers) if !self.modules.is_whole_path(module) && !layers.matches(module) => Verdict::OtherLayer,
-            _ => Verdict::Covered,
+            Some(layers) if !self.modules.is_whole_path(module) && !layers.matches(module)? => Ok(Verdict::OtherLayer),
+            _ => Ok(Verdict::Covered),
         }
     }
 
-    /// What is declared but matches nothing in `base`, one defect each.
-    pub(super) fn unmatched(&self, base: &BaseModules<'_>) -> Vec<String> {
-        let none: Vec<_> = self.modules.without_match(|| base.names());
-        let mut defects = Vec::new();
-        if !none.is_empty() {
-            defects.push(format!(
+    /// The modules of `base` that the adapter says it applies to.
+    pub(super) fn covered<'a>(&self, base: &BaseModules<'a>) -> Result<Vec<&'a str>, String> {
+        let covered = base.names().map(|name| Ok((name, self.verdict(name)? == Verdict::Covered)));
+        let covered = covered.collect::<Result<Vec<_>, String>>()?;
+        Ok(covered.into_iter().filter(|(_, covered)| *covered).map(|(name, _)| name).collect())
+    }
+
+    /// The declared names that match nothing in `base`: PEFT lets them pass, and one list for several architectures has
+    /// such. The error is that nothing at all matches.
+    pub(super) fn unmatched(&self, base: &BaseModules<'_>) -> Result<Vec<String>, String> {
+        self.modules.without_match(|| base.names()).map_err(|error| match error {
+            NoMatch::Undecided(reason) => reason,
+            NoMatch::Nothing(declared) if declared.is_empty() => {
+                "the base has no linear modules that `target_modules` could mean".into()
+            }
+            NoMatch::Nothing(declared) => format!(
                 "`target_modules` declares {}, and no module of the base matches; it has e.g. {}",
-                some_of(&none),
+                some_of(&declared),
                 some_of(&base.linear_except_head()),
-            ));
-        }
-        if let Some(layers) = &self.layers {
-            let targeted = base.names().filter(|name| self.modules.matches(name));
-            let absent = layers.without_match(targeted);
-            if !absent.is_empty() {
-                defects.push(format!(
-                    "`layers_to_transform` names the layers {absent:?}, which have no targeted module in the base"
-                ));
+            ),
+        })
+    }
+
+    /// Why `layers_to_transform` does not fit `base`, if it does not; the error is as that of [`Self::verdict`].
+    pub(super) fn absent_layers(&self, base: &BaseModules<'_>) -> Result<Option<String>, String> {
+        let Some(layers) = &self.layers else { return Ok(None) };
+        let mut targeted = Vec::new();
+        for name in base.names() {
+            if self.modules.matches(name)? {
+                targeted.push(name);
             }
         }
-        defects
+        let absent = layers.without_match(&targeted)?;
+        Ok((!absent.is_empty()).then(|| {
+            format!("`layers_to_transform` names the layers {absent:?}, which have no targeted module in the base")
+        }))
     }
 }
 

@@ -21,7 +21,7 @@ fn pattern(text: &str) -> ModuleSelector {
 fn covered(info: &ModelInfo, declared: &DeclaredTargets) -> Vec<String> {
     let base = BaseModules::new(info);
     let targets = Targets::new(declared, &base).unwrap();
-    base.names().filter(|name| targets.verdict(name) == Verdict::Covered).map(String::from).collect()
+    targets.covered(&base).unwrap().into_iter().map(String::from).collect()
 }
 
 /// A base with these modules, all of them matrices.
@@ -50,10 +50,48 @@ fn a_pattern_must_match_the_whole_path() {
 }
 
 #[test]
-fn a_pattern_that_only_python_understands_is_refused_with_the_field() {
+fn a_pattern_may_look_around_and_refer_back_as_in_python() {
+    let info = tiny_llama_info(|_| {});
+    let of = |text: &str| covered(&info, &DeclaredTargets::new(pattern(text)));
+    // Counted with Python's re.fullmatch over the names of tiny-llama's modules.
+    assert_eq!(of(r"^(?!.*(?:lm_head|embed)).*\.(?:q|v)_proj$").len(), 8);
+    assert_eq!(of(r"model\.layers\.(?![01]\.)\d+\.self_attn\.q_proj").len(), 2);
+    assert_eq!(of(r".*(?<=self_attn\.)[kv]_proj").len(), 8);
+    assert_eq!(of(r".*(?<!k)_proj\Z").len(), 24);
+    assert_eq!(of(r"(?P<m>m).*(?P=m)lp\.up_proj").len(), 4);
+    // A look-ahead takes nothing: the whole path must still be matched by what follows.
+    assert_eq!(of(r"model(?=.*q_proj)"), [""; 0]);
+    // Alternatives are tried until the whole path is matched.
+    assert_eq!(of(r"(?=m)(?:model|model\.layers\.0\.mlp\.up_proj)"), ["model.layers.0.mlp.up_proj"]);
+}
+
+#[test]
+fn a_pattern_that_takes_too_many_steps_is_refused_with_the_field() {
     let info = tiny_llama_info(|_| {});
     let base = BaseModules::new(&info);
-    for text in [r".*(?<!k)_proj", r"(?=q).*", r"(.)\1", "(", "a)|(?:b"] {
+    let hostile = r"(?=m)(?:(?:[a-z0-9_.]|[a-z0-9_.](?=.|$))+)+!";
+    let module = "model.layers.0.self_attn.q_proj";
+    for (declared, field) in [
+        (DeclaredTargets::new(pattern(hostile)), "`target_modules`"),
+        (DeclaredTargets::new(names(&["q_proj"])).with_exclude(pattern(hostile)), "`exclude_modules`"),
+        (DeclaredTargets::new(names(&["q_proj"])).with_layers(vec![0], vec![hostile.into()]), "`layers_pattern`"),
+    ] {
+        let targets = Targets::new(&declared, &base).unwrap();
+        let reason = targets.verdict(module).unwrap_err();
+        assert!(reason.contains(field) && reason.contains("too many steps") && reason.contains(module), "{reason}");
+        assert!(targets.covered(&base).is_err());
+        if field == "`target_modules`" {
+            assert!(targets.unmatched(&base).unwrap_err().contains("too many steps"));
+        }
+        assert_eq!(targets.absent_layers(&base).is_err(), field == "`layers_pattern`");
+    }
+}
+
+#[test]
+fn a_pattern_that_is_broken_is_refused_with_the_field() {
+    let info = tiny_llama_info(|_| {});
+    let base = BaseModules::new(&info);
+    for text in ["(", "a)|(?:b", "(?=a)|b)|(?:c", r"(?P=none)q", "[a", "*q"] {
         let declared = DeclaredTargets::new(pattern(text));
         let reason = Targets::new(&declared, &base).err().unwrap_or_else(|| panic!("{text} passed"));
         assert!(reason.contains("`target_modules`") && reason.contains(text), "{reason}");
@@ -92,7 +130,7 @@ fn excluded_modules_win() {
         let declared = DeclaredTargets::new(names(&["q_proj", "v_proj"])).with_exclude(exclude);
         assert_eq!(covered(&info, &declared), [1, 2, 3].map(|l| format!("model.layers.{l}.self_attn.q_proj")));
         let base = BaseModules::new(&info);
-        let verdict = Targets::new(&declared, &base).unwrap().verdict("model.layers.0.self_attn.q_proj");
+        let verdict = Targets::new(&declared, &base).unwrap().verdict("model.layers.0.self_attn.q_proj").unwrap();
         assert_eq!(verdict, Verdict::Excluded);
     }
 }
@@ -126,11 +164,20 @@ fn a_whole_path_in_the_list_counts_in_whichever_layer_it_is() {
 fn declarations_that_match_nothing_are_named() {
     let info = tiny_llama_info(|_| {});
     let base = BaseModules::new(&info);
-    let unmatched = |declared: DeclaredTargets| Targets::new(&declared, &base).unwrap().unmatched(&base).join("; ");
-    assert_eq!(unmatched(DeclaredTargets::new(names(&["q_proj"]))), "");
-    let text = unmatched(DeclaredTargets::new(names(&["q_proj", "c_attn"])));
-    assert!(text.contains("`c_attn`") && !text.contains("`q_proj`"), "{text}");
-    assert!(unmatched(DeclaredTargets::new(pattern("h.*"))).contains("`h.*`"));
-    let text = unmatched(DeclaredTargets::new(names(&["q_proj"])).with_layers(vec![3, 4, 9], vec![]));
-    assert!(text.contains("`layers_to_transform` names the layers [4, 9]"), "{text}");
+    let targets = |declared: DeclaredTargets| Targets::new(&declared, &base).unwrap();
+    let unmatched = |selector| targets(DeclaredTargets::new(selector)).unmatched(&base);
+    assert_eq!(unmatched(names(&["q_proj"])).unwrap(), [""; 0]);
+    assert_eq!(unmatched(names(&["q_proj", "c_attn"])).unwrap(), ["c_attn"]);
+    let reason = unmatched(names(&["c_proj", "c_attn"])).unwrap_err();
+    assert!(reason.contains("`c_proj`, `c_attn`"), "{reason}");
+    assert!(unmatched(pattern("h.*")).unwrap_err().contains("`h.*`"));
+    let absent = |layers| targets(DeclaredTargets::new(names(&["q_proj"])).with_layers(layers, vec![]));
+    let absent = |layers| absent(layers).absent_layers(&base).unwrap();
+    assert_eq!(absent(vec![3]), None);
+    let reason = absent(vec![3, 4, 9]).unwrap();
+    assert!(reason.contains("`layers_to_transform` names the layers [4, 9]"), "{reason}");
+    let bare = base_of("llama", &["lm_head"]);
+    let all = DeclaredTargets::new(ModuleSelector::AllLinear);
+    let bare = BaseModules::new(&bare);
+    assert!(Targets::new(&all, &bare).unwrap().unmatched(&bare).unwrap_err().contains("no linear modules"));
 }

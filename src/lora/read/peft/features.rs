@@ -70,7 +70,7 @@ pub(super) fn check(config: &Map<String, Value>) -> Result<(), String> {
         if let Some((_, feature)) = FEATURES.iter().find(|(name, _)| name == key) {
             if is_set(value) {
                 return Err(format!(
-                    "`{key}` is {}, which asks for {feature}; that is not supported yet",
+                    "`{key}` is {}: it asks for {feature}, and llm-local does not support that yet",
                     shown(value)
                 ));
             }

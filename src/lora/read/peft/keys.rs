@@ -54,17 +54,17 @@ pub(super) fn parse(key: &str) -> Result<FactorKey<'_>, String> {
 fn not_low_rank(path: &str) -> String {
     let has = |segment: &str| path.split('.').any(|s| s == segment);
     let what = if has("base_layer") {
-        "the full weight of a base layer, which PEFT saves beside LoRA on an embedding or head"
+        "is the full weight of a base layer, which PEFT saves beside LoRA on an embedding or head"
     } else if has("token_adapter") || path.contains("trainable_tokens") {
-        "trained rows of the embedding (`trainable_token_indices`)"
+        "holds trained rows of the embedding (`trainable_token_indices`)"
     } else if has("modules_to_save") || path.ends_with(".weight") {
-        "a full weight (`modules_to_save`, or a checkpoint that is no adapter)"
+        "is a full weight (`modules_to_save`, or a checkpoint that is no adapter)"
     } else if path.ends_with(".bias") {
-        "a bias (`bias` other than \"none\", or `modules_to_save`)"
+        "is a bias (`bias` other than \"none\", or `modules_to_save`)"
     } else {
         return "it is neither `lora_A.weight` nor `lora_B.weight` of a module".into();
     };
-    format!("it is {what}, which is not supported yet; expected only `lora_A.weight` and `lora_B.weight`")
+    format!("it {what}; llm-local does not support that yet; expected only `lora_A.weight` and `lora_B.weight`")
 }
 
 #[cfg(test)]

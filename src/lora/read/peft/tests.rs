@@ -115,7 +115,11 @@ fn every_feature_that_is_not_supported_is_refused_by_name() {
         ("use_dora", json!(true), &["`use_dora` is true", "DoRA"][..]),
         ("rank_pattern", json!({"q_proj": 4}), &["`rank_pattern`", "q_proj"]),
         ("alpha_pattern", json!({"q_proj": 4}), &["`alpha_pattern`"]),
-        ("modules_to_save", json!(["lm_head"]), &["`modules_to_save`", "lm_head"]),
+        (
+            "modules_to_save",
+            json!(["lm_head"]),
+            &["`modules_to_save` is [\"lm_head\"]: it asks for modules saved in full, and llm-local does not support"],
+        ),
         ("bias", json!("all"), &["`bias` is \"all\"", "none"]),
         ("bias", json!(true), &["`bias`"]),
         ("lora_bias", json!(true), &["`lora_bias`"]),
