@@ -3,41 +3,63 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use fs_err as fs;
 use futures_util::StreamExt;
 use llm_local_core::{
     ArtifactSource, Digest, DownloadProgress, Error, FetchContext, Manifest, ManifestFile, Opened, ProgressEvent,
-    Result, source::ByteStream,
+    ProgressHandler, Result, source::ByteStream,
 };
 use sha2::{Digest as _, Sha256};
 
 /// Files of an artifact: their paths in the manifest, and where they lie.
 pub(crate) type Files = BTreeMap<String, PathBuf>;
 
-/// Makes every file of `manifest` present, verified against its size and digest.
+/// How far the fetching of a whole plan is: its base and its adapters together.
+pub(crate) struct Meter {
+    handler: Option<Arc<dyn ProgressHandler>>,
+    done: u64,
+    total: u64,
+}
+
+impl Meter {
+    /// Nothing is done of what `manifests` list.
+    pub(crate) fn new<'a>(manifests: impl IntoIterator<Item = &'a Manifest>, cx: &FetchContext) -> Self {
+        let total = manifests.into_iter().map(Manifest::total_bytes).sum();
+        Self { handler: cx.progress.clone(), done: 0, total }
+    }
+
+    /// Everything is verified and in place.
+    pub(crate) fn finish(self) {
+        self.report(DownloadProgress::finished(self.total));
+    }
+
+    fn report(&self, progress: DownloadProgress) {
+        if let Some(handler) = &self.handler {
+            handler.on_progress(&ProgressEvent::Download(progress));
+        }
+    }
+}
+
+/// Makes every file of `manifest` present: streams are verified against size and digest before they are published. A
+/// file of this machine is its owner's and used where it lies; its size is checked, its content is the source's word.
 pub(crate) async fn fetch(
     source: &(impl ArtifactSource + ?Sized),
     manifest: &Manifest,
     cache: &Path,
+    meter: &mut Meter,
     cx: &FetchContext,
 ) -> Result<Files> {
-    let total = manifest.total_bytes();
-    let report = |progress| {
-        if let Some(handler) = &cx.progress {
-            handler.on_progress(&ProgressEvent::Download(progress));
-        }
-    };
     let mut files = Files::new();
-    let mut done = 0;
     for file in &manifest.files {
         if cx.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        report(DownloadProgress::new(done, total).with_current_file(&file.path));
+        meter.report(DownloadProgress::new(meter.done, meter.total).with_current_file(&file.path));
         let path = match cached(cache, file) {
             Some(path) => path,
             None => match source.open(manifest, file, 0..file.size, cx).await? {
@@ -52,9 +74,8 @@ pub(crate) async fn fetch(
             },
         };
         files.insert(file.path.clone(), path);
-        done += file.size;
+        meter.done += file.size;
     }
-    report(DownloadProgress::finished(total));
     Ok(files)
 }
 
@@ -87,7 +108,7 @@ fn blob(cache: &Path, digest: &Digest) -> PathBuf {
 /// The published file, if it is there whole: it is only ever renamed into place after it was verified.
 fn cached(cache: &Path, file: &ManifestFile) -> Option<PathBuf> {
     let path = blob(cache, file.digest.as_ref()?);
-    let found = std::fs::metadata(&path).ok()?;
+    let found = fs::metadata(&path).ok()?;
     (found.is_file() && found.len() == file.size).then_some(path)
 }
 
@@ -119,7 +140,8 @@ async fn store(
     };
     let target = blob(cache, &digest);
     let folder = target.parent().unwrap_or(cache);
-    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    fs::create_dir_all(folder)
+        .map_err(|e| Error::io("create the cache folder (LLM_LOCAL_CACHE names another)", folder, e))?;
     // In the same folder, so that the rename is atomic; it removes itself if anything below fails.
     let mut part = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io("write to", folder, e))?;
     let mut hasher = Sha256::new();
@@ -184,7 +206,7 @@ mod tests {
             let cx = FetchContext::new();
             let manifest = source.resolve(&"test:x".parse()?, Want::Model, &cx).await?;
             assert!(present(source, &manifest, cache, &cx).await?.is_none());
-            let files = fetch(source, &manifest, cache, &cx).await?;
+            let files = fetch(source, &manifest, cache, &mut Meter::new([&manifest], &cx), &cx).await?;
             assert_eq!(present(source, &manifest, cache, &cx).await?.as_ref(), Some(&files));
             Ok(files)
         })

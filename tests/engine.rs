@@ -184,9 +184,62 @@ fn progress_comes_in_its_order_and_ends_with_loaded() {
         })
         .collect();
     assert!(stages.is_sorted(), "{stages:?}");
+    let fractions: Vec<f64> = seen
+        .iter()
+        .filter_map(|event| match event {
+            ProgressEvent::Download(progress) => Some(progress.fraction),
+            _ => None,
+        })
+        .collect();
+    assert!(fractions.is_sorted(), "{fractions:?}");
+    assert_eq!((fractions.first(), fractions.last()), (Some(&0.0), Some(&1.0)));
+    assert_eq!(fractions.iter().filter(|&&f| f == 1.0).count(), 1);
     assert_eq!(stages.iter().filter(|&&s| s == 0).count(), 2);
     assert!(stages.contains(&1) && stages.contains(&2));
     assert_eq!(stages.iter().filter(|&&s| s == 3).count(), 1);
+}
+
+#[test]
+fn who_joins_or_finds_the_model_loaded_hears_that_it_is() {
+    let backend = Arc::new(FakeBackend::new("fake"));
+    let engine = engine_with(&backend);
+    block_on(engine.load(&spec(None))).unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heard = seen.clone();
+    let handler = Arc::new(move |event: &ProgressEvent| heard.lock().unwrap().push(event.clone()));
+    block_on(engine.load_with_progress(&spec(None), Some(handler))).unwrap();
+    assert_eq!(*seen.lock().unwrap(), [ProgressEvent::Loaded]);
+}
+
+#[test]
+fn a_progress_handler_that_panics_fails_its_load_and_nothing_else() {
+    let backend = Arc::new(FakeBackend::new("fake"));
+    let engine = engine_with(&backend);
+    let handler = Arc::new(|_: &ProgressEvent| panic!("bad handler"));
+    let error = block_on(engine.load_with_progress(&spec(None), Some(handler))).unwrap_err();
+    assert!(matches!(&error, Error::LoadFailed { .. }) && error.to_string().contains("bad handler"), "{error}");
+    block_on(engine.load(&spec(None))).unwrap();
+}
+
+#[test]
+fn a_load_waits_until_the_memory_of_an_unload_is_back() {
+    let backend = Arc::new(FakeBackend::new("fake"));
+    let engine = engine_with(&backend);
+    let spec = spec(None);
+    block_on(async {
+        let model = engine.load(&spec).await.unwrap();
+        // The unload is asked for and then left to whoever comes next.
+        let mut left = engine.unload(&spec).boxed();
+        let _ = left.poll_unpin(&mut Context::from_waker(std::task::Waker::noop()));
+        drop(left);
+        let again = engine.load(&spec).await.unwrap();
+        assert!(!again.is_same(&model) && again.is_loaded());
+        assert_eq!((backend.calls().loads, backend.calls().live()), (2, 1));
+        // By the handle: the slot still holds it, and it must not be given out.
+        again.unload().await.unwrap();
+        engine.load(&spec).await.unwrap();
+        assert_eq!((backend.calls().loads, backend.calls().live()), (3, 1));
+    });
 }
 
 #[test]

@@ -16,12 +16,14 @@ use llm_local_weights::Checkpoint;
 use pollster::block_on;
 use safetensors::{SafeTensors, tensor::TensorView};
 
-/// Compares logits of all prompts and greedy tokens; returns the largest difference.
-fn compare(spec: &ModelSpec, name: &str, bound: f32) -> f32 {
+/// Compares logits of all prompts, and greedy tokens wherever the margin is more than twice the prompt's error. At least
+/// `greedy` prompts must have been compared that way.
+fn compare(spec: &ModelSpec, name: &str, bound: f32, greedy: usize) {
     let engine = engine();
     let reference = reference(name);
     assert!(!reference.cases.is_empty());
     let mut worst = 0f32;
+    let mut compared = 0;
     for case in &reference.cases {
         // Once from the text, so that the tokenizer is in it, and once from the ids.
         let from_text = block_on(engine.logits(spec, LogitsRequest::new(case.prompt.as_str()))).unwrap();
@@ -30,9 +32,9 @@ fn compare(spec: &ModelSpec, name: &str, bound: f32) -> f32 {
         let difference = max_difference(&logits, &case.logits);
         assert!(difference <= bound, "{name}: {:?}: {difference} > {bound}", case.prompt);
         worst = worst.max(difference);
-    }
-    let mut compared = 0;
-    for case in reference.cases.iter().filter(|case| case.min_margin > 2.0 * worst) {
+        if case.min_margin <= 2.0 * difference {
+            continue;
+        }
         let request =
             GenerateRequest::new(case.prompt_ids.clone()).with_max_tokens(case.greedy_ids.len()).with_ignore_eos(true);
         let completion = block_on(async { engine.generate(spec, request).await?.complete().await }).unwrap();
@@ -42,7 +44,7 @@ fn compare(spec: &ModelSpec, name: &str, bound: f32) -> f32 {
         compared += 1;
     }
     println!("{name}: largest difference {worst:e}, greedy tokens of {compared} prompts equal");
-    worst
+    assert!(compared >= greedy, "{name}: greedy tokens of only {compared} prompts could be compared");
 }
 
 const ADAPTERS: [Option<&str>; 4] = [None, Some("peft"), Some("rslora"), Some("qv-last2")];
@@ -54,21 +56,21 @@ fn reference_of(adapter: Option<&str>) -> String {
 #[test]
 fn tiny_llama_and_its_adapters_in_f32() {
     for adapter in ADAPTERS {
-        compare(&tiny(adapter).with_dtype(ComputeDtype::F32), &reference_of(adapter), 2e-5);
+        compare(&tiny(adapter).with_dtype(ComputeDtype::F32), &reference_of(adapter), 2e-5, 4);
     }
 }
 
 #[test]
 fn tiny_llama_and_its_adapters_in_f16() {
     for adapter in ADAPTERS {
-        compare(&tiny(adapter).with_dtype(ComputeDtype::F16), &reference_of(adapter), 0.02);
+        compare(&tiny(adapter).with_dtype(ComputeDtype::F16), &reference_of(adapter), 0.02, 1);
     }
 }
 
 #[test]
 fn tiny_llama_and_its_adapters_in_bf16() {
     for adapter in ADAPTERS {
-        compare(&tiny(adapter).with_dtype(ComputeDtype::Bf16), &reference_of(adapter), 0.1);
+        compare(&tiny(adapter).with_dtype(ComputeDtype::Bf16), &reference_of(adapter), 0.1, 1);
     }
 }
 
@@ -92,13 +94,13 @@ fn an_adapter_is_really_applied() {
 #[test]
 fn gguf_files_give_the_logits_of_their_weights() {
     let gguf = |kind: &str| ModelSpec::new(fixture_ref(&format!("gguf/tiny-llama-{kind}.gguf")));
-    compare(&gguf("f16"), "tiny-llama", 1e-4);
-    compare(&gguf("bf16"), "tiny-llama", 1e-4);
+    compare(&gguf("f16"), "tiny-llama", 1e-4, 4);
+    compare(&gguf("bf16"), "tiny-llama", 1e-4, 4);
     // What 8-bit activations cost, measured: 0.079 and 0.158.
-    compare(&gguf("q8_0"), "tiny-llama-q8_0.dequantized", 0.1);
-    compare(&gguf("q4_0"), "tiny-llama-q4_0.dequantized", 0.2);
-    compare(&gguf("q8_0"), "tiny-llama", 0.13);
-    compare(&gguf("q4_0"), "tiny-llama", 0.95);
+    compare(&gguf("q8_0"), "tiny-llama-q8_0.dequantized", 0.1, 1);
+    compare(&gguf("q4_0"), "tiny-llama-q4_0.dequantized", 0.2, 1);
+    compare(&gguf("q8_0"), "tiny-llama", 0.13, 0);
+    compare(&gguf("q4_0"), "tiny-llama", 0.95, 0);
 }
 
 fn logits(engine: &Engine, spec: &ModelSpec) -> Vec<Vec<f32>> {

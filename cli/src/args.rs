@@ -84,7 +84,8 @@ impl Spec {
             Dtype::Bf16 => ComputeDtype::Bf16,
         });
         for adapter in &self.adapter {
-            spec = spec.with_adapter(reference(adapter, sample::ADAPTER)?);
+            let reference = reference(adapter, sample::ADAPTER).map_err(|e| e.into_adapter(format!("`{adapter}`")))?;
+            spec = spec.with_adapter(reference);
         }
         if let Some(name) = &self.backend {
             spec = spec.with_backend(BackendPreference::from(name.clone()));

@@ -6,7 +6,11 @@ mod args;
 mod run;
 mod sample;
 
-use std::{io::IsTerminal, process::ExitCode, sync::Arc};
+use std::{
+    io::{ErrorKind, IsTerminal, Write},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use args::{Args, Command};
 use clap::Parser;
@@ -22,6 +26,7 @@ fn main() -> ExitCode {
         .init();
     match pollster::block_on(execute(args)) {
         Ok(code) => code,
+        Err(Error::Cancelled) => ExitCode::from(INTERRUPTED),
         Err(error) => {
             eprintln!("error: {error}");
             if std::env::var_os("LLM_LOCAL_LOG").is_some() {
@@ -36,20 +41,30 @@ async fn execute(args: Args) -> Result<ExitCode> {
     let engine = Engine::builder().source(sample::SampleSource).build()?;
     match args.command {
         Command::Run(run) => run::run(&engine, run).await,
-        Command::Plan(spec) => {
-            print!("{}", engine.plan(&spec.spec()?).await?);
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Plan(spec) => print(&engine.plan(&spec.spec()?).await?.to_string()),
         Command::Plugins => {
+            let mut lines = String::new();
             for p in engine.registry().plugins() {
                 let origin = match (p.crate_name, p.crate_version) {
                     (Some(name), Some(version)) => format!("{} {version}", name),
                     _ => "this program".to_owned(),
                 };
-                println!("{:<15} {:<10} {origin:<32} {}", p.kind.as_str(), p.name, p.origin);
+                let kind = p.kind.as_str();
+                lines.push_str(&format!("{kind:<15} {:<10} {origin:<32} {}\n", p.name, p.origin));
             }
-            Ok(ExitCode::SUCCESS)
+            print(&lines)
         }
+    }
+}
+
+/// What a shell says of a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+/// Writes to standard output. That the reader has gone is no error: `llm-local plugins | head -1`.
+fn print(text: &str) -> Result<ExitCode> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(stdio("write", "standard output", e)),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -10,7 +10,7 @@ use llm_local::{
     core::{CancellationToken, GenerationStats},
 };
 
-use crate::{args::Run, stdio};
+use crate::{INTERRUPTED, args::Run, stdio};
 
 pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     let prompt = match args.prompt {
@@ -40,13 +40,13 @@ pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     while let Some(event) = generation.next().await {
         let text = match event? {
             GenerationEvent::Token { text, .. } | GenerationEvent::Text(text) => text,
-            GenerationEvent::Finished { reason, usage, stats } => {
+            GenerationEvent::Finished { reason, usage, stats, .. } => {
                 if !written(write("\n"))? {
                     return Ok(ExitCode::SUCCESS);
                 }
                 report(&model, reason, usage, &stats);
                 let interrupted = reason == FinishReason::Cancelled;
-                return Ok(if interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS });
+                return Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS });
             }
             _ => continue,
         };
@@ -73,7 +73,7 @@ fn cancel_on_interrupt() -> Result<CancellationToken> {
     let on_interrupt = cancel.clone();
     ctrlc::set_handler(move || {
         if on_interrupt.is_cancelled() {
-            std::process::exit(130);
+            std::process::exit(i32::from(INTERRUPTED));
         }
         on_interrupt.cancel();
     })

@@ -31,9 +31,9 @@ const PIRATE: Files = files!("pirate": "adapter_config.json", "adapter_model.saf
 pub(crate) struct SampleSource;
 
 fn files(reference: &ArtifactRef, want: Want) -> Result<Files> {
-    match (reference.locator(), want) {
-        ("tiny-llama", Want::Model) => Ok(TINY_LLAMA),
-        ("pirate", Want::Adapter) => Ok(PIRATE),
+    match (reference.to_string().as_str(), want) {
+        (MODEL, Want::Model) => Ok(TINY_LLAMA),
+        (ADAPTER, Want::Adapter) => Ok(PIRATE),
         _ => {
             Err(Error::not_found(reference, format!("the samples are the model `{MODEL}` and the adapter `{ADAPTER}`")))
         }

@@ -29,7 +29,7 @@ pub trait InferenceBackend: Send + Sync {
     /// What running `m` as `o` says would take, by part.
     ///
     /// # Errors
-    /// [`Error::UnsupportedModelFormat`] where `supports` says no.
+    /// [`Error::UnsupportedModelFormat`] where `supports` says no, [`Error::InvalidSpec`] for options it cannot follow.
     fn estimate(&self, m: &ModelInfo, o: &LoadOptions) -> Result<MemoryEstimate>;
 
     /// Loads a model. Dropping the future gives up; memory taken until then is given back.
@@ -52,7 +52,7 @@ pub enum Support {
 }
 
 /// What a backend can do with a model.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
     /// It can run adapters beside the weights, without merging them.
@@ -65,10 +65,16 @@ pub struct Capabilities {
     pub max_context: Option<usize>,
 }
 
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Capabilities {
     /// A backend that wants weights, and can neither run adapters unmerged nor keep sessions.
     pub fn new() -> Self {
-        Self { needs_weights: true, ..Self::default() }
+        Self { unmerged: false, sessions: false, needs_weights: true, max_context: None }
     }
 
     /// Sets whether adapters can run unmerged.

@@ -112,7 +112,8 @@ pub enum Error {
         /// The underlying error.
         source: Option<Cause>,
     },
-    /// Less memory than the load needs.
+    /// Less memory than the load needs. Made by [`Error::insufficient_memory`].
+    #[non_exhaustive]
     #[error("not enough memory: {required} bytes required, {available} available")]
     InsufficientMemory {
         /// Bytes needed.
@@ -120,7 +121,8 @@ pub enum Error {
         /// Bytes that may be taken.
         available: u64,
     },
-    /// Less disk space than the transfer needs.
+    /// Less disk space than the transfer needs. Made by [`Error::insufficient_storage`].
+    #[non_exhaustive]
     #[error("not enough disk space: {required} bytes required, {available} available")]
     InsufficientStorage {
         /// Bytes needed.
@@ -313,6 +315,16 @@ impl Error {
     /// [`Error::GenerationFailed`] without a cause.
     pub fn generation(reason: impl Into<String>) -> Self {
         Self::GenerationFailed { reason: reason.into(), source: None }
+    }
+
+    /// [`Error::InsufficientMemory`], in bytes.
+    pub fn insufficient_memory(required: u64, available: u64) -> Self {
+        Self::InsufficientMemory { required, available }
+    }
+
+    /// [`Error::InsufficientStorage`], in bytes.
+    pub fn insufficient_storage(required: u64, available: u64) -> Self {
+        Self::InsufficientStorage { required, available }
     }
 
     /// [`Error::BackendUnavailable`].

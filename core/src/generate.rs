@@ -316,13 +316,26 @@ impl Sampling {
 
 /// The name of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SessionId(pub String);
+pub struct SessionId(String);
+
+impl SessionId {
+    /// The session that the application calls `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// The application's name for it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 /// An event of a generation. `Token`s and `Text`s come in order; one `Finished` is the last, or an error is.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum GenerationEvent {
     /// A token was generated.
+    #[non_exhaustive]
     Token {
         /// Its id.
         id: u32,
@@ -332,6 +345,7 @@ pub enum GenerationEvent {
     /// Text held back until now has become certain.
     Text(String),
     /// The generation ended.
+    #[non_exhaustive]
     Finished {
         /// Why.
         reason: FinishReason,
@@ -340,6 +354,26 @@ pub enum GenerationEvent {
         /// Times.
         stats: GenerationStats,
     },
+}
+
+impl GenerationEvent {
+    /// A token, with the text that has become certain with it.
+    pub fn token(id: u32, text: impl Into<String>) -> Self {
+        Self::Token { id, text: text.into() }
+    }
+
+    /// The text that has become certain with this event; empty at the end.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Token { text, .. } | Self::Text(text) => text,
+            Self::Finished { .. } => "",
+        }
+    }
+
+    /// The end.
+    pub fn finished(reason: FinishReason, usage: Usage, stats: GenerationStats) -> Self {
+        Self::Finished { reason, usage, stats }
+    }
 }
 
 /// Why a generation ended.

@@ -70,6 +70,8 @@ pub use tensor::{Encoding, FloatType, GgmlType, IntType, TensorData, TensorEntry
 
 // Re-exported because their types are in the signatures above: an author needs no dependency of its own for them.
 pub use async_trait::async_trait;
+pub use bytes::Bytes;
+pub use futures_core::Stream;
 pub use tokio_util::sync::CancellationToken;
 
 #[doc(hidden)]

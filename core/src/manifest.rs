@@ -19,6 +19,7 @@ pub enum Want {
 
 /// A ref pinned to an immutable revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 #[non_exhaustive]
 pub struct Manifest {
     /// The ref as it was asked for.
@@ -29,6 +30,23 @@ pub struct Manifest {
     pub revision: String,
     /// The files, each path once.
     pub files: Vec<ManifestFile>,
+}
+
+/// A manifest as data from anywhere, before its names were looked at.
+#[derive(Deserialize)]
+struct Unchecked {
+    reference: ArtifactRef,
+    want: Want,
+    revision: String,
+    files: Vec<ManifestFile>,
+}
+
+impl TryFrom<Unchecked> for Manifest {
+    type Error = Error;
+
+    fn try_from(m: Unchecked) -> Result<Self> {
+        Self::new(m.reference, m.want, m.revision, m.files)
+    }
 }
 
 impl Manifest {
@@ -191,7 +209,12 @@ mod tests {
         let twice = vec![ManifestFile::new("a", 1), ManifestFile::new("a", 2)];
         assert!(Manifest::new(reference.clone(), Want::Model, "1", twice).is_err());
         let good = vec![ManifestFile::new("a/b.json", 1), ManifestFile::new("..a", 2)];
-        assert_eq!(Manifest::new(reference, Want::Model, "1", good).unwrap().total_bytes(), 3);
+        let manifest = Manifest::new(reference, Want::Model, "1", good).unwrap();
+        assert_eq!(manifest.total_bytes(), 3);
+        let json = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+        let error = serde_json::from_str::<Manifest>(&json.replace("a/b.json", "../b.json")).unwrap_err();
+        assert!(error.to_string().contains("../b.json"), "{error}");
     }
 
     #[test]

@@ -4,8 +4,9 @@ use crate::ArtifactRef;
 
 /// Hears of progress. It is called on the thread that makes the progress and must return at once.
 pub trait ProgressHandler: Send + Sync {
-    /// One event. For one load: `Resolving` for each ref, then `Download`s, then `Loading`s, then `Loaded`. After an
-    /// error or a cancel nothing more comes.
+    /// One event. For one load: `Resolving` for each ref, then `Download`s for all of its files together, then
+    /// `Loading`s, then `Loaded`. A caller whose model is loaded already, or is being loaded for another caller, hears
+    /// `Loaded` alone. After an error or a cancel nothing more comes.
     fn on_progress(&self, event: &ProgressEvent);
 }
 
@@ -22,6 +23,7 @@ const _: fn(&dyn ProgressHandler) = |_| {};
 #[non_exhaustive]
 pub enum ProgressEvent {
     /// A ref is being resolved.
+    #[non_exhaustive]
     Resolving {
         /// The ref.
         reference: ArtifactRef,
@@ -29,6 +31,7 @@ pub enum ProgressEvent {
     /// Files are being fetched.
     Download(DownloadProgress),
     /// Tensors are being read, merged and handed to the backend.
+    #[non_exhaustive]
     Loading {
         /// Tensors done.
         done: usize,
@@ -37,6 +40,18 @@ pub enum ProgressEvent {
     },
     /// The model is ready. The last event of a load.
     Loaded,
+}
+
+impl ProgressEvent {
+    /// `reference` is being resolved.
+    pub fn resolving(reference: ArtifactRef) -> Self {
+        Self::Resolving { reference }
+    }
+
+    /// `done` of `total` tensors were read and handed to the backend.
+    pub fn loading(done: usize, total: usize) -> Self {
+        Self::Loading { done, total }
+    }
 }
 
 /// How far the fetching of one plan is.

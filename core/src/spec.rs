@@ -29,7 +29,7 @@ pub struct ModelSpec {
     /// Which backend runs it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub backend: BackendPreference,
-    /// Which device of the backend, by its id (`cpu`, `metal`, `cuda:0`). Without one, the backend's first.
+    /// Which device of the backend, by its id (`cpu`, `metal`, `cuda:0`). Without one, its first that can run the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// How many tokens prompt and answer may have together.

@@ -29,7 +29,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Adds a backend. It replaces the one that had its name.
+    /// Adds a backend. It replaces the one that had its name, and takes part with that one's priority, else 0: after
+    /// every built-in one, unless a spec names it. [`Registry::with_backend_at`] takes another priority.
     pub fn backend(self, backend: Arc<dyn InferenceBackend>) -> Self {
         self.change(|registry| registry.with_backend(backend))
     }
@@ -68,7 +69,9 @@ impl EngineBuilder {
             None => builtin::registry()?,
         };
         let registry = self.changes.into_iter().fold(registry, |registry, change| change(registry));
-        let cache = match self.cache.or_else(|| std::env::var_os(CACHE_VARIABLE).map(PathBuf::from)) {
+        // Set to nothing means not set, as with the variables of the XDG specification.
+        let variable = std::env::var_os(CACHE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = match self.cache.or(variable) {
             Some(folder) => folder,
             None => etcetera::choose_base_strategy()
                 .map_err(|e| {

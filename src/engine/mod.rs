@@ -24,7 +24,7 @@ use llm_local_core::{
 
 use crate::{blocking::blocking, lora::MergedSource, plan::Plan};
 use prepare::{Fetching, Prepared};
-use slots::{Key, Slots};
+use slots::{Key, Slots, Unloading};
 
 /// The registry at work. Clones share everything.
 ///
@@ -82,7 +82,7 @@ impl Engine {
         self.load_with_progress(spec, None).await
     }
 
-    /// As [`Engine::load`]; `progress` hears of the load if this call starts it.
+    /// As [`Engine::load`]; `progress` hears of the load if this call starts it, else of its end alone.
     ///
     /// # Errors
     /// As [`Engine::load`].
@@ -92,11 +92,15 @@ impl Engine {
         progress: Option<Arc<dyn ProgressHandler>>,
     ) -> Result<Model> {
         let mut cx = FetchContext::new().with_offline(self.inner.offline);
-        if let Some(progress) = progress {
-            cx = cx.with_progress(progress);
+        if let Some(progress) = &progress {
+            cx = cx.with_progress(progress.clone());
         }
         let (inner, key, spec) = (self.inner.clone(), Key::new(spec), spec.clone());
-        self.inner.slots.get_or_load(key, async move { inner.load(&spec, cx).await }).await
+        let model = self.inner.slots.get_or_load(key, async move { inner.load(&spec, cx).await }).await?;
+        if let Some(progress) = &progress {
+            progress.on_progress(&ProgressEvent::Loaded);
+        }
+        Ok(model)
     }
 
     /// Starts a generation with the model of `spec`, which is loaded first if it is not.
@@ -128,9 +132,10 @@ impl Engine {
     /// # Errors
     /// [`Error::LoadInProgress`] while it loads.
     pub async fn unload(&self, spec: &ModelSpec) -> Result<()> {
-        match self.inner.slots.take(&Key::new(spec)).map_err(|()| Error::LoadInProgress { model: spec.id() })? {
-            Some(model) => model.unload().await,
-            None => Ok(()),
+        match self.inner.slots.unload(&Key::new(spec)) {
+            Unloading::Loading => Err(Error::LoadInProgress { model: spec.id() }),
+            Unloading::Running(unload) => unload.await,
+            Unloading::Done => Ok(()),
         }
     }
 }
@@ -173,9 +178,6 @@ impl Inner {
         tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
         let loaded = backend.load(ModelWeights::new(info, tensors, text), options).await?;
         cancel_on_drop.disarm();
-        if let Some(progress) = &cx.progress {
-            progress.on_progress(&ProgressEvent::Loaded);
-        }
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
         Ok(Model::new(loaded, plan, stats))

@@ -129,9 +129,9 @@ impl fmt::Debug for Model {
 pub(super) fn with_load_time(generation: Generation, load: Duration) -> Generation {
     Generation::new(generation.map(move |event| {
         event.map(|event| match event {
-            GenerationEvent::Finished { reason, usage, mut stats } => {
+            GenerationEvent::Finished { reason, usage, mut stats, .. } => {
                 stats.load = Some(load);
-                GenerationEvent::Finished { reason, usage, stats }
+                GenerationEvent::finished(reason, usage, stats)
             }
             other => other,
         })

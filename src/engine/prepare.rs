@@ -11,7 +11,7 @@ use llm_local_weights::Checkpoint;
 use super::Inner;
 use crate::{
     blocking::blocking,
-    fetch::{self, Files},
+    fetch::{self, Files, Meter},
     lora,
     plan::{Plan, PlannedArtifact, PlannedModel},
 };
@@ -57,7 +57,7 @@ impl Inner {
         let resolution = self.registry.resolve(spec)?;
         let resolving = |reference: &llm_local_core::ArtifactRef| {
             if let Some(progress) = &cx.progress {
-                progress.on_progress(&ProgressEvent::Resolving { reference: reference.clone() });
+                progress.on_progress(&ProgressEvent::resolving(reference.clone()));
             }
         };
         resolving(&spec.base);
@@ -80,11 +80,15 @@ impl Inner {
         fetching: Fetching,
     ) -> Result<Prepared> {
         let Pinned { resolution, base, adapters: manifests } = pinned;
-        let base_files = self.files(&*resolution.model_source, &base, cx, fetching).await?;
+        let mut meter = Meter::new(std::iter::once(&base).chain(&manifests), cx);
+        let base_files = self.files(&*resolution.model_source, &base, &mut meter, cx, fetching).await?;
         let mut adapter_files = Vec::new();
         for (manifest, source) in manifests.iter().zip(&resolution.adapter_sources) {
-            let files = self.files(&**source, manifest, cx, fetching).await;
+            let files = self.files(&**source, manifest, &mut meter, cx, fetching).await;
             adapter_files.push(files.map_err(|e| e.into_adapter(&manifest.reference))?);
+        }
+        if fetching == Fetching::Yes {
+            meter.finish();
         }
         let mut plan = Plan {
             id: spec.id(),
@@ -114,7 +118,9 @@ impl Inner {
         options.context_length = wanted;
         let resolution = self.registry.resolve_for(spec, info, &options)?;
         let choice = resolution.backend;
-        let capabilities = choice.capabilities.unwrap_or_default();
+        let Some(capabilities) = choice.capabilities else {
+            return Err(Error::load(spec.id(), format!("backend `{}` was not asked about it", choice.backend.name())));
+        };
         options.device = Some(choice.device.id.clone());
         let context_reason = match capabilities.max_context {
             Some(most) if most < wanted => {
@@ -148,11 +154,12 @@ impl Inner {
         &self,
         source: &(impl ArtifactSource + ?Sized),
         manifest: &Manifest,
+        meter: &mut Meter,
         cx: &FetchContext,
         fetching: Fetching,
     ) -> Result<Option<Files>> {
         match fetching {
-            Fetching::Yes => fetch::fetch(source, manifest, &self.cache, cx).await.map(Some),
+            Fetching::Yes => fetch::fetch(source, manifest, &self.cache, meter, cx).await.map(Some),
             Fetching::No => fetch::present(source, manifest, &self.cache, cx).await,
         }
     }

@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result};
+use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result};
 
 use super::Model;
 
@@ -37,17 +38,32 @@ impl Key {
 }
 
 type Load = BoxFuture<'static, Result<Model>>;
+type Unload = Shared<BoxFuture<'static, Result<()>>>;
 
 enum Slot {
     /// Weak, so that the load is dropped, and thereby cancelled, with its last waiter.
     Loading(WeakShared<Load>),
     Loaded(Model),
+    /// A load that comes now waits until the memory is back.
+    Unloading(Unload),
+}
+
+/// What there is to do for an unload.
+pub(super) enum Unloading {
+    /// It is not loaded.
+    Done,
+    /// It is being loaded.
+    Loading,
+    /// It is being unloaded; to be awaited.
+    Running(Unload),
 }
 
 #[derive(Clone, Default)]
 pub(super) struct Slots {
-    map: Arc<Mutex<HashMap<Key, Slot>>>,
+    map: Arc<Map>,
 }
+
+type Map = Mutex<HashMap<Key, Slot>>;
 
 impl Slots {
     /// The model of `key`, if it is loaded.
@@ -64,6 +80,10 @@ impl Slots {
         key: Key,
         load: impl Future<Output = Result<Model>> + Send + 'static,
     ) -> Result<Model> {
+        while let Some(unload) = self.unload_leftover(&key) {
+            // Whoever asked for the unload hears of its error.
+            drop(unload.await);
+        }
         let shared = {
             let mut map = self.lock();
             let running = match map.get(&key) {
@@ -74,18 +94,7 @@ impl Slots {
             match running {
                 Some(shared) => shared,
                 None => {
-                    let (slots, done) = (self.clone(), key.clone());
-                    let shared = async move {
-                        let result = load.await;
-                        let mut map = slots.lock();
-                        match &result {
-                            Ok(model) => drop(map.insert(done, Slot::Loaded(model.clone()))),
-                            Err(_) => drop(map.remove(&done)),
-                        }
-                        result
-                    }
-                    .boxed()
-                    .shared();
+                    let shared = self.clone().run(key.clone(), load).boxed().shared();
                     if let Some(weak) = Shared::downgrade(&shared) {
                         map.insert(key, Slot::Loading(weak));
                     }
@@ -96,22 +105,61 @@ impl Slots {
         shared.await
     }
 
-    /// Takes the model of `key` out, if there is one. `Err` while it loads.
-    pub(super) fn take(&self, key: &Key) -> Result<Option<Model>, ()> {
+    /// Runs `load` and keeps what it gives. A panic in it, of a progress handler for example, is its error.
+    async fn run(self, key: Key, load: impl Future<Output = Result<Model>> + Send + 'static) -> Result<Model> {
+        let result = AssertUnwindSafe(load).catch_unwind().await.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+            Err(Error::load(&key.base, format!("it panicked: {text}")))
+        });
         let mut map = self.lock();
-        if let Some(Slot::Loading(weak)) = map.get(key)
-            && weak.upgrade().is_some()
-        {
-            return Err(());
+        match &result {
+            Ok(model) => drop(map.insert(key, Slot::Loaded(model.clone()))),
+            Err(_) => drop(map.remove(&key)),
         }
-        Ok(match map.remove(key) {
-            Some(Slot::Loaded(model)) => Some(model),
+        result
+    }
+
+    /// Begins to unload the model of `key`, or joins an unload that runs.
+    pub(super) fn unload(&self, key: &Key) -> Unloading {
+        let mut map = self.lock();
+        match map.get(key) {
+            Some(Slot::Loading(weak)) if weak.upgrade().is_some() => Unloading::Loading,
+            Some(Slot::Unloading(unload)) => Unloading::Running(unload.clone()),
+            Some(Slot::Loaded(model)) => {
+                let unload = give_back(Arc::downgrade(&self.map), key.clone(), model.clone()).boxed().shared();
+                map.insert(key.clone(), Slot::Unloading(unload.clone()));
+                Unloading::Running(unload)
+            }
+            Some(Slot::Loading(_)) | None => Unloading::Done,
+        }
+    }
+
+    /// The unload that a load of `key` has to wait for: one that runs, or that of a model unloaded by its handle, whose
+    /// memory may not be back yet.
+    fn unload_leftover(&self, key: &Key) -> Option<Unload> {
+        let by_handle = match self.lock().get(key)? {
+            Slot::Unloading(unload) => return Some(unload.clone()),
+            Slot::Loaded(model) => !model.is_loaded(),
+            Slot::Loading(_) => false,
+        };
+        match by_handle.then(|| self.unload(key))? {
+            Unloading::Running(unload) => Some(unload),
             _ => None,
-        })
+        }
     }
 
     /// The map holds no state that a panic could leave half-changed.
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Slot>> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Unloads `model` and empties its slot. The map is held weakly, because this future lies in it.
+async fn give_back(map: Weak<Map>, key: Key, model: Model) -> Result<()> {
+    let result = model.unload().await;
+    if let Some(map) = map.upgrade() {
+        map.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+    result
 }

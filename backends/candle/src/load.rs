@@ -92,7 +92,7 @@ impl Loading {
     pub(crate) fn tensor_done(&mut self) {
         self.done += 1;
         if let Some(progress) = &self.progress {
-            progress.on_progress(&ProgressEvent::Loading { done: self.done, total: self.total });
+            progress.on_progress(&ProgressEvent::loading(self.done, self.total));
         }
     }
 }

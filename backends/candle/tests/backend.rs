@@ -104,7 +104,7 @@ fn progress_is_told_tensor_by_tensor() {
         let events = heard.clone();
         let hear = move |event: &ProgressEvent| events.lock().unwrap().push(event.clone());
         load(checkpoint, options(64).with_progress(Arc::new(hear))).unwrap();
-        let expected: Vec<_> = (1..=tensors).map(|done| ProgressEvent::Loading { done, total: tensors }).collect();
+        let expected: Vec<_> = (1..=tensors).map(|done| ProgressEvent::loading(done, tensors)).collect();
         assert_eq!(*heard.lock().unwrap(), expected);
     }
 }

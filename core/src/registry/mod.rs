@@ -172,9 +172,14 @@ impl Registry {
     }
 
     /// Adds a backend. It replaces the one that had its name, and takes part with that one's priority, else 0.
-    pub fn with_backend(mut self, backend: Arc<dyn InferenceBackend>) -> Self {
+    pub fn with_backend(self, backend: Arc<dyn InferenceBackend>) -> Self {
+        let priority = self.backends.get(backend.name()).map_or(0, |e| e.priority);
+        self.with_backend_at(priority, backend)
+    }
+
+    /// Adds a backend with a priority (see [`Plugin::with_backend`]). It replaces the one that had its name.
+    pub fn with_backend_at(mut self, priority: i32, backend: Arc<dyn InferenceBackend>) -> Self {
         let name = backend.name().to_owned();
-        let priority = self.backends.get(&name).map_or(0, |e| e.priority);
         self.backends.insert(name.clone(), Entry::explicit(&name, priority, backend));
         self
     }

@@ -245,3 +245,11 @@ fn without_a_backend_the_error_says_what_to_do() {
     assert_eq!(error.code(), "no_backend");
     assert!(error.to_string().contains("feature"), "{error}");
 }
+
+#[test]
+fn an_explicit_backend_may_come_first() {
+    let registry = Registry::from_plugins(&[GOOD, FILES], &[])
+        .unwrap()
+        .with_backend_at(2, Arc::new(Backend::on("mine", &["cpu"])));
+    assert_eq!(registry.resolve(&spec()).unwrap().backend.backend.name(), "mine");
+}

@@ -203,7 +203,7 @@ impl FakeBackend {
             }
             bytes += tensors.read(&entry.name, None)?.byte_len() as u64;
             if let Some(progress) = &o.progress {
-                progress.on_progress(&ProgressEvent::Loading { done: done + 1, total });
+                progress.on_progress(&ProgressEvent::loading(done + 1, total));
             }
         }
         Ok(bytes)

@@ -8,11 +8,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use futures_core::Stream;
 use llm_local_core::{
-    AdapterSource, ArtifactRef, ArtifactSource, Digest, Error, FetchContext, Manifest, ManifestFile, ModelSource,
-    Opened, Result, Revision, Want, async_trait,
+    AdapterSource, ArtifactRef, ArtifactSource, Bytes, Digest, Error, FetchContext, Manifest, ManifestFile,
+    ModelSource, Opened, Result, Revision, Stream, Want, async_trait,
 };
 use sha2::{Digest as _, Sha256};
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_core::Stream;
+use llm_local_core::Stream;
 use llm_local_core::{
     CancellationToken, Counters, Error, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats,
     LoadedInfo, LoadedModel, LogitsRequest, MemoryReport, Result, Usage, async_trait,
@@ -182,7 +182,7 @@ impl Echo {
             stats.decode = first.elapsed();
             stats.decode_tokens = self.usage.generated_tokens - 1;
         }
-        GenerationEvent::Finished { reason, usage: self.usage, stats }
+        GenerationEvent::finished(reason, self.usage, stats)
     }
 
     fn advance(&mut self) -> Result<GenerationEvent> {
@@ -205,7 +205,7 @@ impl Echo {
             debug_assert!(id <= EOS);
             self.first.get_or_insert_with(Instant::now);
             self.usage.generated_tokens += 1;
-            return Ok(GenerationEvent::Token { id, text });
+            return Ok(GenerationEvent::token(id, text));
         }
         if !self.tail.is_empty() {
             return Ok(GenerationEvent::Text(std::mem::take(&mut self.tail)));

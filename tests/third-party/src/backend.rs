@@ -62,7 +62,7 @@ impl InferenceBackend for Parrot {
             return Err(Error::load(&w.info.id, format!("{WEIGHT} is {repeats}; expected 1 to 100")));
         }
         if let Some(progress) = &o.progress {
-            progress.on_progress(&ProgressEvent::Loading { done: 1, total: 1 });
+            progress.on_progress(&ProgressEvent::loading(1, 1));
         }
         let device = DeviceInfo::new("cage", DeviceKind::Cpu, "a parrot in its cage");
         let info = LoadedInfo::new(&w.info.id, self.name(), device, FloatType::F32, o.context_length, VOCAB)

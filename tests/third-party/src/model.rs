@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_core::Stream;
+use llm_local_core::Stream;
 use llm_local_core::{
     CancellationToken, Error, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats, Input,
     LoadedInfo, LoadedModel, LogitsRequest, MemoryReport, Result, Usage, async_trait,
@@ -152,12 +152,12 @@ impl Stream for Speech {
             self.usage.generated_tokens += 1;
             let elapsed = self.started.elapsed();
             self.first.get_or_insert(elapsed);
-            return Poll::Ready(Some(Ok(GenerationEvent::Token { id, text })));
+            return Poll::Ready(Some(Ok(GenerationEvent::token(id, text))));
         }
         let mut stats = GenerationStats::default();
         stats.time_to_first_token = self.first;
         stats.prefill_tokens = self.usage.prompt_tokens;
         let reason = if cancelled { FinishReason::Cancelled } else { self.reason };
-        Poll::Ready(Some(Ok(GenerationEvent::Finished { reason, usage: self.usage, stats })))
+        Poll::Ready(Some(Ok(GenerationEvent::finished(reason, self.usage, stats))))
     }
 }

@@ -141,7 +141,7 @@ impl<C> Generating<C> {
         };
         let since_request = (turn.clock)().saturating_sub(self.requested);
         self.stats.time_to_first_token.get_or_insert(since_request);
-        self.outlet.send(GenerationEvent::Token { id, text })?;
+        self.outlet.send(GenerationEvent::token(id, text))?;
         if stopped {
             self.finish(FinishReason::Stop, turn)
         } else if self.is_full(turn) {
@@ -170,7 +170,7 @@ impl<C> Generating<C> {
         running.sequence.release()?;
         let (usage, stats) = (self.usage, self.stats);
         tracing::debug!(model = turn.info.model, ?reason, ?usage, ?stats, "generation ends");
-        self.outlet.end(text, Ok(GenerationEvent::Finished { reason, usage, stats }));
+        self.outlet.end(text, Ok(GenerationEvent::finished(reason, usage, stats)));
         Ok(Next::Done)
     }
 }

@@ -41,7 +41,7 @@ impl Handle {
     fn start(&self, request: GenerateRequest) -> Result<Generation> {
         let at = (self.clock)();
         request.validate()?;
-        if let Some(SessionId(session)) = &request.session {
+        if let Some(session) = request.session.as_ref().map(SessionId::as_str) {
             return Err(Error::unsupported(
                 format!("session `{session}`"),
                 format!("backend `{}` keeps no KV cache between requests; send the whole chat", self.info.backend),

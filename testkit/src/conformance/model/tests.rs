@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_core::Stream;
+use llm_local_core::Stream;
 use llm_local_core::{
     Counters, Error, InferenceBackend, LoadOptions, LoadedInfo, MemoryReport, ModelFormat, ModelInfo, ModelWeights,
     Result, TextFiles, async_trait,

@@ -91,7 +91,7 @@ fn a_cancelled_generation_gives_its_usage() {
     gate.begun();
     cancel.cancel();
     let steps = gate.open();
-    let Some(Ok(GenerationEvent::Finished { reason, usage, stats })) = next(&mut generation) else {
+    let Some(Ok(GenerationEvent::Finished { reason, usage, stats, .. })) = next(&mut generation) else {
         panic!("expected the end");
     };
     assert_eq!((reason, usage), (FinishReason::Cancelled, Usage::new(2000, 0)));

@@ -53,7 +53,7 @@ fn a_panic_or_error_in_a_new_cache_ends_one_generation() {
         caches += 1;
         match caches {
             1 => panic!("{}", format!("cache {caches}")),
-            2 => Err(Error::InsufficientMemory { required: 2, available: 1 }),
+            2 => Err(Error::insufficient_memory(2, 1)),
             _ => Ok(()),
         }
     };

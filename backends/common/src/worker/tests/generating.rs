@@ -187,7 +187,7 @@ fn times_are_those_of_its_own_steps() {
 #[test]
 fn what_the_worker_does_not_offer_is_refused_by_name() {
     let model = Setup::default().load();
-    let session = GenerateRequest::new("x").with_session(SessionId("chat-1".into()));
+    let session = GenerateRequest::new("x").with_session(SessionId::new("chat-1"));
     let error = next(&mut model.generate(session)).unwrap().unwrap_err();
     assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("chat-1")), "{error}");
     let adapters = GenerateRequest::new("x").with_adapters(AdapterSet::new());
@@ -196,5 +196,5 @@ fn what_the_worker_does_not_offer_is_refused_by_name() {
     let adapters = LogitsRequest::new("x").with_adapters(AdapterSet::new());
     assert_eq!(block_on(model.logits(adapters)).unwrap_err().code(), "unsupported");
     assert_eq!(block_on(model.set_adapters(AdapterSet::new())).unwrap_err().code(), "unsupported");
-    block_on(model.end_session(SessionId("chat-1".into()))).unwrap();
+    block_on(model.end_session(SessionId::new("chat-1"))).unwrap();
 }

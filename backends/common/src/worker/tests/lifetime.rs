@@ -123,7 +123,7 @@ fn unload_returns_when_everything_is_dropped_and_may_be_repeated() {
     assert!(matches!(&error, Error::ModelNotLoaded { model } if model == "fake"), "{error}");
     assert_eq!(block_on(model.logits(LogitsRequest::new(prompt(100, 4)))).unwrap_err().code(), "model_not_loaded");
     assert_eq!(block_on(model.trim(TrimLevel::Caches)).unwrap_err().code(), "model_not_loaded");
-    assert_eq!(block_on(model.end_session(SessionId("s".into()))).unwrap_err().code(), "model_not_loaded");
+    assert_eq!(block_on(model.end_session(SessionId::new("s"))).unwrap_err().code(), "model_not_loaded");
 }
 
 #[test]
