@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Tokens generated.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(2..))]
     decode: u16,
+    /// Also compares the bare loop with a second copy of itself: how far the ratio of equals strays on this machine.
+    #[arg(long)]
+    control: bool,
 }
 
 pub(crate) fn measure(args: &Args) -> Result<()> {
@@ -47,6 +50,16 @@ pub(crate) fn measure(args: &Args) -> Result<()> {
         args.pairs
     );
     args.models.iter().try_for_each(|path| pairs(path, args))
+}
+
+/// What is run within a pair.
+enum Side {
+    Ours,
+    Bare,
+    /// A second copy of the bare loop.
+    Twin,
+    /// The bare loop with the whole prompt in one chunk.
+    Whole,
 }
 
 fn pairs(path: &Path, args: &Args) -> Result<()> {
@@ -68,18 +81,25 @@ fn pairs(path: &Path, args: &Args) -> Result<()> {
     let warm = ours::run(&model, &prompt, count)?;
     let repeats = (SHORTEST.as_secs_f64() / (warm.prefill + warm.decode).as_secs_f64()).ceil() as usize;
 
-    let (mut of_ours, mut of_bare, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let mut twin = if args.control { Some(Bare::load(path, dtype)?) } else { None };
+    let (mut of_ours, mut of_bare, mut of_twin, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for pair in 0..args.pairs {
-        let ours = || Timing::sum(repeats, || ours::run(&model, &prompt, count));
-        // Ours stays next to the loop it is compared with; the whole prompt at once is only shown beside.
-        if pair % 2 == 0 {
-            whole.push(Timing::sum(repeats, || bare.run(&prompt, prompt.len(), 1))?);
-            of_ours.push(ours()?);
-            of_bare.push(Timing::sum(repeats, || bare.run(&prompt, chunk, count))?);
-        } else {
-            of_bare.push(Timing::sum(repeats, || bare.run(&prompt, chunk, count))?);
-            of_ours.push(ours()?);
-            whole.push(Timing::sum(repeats, || bare.run(&prompt, prompt.len(), 1))?);
+        // Ours stays next to the loop it is compared with; the others are only shown beside.
+        let mut order = [Side::Whole, Side::Ours, Side::Bare, Side::Twin];
+        if pair % 2 == 1 {
+            order.reverse();
+        }
+        for side in order {
+            match side {
+                Side::Whole => whole.push(Timing::sum(repeats, || bare.run(&prompt, prompt.len(), 1))?),
+                Side::Ours => of_ours.push(Timing::sum(repeats, || ours::run(&model, &prompt, count))?),
+                Side::Bare => of_bare.push(Timing::sum(repeats, || bare.run(&prompt, chunk, count))?),
+                Side::Twin => {
+                    if let Some(twin) = &mut twin {
+                        of_twin.push(Timing::sum(repeats, || twin.run(&prompt, chunk, count))?);
+                    }
+                }
+            }
         }
     }
     pollster::block_on(model.unload())?;
@@ -90,10 +110,13 @@ fn pairs(path: &Path, args: &Args) -> Result<()> {
         files::name(path),
         info.dtype
     );
-    let prefill = |timing: &Timing| timing.prefill_rate();
-    row(&format!("prefill, chunks of {chunk}"), &of_ours, &of_bare, prefill, Some(GOAL));
-    row("prefill, bare in one", &of_ours, &whole, prefill, None);
+    row(&format!("prefill, chunks of {chunk}"), &of_ours, &of_bare, Timing::prefill_rate, Some(GOAL));
+    row("prefill, bare in one", &of_ours, &whole, Timing::prefill_rate, None);
     row("decode", &of_ours, &of_bare, Timing::decode_rate, Some(GOAL));
+    if twin.is_some() {
+        row("control: bare as ours, prefill", &of_twin, &of_bare, Timing::prefill_rate, None);
+        row("control: bare as ours, decode", &of_twin, &of_bare, Timing::decode_rate, None);
+    }
     Ok(())
 }
 
@@ -106,7 +129,7 @@ fn row(part: &str, ours: &[Timing], bare: &[Timing], rate: impl Fn(&Timing) -> f
         None => "shown beside, no goal".into(),
     };
     println!(
-        "  {part:<24} ours {:>8.1} tok/s   bare {:>8.1} tok/s   ours/bare {ratio}   {verdict}",
+        "  {part:<30} ours {:>8.1} tok/s   bare {:>8.1} tok/s   ours/bare {ratio}   {verdict}",
         median(ours),
         median(bare)
     );
