@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     AdapterSet, ComputeDtype, Error, FloatType, GenerateRequest, Generation, Input, LoraAdapter, ModelInfo,
-    ProgressHandler, Result, SessionId, TensorSource, model::GgufMetadata,
+    ProgressHandler, Result, SessionId, SessionState, TensorSource, model::GgufMetadata,
 };
 
 /// Runs models. One instance serves a whole registry.
@@ -294,13 +294,43 @@ pub trait LoadedModel: Send + Sync {
         Err(Error::unsupported("set_adapters", "this model was loaded with its adapters merged; load another spec"))
     }
 
-    /// Forgets a session and frees its KV cache.
+    /// Forgets a session and frees its KV cache, once a running generation of it has ended.
     ///
     /// # Errors
     /// [`Error::ModelNotLoaded`].
     async fn end_session(&self, s: SessionId) -> Result<()> {
         let _ = s;
         Ok(())
+    }
+
+    /// Gives the session `to` what the session `from` has computed; each goes on by itself. A running generation of
+    /// `from` is waited for. What `to` had is forgotten; a session that has computed nothing is forked as such.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless the backend keeps sessions; [`Error::ModelNotLoaded`].
+    async fn fork_session(&self, from: &SessionId, to: SessionId) -> Result<()> {
+        let _ = to;
+        Err(no_sessions(from))
+    }
+
+    /// What the session has computed: nothing, if it has not begun or was trimmed. A running generation of it is waited
+    /// for.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless the backend keeps sessions; [`Error::ModelNotLoaded`].
+    async fn export_session(&self, s: &SessionId) -> Result<SessionState> {
+        Err(no_sessions(s))
+    }
+
+    /// Gives the session what [`LoadedModel::export_session`] gave, of the same model with the same adapters: the caller
+    /// answers for that. What it had is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless the backend keeps sessions; [`Error::InvalidSpec`] if the state is not one of this
+    /// model's; [`Error::ModelNotLoaded`].
+    async fn import_session(&self, s: &SessionId, state: SessionState) -> Result<()> {
+        let _ = state;
+        Err(no_sessions(s))
     }
 
     /// Bytes that the model holds now, by part.
@@ -326,6 +356,13 @@ pub trait LoadedModel: Send + Sync {
     /// # Errors
     /// None that is expected; a backend that cannot give memory back says so.
     async fn unload(&self) -> Result<()>;
+}
+
+fn no_sessions(session: &SessionId) -> Error {
+    Error::unsupported(
+        format!("session `{}`", session.as_str()),
+        "this backend keeps no KV cache between requests; send the whole chat",
+    )
 }
 
 /// What was loaded, and how.

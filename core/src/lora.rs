@@ -259,6 +259,13 @@ impl AdapterSet {
         self
     }
 
+    /// What tells this set from others: the digest and weight of each adapter, in order; empty for the base alone. A KV
+    /// cache belongs to one digest.
+    pub fn digest(&self) -> String {
+        let one = |(adapter, weight): &(Arc<LoraAdapter>, f32)| format!("{}*{weight}", adapter.digest);
+        self.adapters.iter().map(one).collect::<Vec<_>>().join("+")
+    }
+
     /// Whether it is the base alone.
     pub fn is_empty(&self) -> bool {
         self.adapters.is_empty()

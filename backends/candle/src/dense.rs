@@ -7,7 +7,7 @@ use candle_transformers::models::llama::{Cache, Config, Llama, Llama3RopeConfig,
 use llm_local_backend_common::worker::StepModel;
 use llm_local_core::{
     Error, Result, TensorSource,
-    model::{DecoderConfig, RopeScaling},
+    model::{BaseTensor, DecoderConfig, RopeScaling},
 };
 
 use crate::{
@@ -39,7 +39,7 @@ impl Dense {
         let dtype = s.candle_dtype();
         let mut tensors = HashMap::new();
         let mut weight_bytes = 0;
-        for (name, shape) in s.decoder.base_tensors(s.layout) {
+        for BaseTensor { name, shape, .. } in s.decoder.base_tensors(s.layout) {
             loading.check()?;
             let data = source.read(&name, Some(s.dtype))?;
             weight_bytes += data.byte_len() as u64;
@@ -112,7 +112,7 @@ fn config(c: &DecoderConfig, context_length: usize) -> Config {
 impl StepModel for Dense {
     type Cache = Cache;
 
-    fn new_cache(&mut self) -> Result<Cache> {
+    fn new_cache(&mut self, _: usize) -> Result<Cache> {
         Ok(self.empty.clone())
     }
 

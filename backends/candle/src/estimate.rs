@@ -34,7 +34,7 @@ pub(crate) fn weights(s: &Supported, tensors: &[TensorEntry]) -> u64 {
 
 /// The tensors that the model is made of.
 fn used<'a>(s: &Supported, tensors: &'a [TensorEntry]) -> impl Iterator<Item = &'a TensorEntry> {
-    let names: HashSet<String> = s.decoder.base_tensors(s.layout).into_iter().map(|(name, _)| name).collect();
+    let names: HashSet<String> = s.decoder.base_tensors(s.layout).into_iter().map(|t| t.name).collect();
     tensors.iter().filter(move |t| names.contains(&t.name))
 }
 

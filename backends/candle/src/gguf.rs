@@ -8,7 +8,10 @@ use candle_core::quantized::{
 };
 use candle_transformers::models::quantized_llama::ModelWeights;
 use llm_local_backend_common::worker::StepModel;
-use llm_local_core::{Encoding, Error, FloatType, Result, TensorSource, model::DecoderConfig};
+use llm_local_core::{
+    Encoding, Error, FloatType, Result, TensorSource,
+    model::{BaseTensor, DecoderConfig},
+};
 
 use crate::{
     errors::load_error, estimate, load::Loading, segments::Segments, step::Bounds, support::Supported,
@@ -34,7 +37,7 @@ impl Gguf {
     ) -> Result<Self> {
         let mut segments = Segments::new(source, loading);
         let mut tensor_infos = HashMap::new();
-        for (name, shape) in s.decoder.base_tensors(s.layout) {
+        for BaseTensor { name, shape, .. } in s.decoder.base_tensors(s.layout) {
             let entry =
                 source.entry(&name).ok_or_else(|| Error::load(&s.id, format!("the tensor {name} is missing")))?;
             let elements = shape.iter().product::<usize>();
@@ -92,7 +95,7 @@ fn metadata(c: &DecoderConfig) -> HashMap<String, Value> {
 impl StepModel for Gguf {
     type Cache = ModelWeights;
 
-    fn new_cache(&mut self) -> Result<ModelWeights> {
+    fn new_cache(&mut self, _: usize) -> Result<ModelWeights> {
         Ok(self.empty.clone())
     }
 

@@ -106,14 +106,14 @@ fn agree<M: StepModel>(mut model: M, reference: &str, bound: f32) {
     let mut error = 0f32;
     for row in &reference.rows {
         for chunk in [usize::MAX, 3] {
-            let mut cache = model.new_cache().unwrap();
+            let mut cache = model.new_cache(0).unwrap();
             let logits = prefill(&mut model, &mut cache, &row.prompt, chunk);
             error = error.max(difference(&logits, &row.logits));
         }
     }
     assert!(error <= bound, "largest error {error}, allowed {bound}");
     for row in reference.rows.iter().filter(|row| row.margin > 2.0 * f64::from(error)) {
-        let mut cache = model.new_cache().unwrap();
+        let mut cache = model.new_cache(0).unwrap();
         let mut next = best(&prefill(&mut model, &mut cache, &row.prompt, usize::MAX));
         for (i, expected) in row.greedy.iter().enumerate() {
             assert_eq!(next, *expected, "greedy token {i}");
@@ -160,10 +160,10 @@ fn long_prompt() -> Vec<u32> {
 
 fn chunks_agree<M: StepModel>(mut model: M, bound: f32) {
     let prompt = long_prompt();
-    let mut cache = model.new_cache().unwrap();
+    let mut cache = model.new_cache(0).unwrap();
     let whole = prefill(&mut model, &mut cache, &prompt, usize::MAX);
     for size in [1, 64, 256] {
-        let mut cache = model.new_cache().unwrap();
+        let mut cache = model.new_cache(0).unwrap();
         let error = difference(&prefill(&mut model, &mut cache, &prompt, size), &whole);
         assert!(error <= bound, "chunks of {size}: {error}, allowed {bound}");
     }
@@ -180,10 +180,10 @@ fn prefill_in_chunks_gives_what_one_step_gives() {
 fn generations_do_not_share_a_cache() {
     fn alone_and_beside<M: StepModel>(mut model: M) {
         let (a, b) = ([393, 388, 262, 391], [1, 332, 202, 509]);
-        let mut cache = model.new_cache().unwrap();
+        let mut cache = model.new_cache(0).unwrap();
         prefill(&mut model, &mut cache, &a, 4);
         let alone = model.forward(&mut cache, &[380], 4).unwrap();
-        let (mut first, mut second) = (model.new_cache().unwrap(), model.new_cache().unwrap());
+        let (mut first, mut second) = (model.new_cache(0).unwrap(), model.new_cache(0).unwrap());
         prefill(&mut model, &mut first, &a, 4);
         prefill(&mut model, &mut second, &b, 4);
         assert_eq!(model.forward(&mut first, &[380], 4).unwrap(), alone);
@@ -195,7 +195,7 @@ fn generations_do_not_share_a_cache() {
 #[test]
 fn a_step_beyond_the_context_or_the_vocabulary_is_an_error() {
     fn refuses<M: StepModel>(mut model: M) {
-        let mut cache = model.new_cache().unwrap();
+        let mut cache = model.new_cache(0).unwrap();
         assert_eq!(model.forward(&mut cache, &[1; 3], 510).unwrap_err().code(), "context_length_exceeded");
         let error = model.forward(&mut cache, &[896], 0).unwrap_err().to_string();
         assert!(error.contains("token 896"), "{error}");
@@ -216,7 +216,7 @@ fn the_weights_held_are_those_that_were_estimated() {
     assert_eq!(estimated.weights, 902_272 * 4);
     assert_eq!(estimated.kv_cache, 512 * 4 * 2 * 2 * 32 * 4);
     let mut model = dense(ComputeDtype::F32);
-    let cache = model.new_cache().unwrap();
+    let cache = model.new_cache(0).unwrap();
     assert_eq!(model.cache_bytes(&cache, 512), estimated.kv_cache);
     // Q8_0: 34 bytes for 32 weights, the embedding as f32 too, norms as f32.
     let s = supported(&gguf_checkpoint("q8_0"), &options);

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, quantized::GgmlDType};
 use half::{bf16, f16, vec::HalfBitsVecExt};
 use llm_local_core::{
     Encoding, Error, FloatType, GgmlType, Result, TensorData, TensorEntry,
-    model::{DecoderConfig, Layout},
+    model::{BaseTensor, DecoderConfig, Layout},
 };
 
 use crate::errors::load_error;
@@ -18,7 +18,7 @@ pub(crate) const TIED_HEAD: &str = "lm_head.weight";
 /// no other tensor waits to be ignored.
 pub(crate) fn check(c: &DecoderConfig, layout: Layout, tensors: &[TensorEntry]) -> Result<(), String> {
     let mut left: HashMap<&str, &TensorEntry> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    for (name, shape) in c.base_tensors(layout) {
+    for BaseTensor { name, shape, .. } in c.base_tensors(layout) {
         let Some(entry) = left.remove(name.as_str()) else {
             return Err(format!("the tensor {name} is missing; a Llama with {} layers has it", c.layers));
         };

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Activation, Architecture, AttentionBias, DecoderConfig, SlidingWindow,
+    Activation, Architecture, AttentionBias, DecoderConfig, NormPlacement, SlidingWindow,
     json_fields::{Fields, shown},
     rope_json::rope,
 };
@@ -49,14 +49,25 @@ impl DecoderConfig {
             kv_heads: fields.usize("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             norm_eps: fields.required("rms_norm_eps", fields.f64("rms_norm_eps")?, "a number, usually 1e-5 or 1e-6")?,
+            norms: NormPlacement::Before,
+            norm_offset: 0.0,
+            qk_norm: None,
             activation: activation(fields)?,
             rope: rope(fields, head_dim, max_positions)?,
+            local_rope: None,
             max_positions,
             sliding_window: fields
                 .usize("sliding_window")?
                 .map(|n| SlidingWindow::new(n, vec![true; layers.min(1 << 16)])),
             attention_bias: AttentionBias::new(bias, bias),
             mlp_bias: fields.bool("mlp_bias")?.unwrap_or(false),
+            attention_scale: 1.0 / (head_dim as f64).sqrt(),
+            attention_soft_cap: None,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_soft_cap: None,
+            fused_projections: false,
             tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
             experts: experts(fields)?,
         };

@@ -2,7 +2,8 @@
 //! `llama-model.cpp`.
 
 use super::{
-    Activation, Architecture, AttentionBias, DecoderConfig, GgufMetadata, GgufValue, Rope, RopeScaling, SlidingWindow,
+    Activation, Architecture, AttentionBias, DecoderConfig, GgufMetadata, GgufValue, NormPlacement, Rope, RopeScaling,
+    SlidingWindow,
 };
 use crate::{Error, Result, TensorEntry};
 
@@ -37,7 +38,11 @@ impl DecoderConfig {
             norm_eps: keys.f64("llama.attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
                 keys.wrong("llama.attention.layer_norm_rms_epsilon", "a number, usually 1e-5 or 1e-6")
             })?,
+            norms: NormPlacement::Before,
+            norm_offset: 0.0,
+            qk_norm: None,
             activation: Activation::Silu,
+            local_rope: None,
             rope: rope(&keys, head_dim, tensors)?,
             max_positions: keys.size("llama.context_length")?,
             sliding_window: keys
@@ -48,6 +53,13 @@ impl DecoderConfig {
                 has(".attn_output.bias"),
             ),
             mlp_bias: has(".ffn_gate.bias") || has(".ffn_up.bias") || has(".ffn_down.bias"),
+            attention_scale: 1.0 / (head_dim as f64).sqrt(),
+            attention_soft_cap: None,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_soft_cap: None,
+            fused_projections: false,
             tied_embeddings: !tensors.iter().any(|t| t.name == "output.weight"),
             experts: keys.usize("llama.expert_count")?.unwrap_or(0),
         };

@@ -2,6 +2,7 @@
 
 mod config_json;
 mod decoder;
+mod frequencies;
 mod gguf;
 mod gguf_config;
 mod json_fields;
@@ -11,9 +12,10 @@ mod rope_json;
 #[cfg(test)]
 mod tests;
 
-pub use decoder::{Activation, Architecture, AttentionBias, DecoderConfig, SlidingWindow};
+pub use decoder::{Activation, Architecture, AttentionBias, DecoderConfig, NormPlacement, QkNorm, SlidingWindow};
+pub use frequencies::{ResolvedRope, RopeFrequencies};
 pub use gguf::{GgufMetadata, GgufValue};
-pub use names::{Layout, rename};
+pub use names::{BaseTensor, Layout, ModuleRole, rename};
 pub use rope::{Rope, RopeScaling};
 
 use std::sync::Arc;

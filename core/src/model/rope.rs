@@ -92,6 +92,17 @@ pub enum RopeScaling {
         /// The tensor's name.
         tensor: String,
     },
+    /// [`RopeScaling::LongRope`] with its divisors stored as tensors of GGUF files.
+    LongRopeTensors {
+        /// The tensor of divisors up to the original context.
+        short: String,
+        /// The tensor of divisors beyond it.
+        long: String,
+        /// The context of pre-training, in tokens.
+        original_max_positions: usize,
+        /// What cos and sin are multiplied by.
+        attention_factor: f64,
+    },
 }
 
 impl RopeScaling {
@@ -105,6 +116,7 @@ impl RopeScaling {
             Self::Yarn { .. } => "yarn",
             Self::LongRope { .. } => "longrope",
             Self::Divisors { .. } => "a tensor of divisors",
+            Self::LongRopeTensors { .. } => "longrope, by tensors of divisors",
         }
     }
 }

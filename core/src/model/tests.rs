@@ -55,13 +55,24 @@ fn every_field_of_config_json_is_read() {
             heads: 4,
             kv_heads: 2,
             head_dim: 48,
+            norms: NormPlacement::Before,
+            norm_offset: 0.0,
+            qk_norm: None,
             norm_eps: 1e-5,
             activation: Activation::GeluTanh,
             rope: Rope::new(5e5, 24),
+            local_rope: None,
             max_positions: 512,
             sliding_window: Some(SlidingWindow::new(64, vec![true; 4])),
             attention_bias: AttentionBias::new(true, true),
             mlp_bias: true,
+            attention_scale: 1.0 / 48f64.sqrt(),
+            attention_soft_cap: None,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_soft_cap: None,
+            fused_projections: false,
             tied_embeddings: true,
             experts: 8,
         }
@@ -340,11 +351,12 @@ fn the_tensors_of_both_layouts_are_the_same_with_the_same_shapes() {
     let decoder = DecoderConfig { tied_embeddings: false, ..read(&config()) };
     let (hf, gguf) = (decoder.base_tensors(Layout::HuggingFace), decoder.base_tensors(Layout::Gguf));
     assert_eq!(hf.len(), 3 + 4 * 9);
-    for ((hf, shape), (gguf, other)) in hf.iter().zip(&gguf) {
-        assert_eq!(rename(decoder.architecture, hf, Layout::HuggingFace, Layout::Gguf).as_ref(), Some(gguf));
-        assert_eq!(shape, other);
+    for (hf, gguf) in hf.iter().zip(&gguf) {
+        let renamed = rename(decoder.architecture, &hf.name, Layout::HuggingFace, Layout::Gguf);
+        assert_eq!(renamed.as_ref(), Some(&gguf.name));
+        assert_eq!((&hf.shape, hf.role, hf.layer), (&gguf.shape, gguf.role, gguf.layer));
     }
-    let shape = |name: &str| hf.iter().find(|(n, _)| n == name).unwrap().1.clone();
+    let shape = |name: &str| hf.iter().find(|t| t.name == name).unwrap().shape.clone();
     assert_eq!(shape("model.layers.3.self_attn.k_proj.weight"), [64, 128]);
     assert_eq!(shape("model.layers.0.mlp.down_proj.weight"), [128, 384]);
     assert_eq!(shape("lm_head.weight"), [896, 128]);

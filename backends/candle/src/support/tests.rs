@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llm_local_core::{
     GgmlType, TensorEntry,
-    model::{GgufMetadata, GgufValue},
+    model::{BaseTensor, GgufMetadata, GgufValue},
 };
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ fn dense(changes: Value, change: impl FnOnce(&mut Vec<TensorEntry>)) -> ModelInf
     let tensors =
         DecoderConfig::from_config("m", &config).map(|c| c.base_tensors(Layout::HuggingFace)).unwrap_or_default();
     let bf16 = Encoding::Float(FloatType::Bf16);
-    let mut tensors = tensors.into_iter().map(|(name, shape)| TensorEntry::new(name, shape, bf16)).collect();
+    let mut tensors = tensors.into_iter().map(|t| TensorEntry::new(t.name, t.shape, bf16)).collect();
     change(&mut tensors);
     ModelInfo::new("m", ModelFormat::Safetensors { config: Arc::new(config) }, tensors)
 }
@@ -36,7 +36,7 @@ fn dense(changes: Value, change: impl FnOnce(&mut Vec<TensorEntry>)) -> ModelInf
 /// The same as GGUF, Q4_0 but for the norms.
 fn gguf(changes: &[(&str, GgufValue)], change: impl FnOnce(&mut Vec<TensorEntry>)) -> ModelInfo {
     let decoder = DecoderConfig::from_config("m", &config(&json!({}))).unwrap();
-    let entry = |(name, shape): (String, Vec<usize>)| {
+    let entry = |BaseTensor { name, shape, .. }| {
         let encoding = if shape.len() == 1 { F32 } else { Encoding::Ggml(GgmlType::Q4_0) };
         TensorEntry::new(name, shape, encoding)
     };

@@ -1,21 +1,21 @@
 //! What a backend writes.
 
-use std::any::Any;
+use std::{any::Any, collections::BTreeMap};
 
-use llm_local_core::{LoadedInfo, Result, TrimLevel};
+use llm_local_core::{Error, LoadedInfo, Result, SessionState, SessionTensor, TrimLevel};
 
 use crate::text::TextPipeline;
 
 /// A model that lives on its worker's thread. It need not be `Send`.
 pub trait StepModel: 'static {
-    /// The KV cache of one generation.
+    /// The KV cache of one sequence.
     type Cache: 'static;
 
-    /// An empty cache.
+    /// An empty cache for a sequence that begins with `prompt` tokens; it may grow beyond that.
     ///
     /// # Errors
     /// Whatever keeps the model from it; it ends the generation that the cache is for.
-    fn new_cache(&mut self) -> Result<Self::Cache>;
+    fn new_cache(&mut self, prompt: usize) -> Result<Self::Cache>;
 
     /// Computes `tokens` at the positions from `position` on. Returns the logits after the last of them, shape
     /// (vocab,), f32.
@@ -30,6 +30,49 @@ pub trait StepModel: 'static {
     /// Bytes that `cache` takes when it holds `positions` tokens.
     fn cache_bytes(&self, cache: &Self::Cache, positions: usize) -> u64;
 
+    /// Whether caches can be kept between requests; if so, the four methods below are there.
+    fn keeps_sessions(&self) -> bool {
+        false
+    }
+
+    /// Makes `cache` forget all but its first `tokens` tokens, of those it has. Returns `false`, and has changed
+    /// nothing, if it cannot: a window may have left behind what those tokens saw. The sequence is then computed anew.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the cache is not used again.
+    fn truncate(&mut self, cache: &mut Self::Cache, tokens: usize) -> Result<bool> {
+        let _ = (cache, tokens);
+        Ok(false)
+    }
+
+    /// A cache of its own with the same content.
+    ///
+    /// # Errors
+    /// Whatever went wrong; [`Error::Unsupported`] unless the model keeps sessions.
+    fn copy_cache(&mut self, cache: &Self::Cache) -> Result<Self::Cache> {
+        let _ = cache;
+        Err(no_sessions())
+    }
+
+    /// The content of a cache as data: metadata with an entry `format`, and tensors.
+    ///
+    /// # Errors
+    /// As [`StepModel::copy_cache`].
+    fn export_cache(&mut self, cache: &Self::Cache) -> Result<(BTreeMap<String, String>, Vec<SessionTensor>)> {
+        let _ = cache;
+        Err(no_sessions())
+    }
+
+    /// A cache with the content that [`StepModel::export_cache`] gave. The state may come from a file: everything in it
+    /// is checked.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] that says what does not fit; else as [`StepModel::copy_cache`].
+    fn import_cache(&mut self, state: &SessionState) -> Result<Self::Cache> {
+        let _ = state;
+        Err(no_sessions())
+    }
+
     /// Frees what can be rebuilt, such as buffers that an allocator keeps. Returns the bytes freed.
     ///
     /// # Errors
@@ -38,6 +81,10 @@ pub trait StepModel: 'static {
         let _ = level;
         Ok(0)
     }
+}
+
+fn no_sessions() -> Error {
+    Error::unsupported("a session", "this model keeps no KV cache between requests; send the whole chat")
 }
 
 /// What [`spawn`](super::spawn)'s closure builds on the worker's thread.

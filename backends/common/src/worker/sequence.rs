@@ -42,7 +42,7 @@ impl<C> Sequence<C> {
     pub(super) fn advance<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Option<Vec<f32>>> {
         let cache = match &mut self.cache {
             Some(cache) => cache,
-            empty => empty.insert(turn.model.new_cache()?),
+            empty => empty.insert(turn.model.new_cache(self.tokens.len())?),
         };
         let end = self.tokens.len().min(self.computed + turn.prefill_chunk);
         let chunk = &self.tokens[self.computed..end];

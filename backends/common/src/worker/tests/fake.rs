@@ -131,7 +131,7 @@ impl Drop for Dropped {
 impl StepModel for Fake {
     type Cache = Cache;
 
-    fn new_cache(&mut self) -> Result<Cache> {
+    fn new_cache(&mut self, _: usize) -> Result<Cache> {
         (self.setup.new_cache)()?;
         Ok(Cache { tokens: Vec::new(), dropped: dropped("cache", &self.setup) })
     }
