@@ -1,34 +1,39 @@
-//! [`DecoderConfig`] from `config.json` of a Hugging Face folder, in the forms of transformers 4 and 5.
+//! [`DecoderConfig`] from `config.json` of a Hugging Face folder, in the forms of transformers 4 and 5. What each
+//! architecture has of its own is in [`super::family`].
 
 use serde_json::Value;
 
 use super::{
-    Activation, Architecture, AttentionBias, DecoderConfig, NormPlacement, SlidingWindow,
+    Activation, Architecture, AttentionBias, DecoderConfig,
+    family::{Family, Neutral, PARTICULAR},
     json_fields::{Fields, shown},
-    rope_json::rope,
+    layers_json::sliding_window,
+    rope_json::ropes,
 };
 use crate::Result;
 
 impl DecoderConfig {
     /// Reads `config.json` of a Hugging Face folder: the forms of transformers 4 (`rope_theta`, `rope_scaling`) and
-    /// of transformers 5 (`rope_parameters`). Defaults are those of transformers.
+    /// of transformers 5 (`rope_parameters`, `layer_types`). Defaults are those of transformers, but the sizes, the
+    /// epsilon of the norms and the longest context must be there.
     ///
     /// # Errors
-    /// [`crate::Error::UnsupportedModelFormat`] that names the field, what it has and what was expected: another
-    /// architecture than Llama, a field that is missing, of the wrong type or out of range, fields that disagree, and
-    /// values that would change the computation in a way that is not described here.
+    /// [`crate::Error::UnsupportedModelFormat`] that names the field, what it has and what was expected: an
+    /// architecture that is none of [`Architecture::ALL`], a field that is missing, of the wrong type or out of range,
+    /// fields that disagree, and values that would change the computation in a way that is not described here.
     pub fn from_config(id: &str, config: &Value) -> Result<Self> {
         let fields = Fields::new(id, "", config)?;
         let architecture = architecture(fields)?;
+        let family = architecture.family();
         refuse_quantized(fields)?;
-        refuse_foreign(fields)?;
+        refuse_foreign(fields, architecture)?;
 
         let size =
             |name: &str| -> Result<usize> { fields.required(name, fields.usize(name)?, "a whole number above 0") };
         let (hidden_size, heads, layers) =
             (size("hidden_size")?, size("num_attention_heads")?, size("num_hidden_layers")?);
         let max_positions = size("max_position_embeddings")?;
-        let head_dim = match fields.usize("head_dim")? {
+        let head_dim = match usize_or_default(fields, family, "head_dim")? {
             Some(dim) => dim,
             None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
@@ -39,6 +44,8 @@ impl DecoderConfig {
             }
         };
         let bias = fields.bool("attention_bias")?.unwrap_or(false);
+        let (rope, local_rope) = ropes(fields, architecture, head_dim, max_positions)?;
+        let number = |name: &str| positive_or_default(fields, family, name);
         let decoder = Self {
             architecture,
             vocab_size: size("vocab_size")?,
@@ -46,29 +53,36 @@ impl DecoderConfig {
             intermediate_size: size("intermediate_size")?,
             layers,
             heads,
-            kv_heads: fields.usize("num_key_value_heads")?.unwrap_or(heads),
+            kv_heads: usize_or_default(fields, family, "num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             norm_eps: fields.required("rms_norm_eps", fields.f64("rms_norm_eps")?, "a number, usually 1e-5 or 1e-6")?,
-            norms: NormPlacement::Before,
-            norm_offset: 0.0,
-            qk_norm: None,
-            activation: activation(fields)?,
-            rope: rope(fields, head_dim, max_positions)?,
-            local_rope: None,
+            norms: family.norms,
+            norm_offset: family.norm_offset,
+            qk_norm: family.qk_norm,
+            activation: activation(fields, family)?,
+            rope,
+            local_rope,
             max_positions,
-            sliding_window: fields
-                .usize("sliding_window")?
-                .map(|n| SlidingWindow::new(n, vec![true; layers.min(1 << 16)])),
-            attention_bias: AttentionBias::new(bias, bias),
+            sliding_window: sliding_window(fields, architecture, layers)?,
+            attention_bias: AttentionBias::new(bias || family.qkv_bias, bias),
             mlp_bias: fields.bool("mlp_bias")?.unwrap_or(false),
-            attention_scale: 1.0 / (head_dim as f64).sqrt(),
-            attention_soft_cap: None,
-            embedding_scale: 1.0,
-            residual_scale: 1.0,
-            logit_scale: 1.0,
-            logit_soft_cap: None,
-            fused_projections: false,
-            tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
+            attention_scale: match (number("attention_multiplier")?, number("query_pre_attn_scalar")?) {
+                (Some(scale), _) => scale,
+                (None, Some(scalar)) => scalar.sqrt().recip(),
+                (None, None) => (head_dim as f64).sqrt().recip(),
+            },
+            attention_soft_cap: number("attn_logit_softcapping")?,
+            embedding_scale: if family.scales_embedding {
+                (hidden_size as f64).sqrt()
+            } else {
+                number("embedding_multiplier")?.unwrap_or(1.0)
+            },
+            residual_scale: number("residual_multiplier")?.unwrap_or(1.0),
+            // Logits are divided by it.
+            logit_scale: number("logits_scaling")?.map_or(1.0, f64::recip),
+            logit_soft_cap: number("final_logit_softcapping")?,
+            fused_projections: family.fused_projections,
+            tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(family.tied),
             experts: experts(fields)?,
         };
         decoder.validate(id, &|name| format!("config.json: {}", field_name(name)))?;
@@ -85,32 +99,75 @@ fn field_name(name: &'static str) -> &'static str {
         "max_positions" => "max_position_embeddings",
         "rope.dims" => "head_dim and partial_rotary_factor",
         "rope.theta" => "rope_theta",
+        "local_rope.dims" => "head_dim",
+        "local_rope.theta" => "rope_local_base_freq",
         "norm_eps" => "rms_norm_eps",
+        "attention_soft_cap" => "attn_logit_softcapping",
+        "logit_soft_cap" => "final_logit_softcapping",
+        "embedding_scale" => "embedding_multiplier",
+        "residual_scale" => "residual_multiplier",
+        "logit_scale" => "logits_scaling",
         same => same,
     }
 }
 
-fn architecture(fields: Fields<'_>) -> Result<Architecture> {
-    const SUPPORTED: &str = "llama (LlamaForCausalLM)";
-    let classes = fields.strings("architectures")?.unwrap_or_default();
-    match fields.str("model_type")? {
-        Some("llama") => {}
-        None if !classes.is_empty() => {}
-        _ => return Err(fields.wrong("model_type", &format!("a supported architecture: {SUPPORTED}"))),
-    }
-    match classes.iter().find(|class| **class != "LlamaForCausalLM") {
-        Some(_) => Err(fields.wrong("architectures", &format!("a supported architecture: {SUPPORTED}"))),
-        None => Ok(Architecture::Llama),
+/// What the field has, or what it stands for where it is not written down; `None` where it is `null`.
+pub(super) fn usize_or_default(fields: Fields<'_>, family: &Family, name: &str) -> Result<Option<usize>> {
+    match family.default(name) {
+        Some(number) if !fields.is_written(name) => Ok(Some(number as usize)),
+        _ => fields.usize(name),
     }
 }
 
-fn activation(fields: Fields<'_>) -> Result<Activation> {
-    match fields.str("hidden_act")?.unwrap_or("silu") {
-        "silu" | "swish" => Ok(Activation::Silu),
-        "gelu" => Ok(Activation::Gelu),
-        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
-        "relu" => Ok(Activation::Relu),
-        _ => Err(fields.wrong("hidden_act", "silu, gelu, gelu_pytorch_tanh or relu")),
+/// [`usize_or_default`] for a number above 0.
+fn positive_or_default(fields: Fields<'_>, family: &Family, name: &str) -> Result<Option<f64>> {
+    match family.default(name) {
+        Some(number) if !fields.is_written(name) => Ok(Some(number)),
+        _ => fields.positive(name),
+    }
+}
+
+fn architecture(fields: Fields<'_>) -> Result<Architecture> {
+    let classes = fields.strings("architectures")?.unwrap_or_default();
+    let found = match fields.str("model_type")? {
+        Some(name) => Architecture::ALL.into_iter().find(|a| a.name() == name),
+        None => Architecture::ALL.into_iter().find(|a| classes.contains(&a.family().class)),
+    };
+    let Some(architecture) = found else {
+        let names = Architecture::ALL.map(Architecture::name).join(", ");
+        let hint = match fields.str("model_type")? {
+            Some("gemma3") => {
+                "; gemma3 is text with vision, and only its text is: use a checkpoint of gemma3_text, or a GGUF file"
+            }
+            _ => "",
+        };
+        return Err(fields.wrong("model_type", &format!("a supported architecture: {names}{hint}")));
+    };
+    let class = architecture.family().class;
+    match classes.iter().find(|found| **found != class) {
+        Some(_) => Err(fields.wrong("architectures", &format!("{class}, as model_type {} has", architecture.name()))),
+        None => Ok(architecture),
+    }
+}
+
+/// Gemma has `hidden_activation` and others `hidden_act`. Both are read, so that neither is ignored.
+fn activation(fields: Fields<'_>, family: &Family) -> Result<Activation> {
+    let read = |name: &str| {
+        let Some(found) = fields.str(name)? else { return Ok(None) };
+        Ok(Some(match found {
+            "silu" | "swish" => Activation::Silu,
+            // Gemma's first configs say so and mean the approximation (transformers, `GemmaConfig`).
+            "gelu" if name == "hidden_act" && family.activation == Activation::GeluTanh => Activation::GeluTanh,
+            "gelu" => Activation::Gelu,
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            _ => return Err(fields.wrong(name, "silu, gelu, gelu_pytorch_tanh or relu")),
+        }))
+    };
+    match (read("hidden_act")?, read("hidden_activation")?) {
+        (Some(act), Some(activation)) if act != activation => Err(fields
+            .wrong("hidden_activation", &format!("{}, as hidden_act says; remove the one that is wrong", act.name()))),
+        (act, activation) => Ok(activation.or(act).unwrap_or(family.activation)),
     }
 }
 
@@ -142,38 +199,22 @@ fn refuse_quantized(fields: Fields<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Fields that change the computation and are not described by [`DecoderConfig`], with the one value that does not.
-fn refuse_foreign(fields: Fields<'_>) -> Result<()> {
+/// Fields that change the computation, in an architecture that does not have them.
+fn refuse_foreign(fields: Fields<'_>, architecture: Architecture) -> Result<()> {
     // transformers once split matrix products by it; other readers do not know it.
     if fields.usize("pretraining_tp")?.is_some_and(|n| n > 1) {
         return Err(fields.wrong("pretraining_tp", "1"));
     }
-    if let Some(types) = fields.strings("layer_types")?
-        && types.iter().any(|t| *t != "full_attention")
-    {
-        return Err(fields.wrong("layer_types", "full_attention on every layer"));
-    }
-    for name in ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"]
-    {
-        if fields.f64(name)?.is_some_and(|x| x != 1.0) {
-            return Err(fields.wrong(name, "1, or no such field"));
-        }
-    }
-    for name in ["use_qk_norm", "qk_norm", "alibi", "parallel_attn", "use_sliding_window"] {
-        if fields.bool(name)?.unwrap_or(false) {
-            return Err(fields.wrong(name, "false, or no such field"));
-        }
-    }
-    for name in [
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-        "query_pre_attn_scalar",
-        "attention_chunk_size",
-        "rope_local_base_freq",
-        "no_rope_layers",
-    ] {
-        if fields.get(name).is_some() {
-            return Err(fields.wrong(name, "no such field for this architecture"));
+    for (name, neutral) in PARTICULAR.iter().filter(|(name, _)| !architecture.family().has(name)) {
+        let (is_neutral, expected) = match neutral {
+            Neutral::Absent => (fields.get(name).is_none(), "no such field".to_owned()),
+            Neutral::Bool(value) => {
+                (fields.bool(name)?.is_none_or(|b| b == *value), format!("{value}, or no such field"))
+            }
+            Neutral::One => (fields.f64(name)?.is_none_or(|x| x == 1.0), "1, or no such field".to_owned()),
+        };
+        if !is_neutral {
+            return Err(fields.wrong(name, &format!("{expected}, for the architecture {}", architecture.name())));
         }
     }
     Ok(())

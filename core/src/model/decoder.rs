@@ -280,21 +280,32 @@ impl DecoderConfig {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return fail("kv_heads", format!("is {}, which does not divide the {} heads", self.kv_heads, self.heads));
         }
-        let dims = self.rope.dims;
-        if dims == 0 || !dims.is_multiple_of(2) || dims > self.head_dim {
-            return fail(
-                "rope.dims",
-                format!("makes {dims} rotated dimensions of {}; expected an even number", self.head_dim),
-            );
-        }
-        if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
-            return fail("rope.theta", format!("is {}; expected a number above 0", self.rope.theta));
+        self.rope.validate(self.head_dim).or_else(|(name, reason)| fail(name, reason))?;
+        if let Some(rope) = &self.local_rope {
+            let local = |name| if name == "rope.dims" { "local_rope.dims" } else { "local_rope.theta" };
+            rope.validate(self.head_dim).or_else(|(name, reason)| fail(local(name), reason))?;
         }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return fail("norm_eps", format!("is {}; expected a number between 0 and 1", self.norm_eps));
         }
+        for (name, value) in [
+            ("attention_scale", Some(self.attention_scale)),
+            ("attention_soft_cap", self.attention_soft_cap),
+            ("embedding_scale", Some(self.embedding_scale)),
+            ("residual_scale", Some(self.residual_scale)),
+            ("logit_scale", Some(self.logit_scale)),
+            ("logit_soft_cap", self.logit_soft_cap),
+        ] {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+                return fail(name, format!("is {value}; expected a number above 0"));
+            }
+        }
         match &self.sliding_window {
             Some(window) if window.size == 0 => fail("sliding_window", "is 0; expected at least 1, or none".into()),
+            Some(window) if window.layers.len() != self.layers => fail(
+                "sliding_window",
+                format!("is for {} layers; expected all {} of them", window.layers.len(), self.layers),
+            ),
             _ => Ok(()),
         }
     }

@@ -31,6 +31,16 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|v| !v.is_null())
     }
 
+    /// Whether the field is written down, be it as `null`.
+    pub(super) fn is_written(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
+    /// The path of the field `name` in the file.
+    pub(super) fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     pub(super) fn keys(&self) -> impl Iterator<Item = &'a String> + use<'a> {
         self.map.iter().filter(|(_, v)| !v.is_null()).map(|(k, _)| k)
     }
@@ -38,7 +48,7 @@ impl<'a> Fields<'a> {
     /// An error about the field `name`: its value and what was expected.
     pub(super) fn wrong(&self, name: &str, expected: &str) -> Error {
         let found = self.get(name).map_or_else(|| "missing".to_owned(), shown);
-        self.error(format!("{}{name} is {found}; expected {expected}", self.prefix))
+        self.error(format!("{} is {found}; expected {expected}", self.path(name)))
     }
 
     pub(super) fn error(&self, reason: String) -> Error {
@@ -55,6 +65,13 @@ impl<'a> Fields<'a> {
 
     pub(super) fn f64(&self, name: &str) -> Result<Option<f64>> {
         self.read(name, "a number", Value::as_f64)
+    }
+
+    pub(super) fn positive(&self, name: &str) -> Result<Option<f64>> {
+        match self.f64(name)? {
+            Some(x) if !(x.is_finite() && x > 0.0) => Err(self.wrong(name, "a number above 0")),
+            x => Ok(x),
+        }
     }
 
     pub(super) fn bool(&self, name: &str) -> Result<Option<bool>> {

@@ -2,10 +2,12 @@
 
 mod config_json;
 mod decoder;
+mod family;
 mod frequencies;
 mod gguf;
 mod gguf_config;
 mod json_fields;
+mod layers_json;
 mod names;
 mod rope;
 mod rope_json;

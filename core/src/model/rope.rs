@@ -23,6 +23,21 @@ impl Rope {
         self.scaling = scaling;
         self
     }
+
+    /// Checks what no rotation of heads of `head_dim` dimensions can be; the error names a field of the description.
+    pub(super) fn validate(&self, head_dim: usize) -> Result<(), (&'static str, String)> {
+        let Self { dims, theta, .. } = *self;
+        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
+            return Err((
+                "rope.dims",
+                format!("makes {dims} rotated dimensions of {head_dim}; expected an even number"),
+            ));
+        }
+        if !(theta.is_finite() && theta > 0.0) {
+            return Err(("rope.theta", format!("is {theta}; expected a number above 0")));
+        }
+        Ok(())
+    }
 }
 
 /// How rotary frequencies are changed for longer contexts. The formulas are those of transformers'

@@ -26,7 +26,7 @@ fn refusal(config: &Value) -> String {
 fn every_field_of_config_json_is_read() {
     let decoder = read(&with(json!({
         "head_dim": 48, "rope_theta": 5e5, "hidden_act": "gelu_pytorch_tanh", "attention_bias": true, "mlp_bias": true,
-        "sliding_window": 64, "partial_rotary_factor": 0.5, "num_local_experts": 8,
+        "partial_rotary_factor": 0.5, "num_local_experts": 8,
     })));
     assert_eq!(
         decoder,
@@ -47,7 +47,7 @@ fn every_field_of_config_json_is_read() {
             rope: Rope::new(5e5, 24),
             local_rope: None,
             max_positions: 512,
-            sliding_window: Some(SlidingWindow::new(64, vec![true; 4])),
+            sliding_window: None,
             attention_bias: AttentionBias::new(true, true),
             mlp_bias: true,
             attention_scale: 1.0 / 48f64.sqrt(),
@@ -123,10 +123,10 @@ fn every_kind_of_rope_is_data() {
             },
         ),
         (
-            json!({ "type": "su", "short_factor": [1.0], "long_factor": [2.0], "original_max_position_embeddings": 64 }),
+            json!({ "type": "su", "short_factor": vec![1.0; 16], "long_factor": vec![2.0; 16], "original_max_position_embeddings": 64 }),
             RopeScaling::LongRope {
-                short_factor: vec![1.0],
-                long_factor: vec![2.0],
+                short_factor: vec![1.0; 16],
+                long_factor: vec![2.0; 16],
                 original_max_positions: 64,
                 attention_factor: None,
                 factor: None,
@@ -143,7 +143,9 @@ fn what_config_json_has_wrong_is_named_with_its_value() {
     let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0 });
     let table: &[(Value, &[&str])] = &[
         (json!([1]), &["config.json", "[1]", "an object"]),
-        (with(json!({ "model_type": "mistral" })), &["model_type", "\"mistral\"", "LlamaForCausalLM"]),
+        (with(json!({ "model_type": "mamba" })), &["model_type", "\"mamba\"", "llama, mistral, qwen2"]),
+        (with(json!({ "model_type": "gemma3" })), &["model_type", "\"gemma3\"", "gemma3_text", "GGUF"]),
+        (with(json!({ "model_type": "mistral" })), &["architectures", "LlamaForCausalLM", "MistralForCausalLM"]),
         (with(json!({ "architectures": ["MistralForCausalLM"] })), &["architectures", "MistralForCausalLM", "llama"]),
         (json!({ "hidden_size": 8 }), &["model_type", "missing"]),
         (without("hidden_size"), &["hidden_size", "missing"]),
@@ -168,7 +170,7 @@ fn what_config_json_has_wrong_is_named_with_its_value() {
         (with(json!({ "rms_norm_eps": true })), &["rms_norm_eps", "true", "a number"]),
         (with(json!({ "tie_word_embeddings": "yes" })), &["tie_word_embeddings", "\"yes\"", "true or false"]),
         (with(json!({ "hidden_act": "laplace" })), &["hidden_act", "\"laplace\"", "silu"]),
-        (with(json!({ "sliding_window": 0 })), &["sliding_window", "is 0"]),
+        (with(json!({ "sliding_window": 0 })), &["sliding_window", "is 0", "no such field", "llama"]),
         (with(json!({ "rope_theta": 0 })), &["rope_theta", "is 0"]),
         (with(json!({ "rope_theta": "1e4" })), &["rope_theta", "\"1e4\""]),
         (with(json!({ "partial_rotary_factor": 1.5 })), &["partial_rotary_factor", "1.5"]),
