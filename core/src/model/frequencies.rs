@@ -32,9 +32,34 @@ impl Rope {
     ///
     /// # Errors
     /// [`Error::UnsupportedModelFormat`] about `id` if a list of divisors is not one above 0 per pair of rotated
-    /// dimensions, or for [`RopeScaling::Dynamic`], whose keys would have to be rotated anew with every token; and what
-    /// `tensor` gives.
+    /// dimensions, if a formula gives no finite number, or for [`RopeScaling::Dynamic`] whose original context is shorter
+    /// than `max_positions` (its keys would have to be rotated anew with every token beyond it); and what `tensor` gives.
     pub fn resolve(
+        &self,
+        id: &str,
+        max_positions: usize,
+        tensor: &mut dyn FnMut(&str) -> Result<Vec<f32>>,
+    ) -> Result<ResolvedRope> {
+        let resolved = self.compute(id, max_positions, tensor)?;
+        for RopeFrequencies { radians, attention_factor } in
+            [&resolved.base].into_iter().chain(resolved.beyond.as_ref().map(|(_, far)| far))
+        {
+            let is_usable = |x: &f64| x.is_finite() && *x > 0.0;
+            if let Some(x) = radians.iter().chain([attention_factor]).find(|x| !is_usable(x)) {
+                return Err(Error::unsupported_format(
+                    id,
+                    format!(
+                        "the rope type {} with theta {} gives a frequency or an attention factor of {x}; expected numbers above 0",
+                        self.scaling.name(),
+                        self.theta
+                    ),
+                ));
+            }
+        }
+        Ok(resolved)
+    }
+
+    fn compute(
         &self,
         id: &str,
         max_positions: usize,
@@ -48,10 +73,16 @@ impl Rope {
         Ok(match &self.scaling {
             RopeScaling::None => one(unscaled, 1.0),
             RopeScaling::Linear { factor } => one(unscaled.iter().map(|f| f / factor).collect(), 1.0),
-            RopeScaling::Dynamic { .. } => {
+            // Up to the original context it changes nothing, and no sequence is longer than `max_positions`.
+            RopeScaling::Dynamic { original_max_positions, .. } if *original_max_positions >= max_positions => {
+                one(unscaled, 1.0)
+            }
+            RopeScaling::Dynamic { original_max_positions, .. } => {
                 return Err(Error::unsupported_format(
                     id,
-                    "the rope type is dynamic, which changes all frequencies with the length of the sequence; expected default, linear, llama3, yarn or longrope",
+                    format!(
+                        "the rope type is dynamic, which changes all frequencies with every token beyond {original_max_positions} of {max_positions}; expected default, linear, llama3, yarn or longrope"
+                    ),
                 ));
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {

@@ -1,6 +1,7 @@
 //! Both readers of [`DecoderConfig`]: what they read, and what they refuse.
 
 mod fixtures;
+mod frequencies;
 mod gguf;
 mod json;
 mod names;
