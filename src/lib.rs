@@ -4,12 +4,14 @@ pub mod builtin;
 pub mod engine;
 pub mod lora;
 pub mod plan;
+pub mod session;
 
 mod blocking;
 mod fetch;
 
-pub use engine::{Engine, EngineBuilder, LoadStats, Model};
+pub use engine::{Engine, EngineBuilder, LoadStats, Model, ModelDigest};
 pub use plan::{Plan, PlannedArtifact};
+pub use session::{Session, Turn, TurnOptions};
 
 pub use llm_local_core as core;
 pub use llm_local_core::{

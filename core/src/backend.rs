@@ -294,7 +294,8 @@ pub trait LoadedModel: Send + Sync {
         Err(Error::unsupported("set_adapters", "this model was loaded with its adapters merged; load another spec"))
     }
 
-    /// Forgets a session and frees its KV cache, once a running generation of it has ended.
+    /// Forgets a session and frees its KV cache, once a running generation of it has ended. The first poll asks for it:
+    /// whoever cannot wait, in a `Drop`, polls once and lets go.
     ///
     /// # Errors
     /// [`Error::ModelNotLoaded`].

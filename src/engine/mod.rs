@@ -8,14 +8,24 @@
 //! `slots` keeps one model per spec.
 
 mod builder;
+mod identity;
 mod model;
 mod prepare;
 mod slots;
 
 pub use builder::{CACHE_VARIABLE, EngineBuilder};
+pub use identity::ModelDigest;
 pub use model::{LoadStats, Model};
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Instant};
+pub(crate) use identity::{Identity, hex};
+pub(crate) use model::WeakModel;
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use llm_local_core::{
     Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights, ProgressEvent,
@@ -108,13 +118,17 @@ impl Engine {
     /// # Errors
     /// As [`Engine::load`]. What is wrong with the request is the generation's first item.
     pub async fn generate(&self, spec: &ModelSpec, request: GenerateRequest) -> Result<Generation> {
+        let (model, load) = self.ready(spec).await?;
+        Ok(generate(&model, request, load))
+    }
+
+    /// The model of `spec`, and how long it took to load if it was not.
+    pub(crate) async fn ready(&self, spec: &ModelSpec) -> Result<(Model, Option<Duration>)> {
         let start = Instant::now();
-        let (model, loaded_now) = match self.inner.slots.loaded(&Key::new(spec)) {
-            Some(model) => (model, false),
-            None => (self.load(spec).await?, true),
-        };
-        let generation = model.generate(request);
-        Ok(if loaded_now { model::with_load_time(generation, start.elapsed()) } else { generation })
+        match self.inner.slots.loaded(&Key::new(spec)) {
+            Some(model) => Ok((model, None)),
+            None => Ok((self.load(spec).await?, Some(start.elapsed()))),
+        }
     }
 
     /// The logits after the last token of the input, shape (vocab,), f32, from the model of `spec`, which is loaded
@@ -140,6 +154,15 @@ impl Engine {
     }
 }
 
+/// Starts a generation that says that it waited `load` for its model.
+pub(crate) fn generate(model: &Model, request: GenerateRequest, load: Option<Duration>) -> Generation {
+    let generation = model.generate(request);
+    match load {
+        Some(load) => model::with_load_time(generation, load),
+        None => generation,
+    }
+}
+
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
@@ -155,10 +178,10 @@ impl Inner {
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
         let pinned = self.pin(spec, &cx).await?;
-        let Prepared { plan, weights, adapters, options, backend, .. } =
+        let Prepared { plan, weights, identity, adapters, options, backend } =
             self.prepare(spec, pinned, &cx, Fetching::Yes).await?;
         let prepared = start.elapsed();
-        let Some((checkpoint, text)) = weights else {
+        let (Some((checkpoint, text)), Some(identity)) = (weights, identity) else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
         };
         let info = checkpoint.info.clone();
@@ -180,6 +203,6 @@ impl Inner {
         cancel_on_drop.disarm();
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
-        Ok(Model::new(loaded, plan, stats))
+        Ok(Model::new(loaded, plan, identity, stats))
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -12,9 +12,10 @@ use std::{
 use futures_util::StreamExt;
 use llm_local_core::{
     Counters, GenerateRequest, Generation, GenerationEvent, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport,
-    Result, TrimLevel,
+    Result, SessionId, SessionState, TrimLevel,
 };
 
+use super::identity::{Identity, ModelDigest};
 use crate::plan::Plan;
 
 /// A model in memory: a handle, cheap to clone. The engine holds one too, until [`crate::Engine::unload`].
@@ -26,8 +27,21 @@ pub struct Model {
 struct Inner {
     loaded: Arc<dyn LoadedModel>,
     plan: Plan,
+    identity: Arc<Identity>,
     stats: LoadStats,
     unloaded: AtomicBool,
+}
+
+/// A handle that does not keep the model in memory.
+#[derive(Clone)]
+pub(crate) struct WeakModel(Weak<Inner>);
+
+impl WeakModel {
+    /// The model, unless it was unloaded or dropped.
+    pub(crate) fn upgrade(&self) -> Option<Model> {
+        let model = Model { inner: self.0.upgrade()? };
+        model.is_loaded().then_some(model)
+    }
 }
 
 /// Times of one load.
@@ -48,8 +62,17 @@ impl LoadStats {
 }
 
 impl Model {
-    pub(super) fn new(loaded: Arc<dyn LoadedModel>, plan: Plan, stats: LoadStats) -> Self {
-        Self { inner: Arc::new(Inner { loaded, plan, stats, unloaded: AtomicBool::new(false) }) }
+    pub(super) fn new(loaded: Arc<dyn LoadedModel>, plan: Plan, identity: Identity, stats: LoadStats) -> Self {
+        let unloaded = AtomicBool::new(false);
+        Self { inner: Arc::new(Inner { loaded, plan, identity: Arc::new(identity), stats, unloaded }) }
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakModel {
+        WeakModel(Arc::downgrade(&self.inner))
+    }
+
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.inner.identity
     }
 
     /// Starts a generation. It never blocks; what is wrong with the request is the stream's first item.
@@ -75,9 +98,55 @@ impl Model {
         &self.inner.plan
     }
 
+    /// What it is made of, by content. The first call may read all its files, which takes about as long as loading them.
+    ///
+    /// # Errors
+    /// [`llm_local_core::Error::Io`]; [`llm_local_core::Error::LoadFailed`] if a file has changed since it was loaded.
+    pub async fn digest(&self) -> Result<ModelDigest> {
+        self.inner.identity.digest().await
+    }
+
+    /// Whether it keeps KV caches between requests, so that a request may name a [`SessionId`].
+    pub fn keeps_sessions(&self) -> bool {
+        self.inner.plan.model.as_ref().is_some_and(|m| m.capabilities.sessions)
+    }
+
     /// How long it took to load.
     pub fn load_stats(&self) -> LoadStats {
         self.inner.stats
+    }
+
+    /// Forgets a session and frees its KV cache. As [`LoadedModel::end_session`]. [`crate::Session`] does this, and the
+    /// three that follow, by itself.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::end_session`].
+    pub async fn end_session(&self, session: SessionId) -> Result<()> {
+        self.inner.loaded.end_session(session).await
+    }
+
+    /// Gives the session `to` what the session `from` has computed. As [`LoadedModel::fork_session`].
+    ///
+    /// # Errors
+    /// As [`LoadedModel::fork_session`].
+    pub async fn fork_session(&self, from: &SessionId, to: SessionId) -> Result<()> {
+        self.inner.loaded.fork_session(from, to).await
+    }
+
+    /// What the session has computed. As [`LoadedModel::export_session`].
+    ///
+    /// # Errors
+    /// As [`LoadedModel::export_session`].
+    pub async fn export_session(&self, session: &SessionId) -> Result<SessionState> {
+        self.inner.loaded.export_session(session).await
+    }
+
+    /// Gives the session what [`Model::export_session`] gave. As [`LoadedModel::import_session`].
+    ///
+    /// # Errors
+    /// As [`LoadedModel::import_session`].
+    pub async fn import_session(&self, session: &SessionId, state: SessionState) -> Result<()> {
+        self.inner.loaded.import_session(session, state).await
     }
 
     /// Bytes that it holds now, by part.

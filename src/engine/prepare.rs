@@ -8,7 +8,7 @@ use llm_local_core::{
 };
 use llm_local_weights::Checkpoint;
 
-use super::Inner;
+use super::{Inner, identity::Identity};
 use crate::{
     blocking::blocking,
     fetch::{self, Files, Meter},
@@ -36,6 +36,8 @@ pub(super) struct Prepared {
     pub(super) plan: Plan,
     /// The base; `None` if its files are not here and may not be fetched.
     pub(super) weights: Option<(Weights, TextFiles)>,
+    /// There if the weights are.
+    pub(super) identity: Option<Identity>,
     pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
     pub(super) options: LoadOptions,
     pub(super) backend: Arc<dyn InferenceBackend>,
@@ -109,8 +111,9 @@ impl Inner {
         let options = LoadOptions::new(AUTOMATIC_CONTEXT).with_dtype(spec.dtype);
         let Some(files) = base_files else {
             let backend = resolution.backend.backend;
-            return Ok(Prepared { plan, weights: None, adapters, options, backend });
+            return Ok(Prepared { plan, weights: None, identity: None, adapters, options, backend });
         };
+        let identity = Some(Identity::new(spec.id(), &base, &files, &adapters)?);
         let (weights, text) = open(spec.id(), files).await?;
         let info = &weights.info;
         let (wanted, reason) = context(spec, info);
@@ -147,7 +150,8 @@ impl Inner {
         plan.backend = choice.backend.name().to_owned();
         plan.device = choice.device;
         plan.passed_over = resolution.passed_over;
-        Ok(Prepared { plan, weights: Some((weights, text)), adapters, options, backend: choice.backend })
+        let backend = choice.backend;
+        Ok(Prepared { plan, weights: Some((weights, text)), identity, adapters, options, backend })
     }
 
     async fn files(

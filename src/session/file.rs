@@ -1,0 +1,258 @@
+//! The file of a saved chat: a safetensors file.
+//!
+//! Its tensors are those of the KV cache, under the backend's names. Its `__metadata__` has three entries:
+//!
+//! - `format`: [`FORMAT`];
+//! - `session`: a [`Saved`] as JSON;
+//! - `sha256`: the SHA-256, as hex, over `format`, `session`, and of each tensor, in the backend's order, its name, dtype,
+//!   shape and data, each after its length as eight little-endian bytes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{ErrorKind, Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use fs_err::File;
+use llm_local_core::{Error, FloatType, Message, Result, SessionTensor};
+use safetensors::{
+    Dtype, SafeTensorError,
+    tensor::{Metadata, TensorView},
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::hex;
+
+/// What the file is, and the version of its form.
+const FORMAT: &str = "llm-local session 1";
+/// The limit that `safetensors` has for the header.
+const LARGEST_HEADER: u64 = 100_000_000;
+/// Bytes of the header's length, with which a safetensors file starts.
+const LENGTH: u64 = 8;
+
+/// A chat as data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    pub(super) system_prompt: Option<String>,
+    pub(super) messages: Vec<Message>,
+    /// Without it, no model has answered yet.
+    pub(super) made_by: Option<MadeBy>,
+    pub(super) cache: Option<Cache>,
+}
+
+/// The model that answered last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MadeBy {
+    /// Its id, for messages.
+    pub(super) model: String,
+    /// As [`crate::ModelDigest`] has them.
+    pub(super) base: String,
+    pub(super) adapters: String,
+    pub(super) backend: String,
+    pub(super) dtype: String,
+    pub(super) context_length: usize,
+}
+
+/// What a [`llm_local_core::SessionState`] has beside its tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cache {
+    pub(super) tokens: Vec<u32>,
+    pub(super) metadata: BTreeMap<String, String>,
+    /// Their names, in the backend's order.
+    pub(super) tensors: Vec<String>,
+}
+
+/// Writes a chat and the tensors of its cache. The file at `path` is the old one or the whole new one.
+pub(super) fn write(path: &Path, saved: &Saved, tensors: &[SessionTensor]) -> Result<()> {
+    let refused = |reason: String| Error::invalid_spec(format!("session file {}", path.display()), reason);
+    let session = serde_json::to_string(saved).map_err(|e| refused(e.to_string()))?;
+    let mut sum = Sum::new(&session);
+    let mut views = BTreeMap::new();
+    for tensor in tensors {
+        let dtype = dtype(tensor.dtype)
+            .ok_or_else(|| refused(format!("the tensor `{}` is of the type {}", tensor.name, tensor.dtype)))?;
+        let elements = tensor.shape.iter().try_fold(tensor.dtype.size(), |n, &d| n.checked_mul(d));
+        if elements != Some(tensor.data.len()) {
+            let (name, shape, bytes) = (&tensor.name, &tensor.shape, tensor.data.len());
+            return Err(refused(format!("the backend gave the tensor `{name}` of shape {shape:?} with {bytes} bytes")));
+        }
+        let view = TensorView::new(dtype, tensor.shape.clone(), &tensor.data).map_err(|e| refused(e.to_string()))?;
+        if views.insert(&*tensor.name, view).is_some() {
+            return Err(refused(format!("the backend gave two tensors the name `{}`", tensor.name)));
+        }
+        sum.add(&tensor.name, dtype, &tensor.shape, &tensor.data);
+    }
+    let metadata = HashMap::from([
+        ("format".to_owned(), FORMAT.to_owned()),
+        ("session".to_owned(), session),
+        ("sha256".to_owned(), sum.finish()),
+    ]);
+    // It writes a temporary file in the same folder, and renames it; where that is must not change meanwhile.
+    let path = std::path::absolute(path).map_err(|e| Error::io("write", path, e))?;
+    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|error| match error {
+        SafeTensorError::IoError(e) => Error::io("write", path, e),
+        other => refused(other.to_string()),
+    })
+}
+
+/// Reads a chat and the tensors of its cache. Nothing in the file is trusted; one that was changed is refused.
+pub(super) fn read(path: &Path) -> Result<(Saved, Vec<SessionTensor>)> {
+    let mut file = File::open(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::not_found(path.display(), "there is no such file to restore a session from"),
+        _ => Error::io("open", path, e),
+    })?;
+    Reader { path, file: &mut file }.read()
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    file: &'a mut File,
+}
+
+impl Reader<'_> {
+    fn read(&mut self) -> Result<(Saved, Vec<SessionTensor>)> {
+        let size = self.file.metadata().map_err(|e| self.io(e))?.len();
+        if size < LENGTH {
+            return Err(self.damaged(format!("at least {LENGTH} bytes"), format!("{size} bytes")));
+        }
+        let length = u64::from_le_bytes(self.bytes::<{ LENGTH as usize }>()?);
+        if length > LARGEST_HEADER {
+            return Err(self.other(format!("it starts with a length of {length} bytes, above safetensors' limit")));
+        }
+        let start = LENGTH + length;
+        if size < start {
+            return Err(self.damaged(format!("at least {start} bytes"), format!("{size} bytes")));
+        }
+        let header = self.exactly(length as usize)?;
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|e| self.other(format!("its header is not that of a safetensors file: {e}")))?;
+        let (format, session, digest) = self.entries(&header)?;
+        let whole = (header.data_len() as u64).checked_add(start);
+        if whole != Some(size) {
+            let expected = whole.map_or("less than 2^64 bytes".to_owned(), |n| format!("{n} bytes"));
+            return Err(self.damaged(expected, format!("{size} bytes")));
+        }
+        if format != FORMAT {
+            return Err(self.other(format!(
+                "its format is `{format}`, and this version reads `{FORMAT}`; use the version of llm-local that wrote it"
+            )));
+        }
+        // Before the JSON is judged: what was changed is not worth a closer look.
+        let found = serde_json::from_str::<Saved>(session);
+        let names = found.as_ref().ok().and_then(|s| s.cache.as_ref()).map_or(&[][..], |c| &c.tensors);
+        let (mut listed, mut there) = (names.to_vec(), header.offset_keys());
+        listed.sort();
+        there.sort();
+        if listed != there {
+            return Err(self.damaged(format!("the tensors {listed:?}"), format!("{there:?}")));
+        }
+        let mut sum = Sum::new(session);
+        let mut tensors = Vec::new();
+        for name in names {
+            let Some(info) = header.info(name) else { continue };
+            let (from, to) = info.data_offsets;
+            self.file.seek(SeekFrom::Start(start + from as u64)).map_err(|e| self.io(e))?;
+            let data = self.exactly(to - from)?;
+            sum.add(name, info.dtype, &info.shape, &data);
+            let Some(dtype) = float(info.dtype) else {
+                return Err(self.damaged(format!("floats in the tensor `{name}`"), info.dtype.to_string()));
+            };
+            tensors.push(SessionTensor::new(name, dtype, info.shape.clone(), data));
+        }
+        let sum = sum.finish();
+        if sum != digest {
+            return Err(self.damaged(format!("sha256 {digest}"), format!("sha256 {sum}")));
+        }
+        let saved = found.map_err(|e| self.other(format!("its entry `session` is not as expected: {e}")))?;
+        Ok((saved, tensors))
+    }
+
+    /// The three entries of the metadata.
+    fn entries<'h>(&self, header: &'h Metadata) -> Result<(&'h str, &'h str, &'h str)> {
+        let entry = |name: &str| {
+            let found = header.metadata().as_ref().and_then(|m| m.get(name));
+            found.map(String::as_str).ok_or_else(|| {
+                self.other(format!("its metadata has no entry `{name}`, so it is not one that `Session::save` wrote"))
+            })
+        };
+        Ok((entry("format")?, entry("session")?, entry("sha256")?))
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.file.read_exact(&mut bytes).map_err(|e| self.io(e))?;
+        Ok(bytes)
+    }
+
+    /// The next `n` bytes, of which the file's size says that they are there.
+    fn exactly(&mut self, n: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; n];
+        self.file.read_exact(&mut bytes).map_err(|e| self.io(e))?;
+        Ok(bytes)
+    }
+
+    fn io(&self, error: std::io::Error) -> Error {
+        Error::io("read", self.path, error)
+    }
+
+    /// The file is not as it was written.
+    fn damaged(&self, expected: String, found: String) -> Error {
+        let found = format!("{found}; it is cut off or was changed, so use another copy");
+        Error::IntegrityFailed { what: format!("session file {}", self.path.display()), expected, found }
+    }
+
+    /// The file is something else.
+    fn other(&self, reason: String) -> Error {
+        Error::invalid_spec(format!("session file {}", self.path.display()), reason)
+    }
+}
+
+/// The checksum over a file's content.
+struct Sum(Sha256);
+
+impl Sum {
+    fn new(session: &str) -> Self {
+        let mut sum = Self(Sha256::new());
+        sum.part(FORMAT.as_bytes());
+        sum.part(session.as_bytes());
+        sum
+    }
+
+    fn add(&mut self, name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) {
+        self.part(name.as_bytes());
+        self.part(dtype.to_string().as_bytes());
+        self.part(format!("{shape:?}").as_bytes());
+        self.part(data);
+    }
+
+    /// With its length, so that no two lists of parts are the same bytes.
+    fn part(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> String {
+        hex(self.0.finalize())
+    }
+}
+
+fn dtype(float: FloatType) -> Option<Dtype> {
+    Some(match float {
+        FloatType::F64 => Dtype::F64,
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::Bf16 => Dtype::BF16,
+        _ => return None,
+    })
+}
+
+fn float(dtype: Dtype) -> Option<FloatType> {
+    Some(match dtype {
+        Dtype::F64 => FloatType::F64,
+        Dtype::F32 => FloatType::F32,
+        Dtype::F16 => FloatType::F16,
+        Dtype::BF16 => FloatType::Bf16,
+        _ => return None,
+    })
+}
