@@ -2,21 +2,51 @@
 
 use std::task::{Context, Poll};
 
-use llm_local_core::{LogitsRequest, Result, TrimLevel};
+use llm_local_core::{LogitsRequest, Result, SessionId, TrimLevel};
 use tokio::sync::{
     mpsc::{self, error::TryRecvError},
     oneshot,
 };
 
-use super::generation::Requested;
+use super::{generation::Requested, session_call::Asked};
 
 /// A request to the thread. Dropped unanswered, each tells its caller that the model is not loaded.
 #[derive(Debug)]
 pub(super) enum Command {
     Generate(Box<Requested>),
-    Logits(LogitsRequest, oneshot::Sender<Result<Vec<f32>>>),
-    Trim(TrimLevel, oneshot::Sender<Result<u64>>),
+    Logits(LogitsRequest, Reply<Vec<f32>>),
+    Session(SessionId, Asked),
+    Trim(TrimLevel, Reply<u64>),
     Unload,
+}
+
+/// Where the answer to a caller goes. Only the first answer counts.
+#[derive(Debug)]
+pub(super) struct Reply<T>(Option<oneshot::Sender<Result<T>>>);
+
+impl<T> Reply<T> {
+    pub(super) fn new(answer: oneshot::Sender<Result<T>>) -> Self {
+        Self(Some(answer))
+    }
+
+    /// Whether nobody waits for the answer.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.0.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// Ready when nobody waits for the answer any more.
+    pub(super) async fn abandoned(&mut self) {
+        if let Some(answer) = &mut self.0 {
+            answer.closed().await;
+        }
+    }
+
+    pub(super) fn answer(&mut self, outcome: Result<T>) {
+        if let Some(answer) = self.0.take() {
+            // The caller may have given up; then nobody is left to tell.
+            let _ = answer.send(outcome);
+        }
+    }
 }
 
 /// The thread's end of the commands.

@@ -50,6 +50,11 @@ impl Outlet {
         select(pin!(self.events.reserve()), pin!(cancel.cancelled())).await;
     }
 
+    /// Ready when the consumer is gone or `cancel` is cancelled.
+    pub(super) async fn dropped(&self, cancel: &CancellationToken) {
+        select(pin!(self.events.closed()), pin!(cancel.cancelled())).await;
+    }
+
     /// Sends an event into the room that [`Outlet::has_room`] reported.
     pub(super) fn send(&self, event: GenerationEvent) -> Result<()> {
         match self.events.try_send(event) {

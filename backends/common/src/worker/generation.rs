@@ -6,9 +6,11 @@ use llm_local_core::{Error, FinishReason, GenerateRequest, GenerationEvent, Gene
 
 use super::{
     StepModel, caught,
+    claims::{Claim, Claims},
     events::Outlet,
     prompt,
     sequence::Sequence,
+    sessions::{Key, Sessions},
     task::{Next, Turn},
 };
 use crate::{
@@ -30,11 +32,19 @@ pub(super) struct Requested {
 pub(super) struct Generating<C> {
     request: GenerateRequest,
     outlet: Outlet,
+    session: Option<OfSession>,
     requested: Duration,
     usage: Usage,
     stats: GenerationStats,
     /// From the first turn on: reading the prompt is work too, and has its turn like any other.
     running: Option<Running<C>>,
+}
+
+/// The session of a generation.
+struct OfSession {
+    key: Key,
+    /// Dropped with the generation, which lets the next one have the session.
+    claim: Claim,
 }
 
 struct Running<C> {
@@ -45,8 +55,13 @@ struct Running<C> {
 }
 
 impl<C> Generating<C> {
-    pub(super) fn new(requested: Requested) -> Self {
+    pub(super) fn new(requested: Requested, claims: &Claims) -> Self {
+        let session = Key::of(&requested.request).map(|key| {
+            let claim = claims.claim(vec![key.session.clone()]);
+            OfSession { key, claim }
+        });
         Self {
+            session,
             request: requested.request,
             outlet: requested.outlet,
             requested: requested.at,
@@ -61,11 +76,21 @@ impl<C> Generating<C> {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.outlet.has_room() || self.request.cancel.is_cancelled()
+        self.request.cancel.is_cancelled() || (self.has_session() && self.outlet.has_room())
     }
 
     pub(super) async fn woken(&self) {
-        self.outlet.woken(&self.request.cancel).await;
+        if self.has_session() {
+            self.outlet.woken(&self.request.cancel).await;
+        } else {
+            // That the session is free comes about on this thread, which looks by itself.
+            self.outlet.dropped(&self.request.cancel).await;
+        }
+    }
+
+    /// Whether it has its session, or needs none.
+    fn has_session(&self) -> bool {
+        self.session.as_ref().is_none_or(|session| session.claim.is_granted())
     }
 
     pub(super) fn step<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
@@ -80,6 +105,12 @@ impl<C> Generating<C> {
         }
         let started = (turn.clock)();
         let running = running(&mut self.running)?;
+        if running.sequence.computed() == 0
+            && let Some(kept) = self.session.as_ref().and_then(|session| turn.sessions.take(&session.key))
+        {
+            running.sequence.resume(kept, turn.model)?;
+            self.usage.cached_tokens = running.sequence.computed();
+        }
         let from = running.sequence.computed();
         let chosen = match running.sequence.advance(turn)? {
             Some(mut logits) => Some(running.sampler.sample(&mut logits, running.sequence.tokens())?),
@@ -106,13 +137,23 @@ impl<C> Generating<C> {
         self.outlet.end(String::new(), Err(error));
     }
 
-    fn begin<M>(&mut self, turn: &Turn<'_, M>) -> Result<()> {
+    /// Gives the session what is computed.
+    pub(super) fn keep(&mut self, sessions: &mut Sessions<C>) -> Result<()> {
+        let kept = self.running.as_mut().and_then(|running| running.sequence.take_computed());
+        match (kept, &self.session) {
+            (Some(kept), Some(session)) => sessions.keep(session.key.clone(), kept),
+            (Some(kept), None) => kept.cached.free(),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn begin<M: StepModel<Cache = C>>(&mut self, turn: &Turn<'_, M>) -> Result<()> {
         let input = std::mem::replace(&mut self.request.input, Input::Tokens(Vec::new()));
         let tokens = prompt::tokens(input, turn.text, turn.info)?;
         self.usage.prompt_tokens = tokens.len();
         tracing::debug!(model = turn.info.model, prompt_tokens = tokens.len(), "generation begins");
         self.running = Some(Running {
-            sequence: Sequence::new(tokens, turn.shared.clone()),
+            sequence: Sequence::new(tokens),
             sampler: Sampler::new(&self.request.sampling, turn.text.token_count())?,
             decoder: turn.text.decoder(),
             stop: StopMatcher::new(std::mem::take(&mut self.request.stop)),
@@ -121,14 +162,14 @@ impl<C> Generating<C> {
     }
 
     /// Whether no token may follow.
-    fn is_full<M>(&self, turn: &Turn<'_, M>) -> bool {
+    fn is_full<M: StepModel<Cache = C>>(&self, turn: &Turn<'_, M>) -> bool {
         let generated = self.usage.generated_tokens;
         self.request.max_tokens.is_some_and(|max| generated >= max)
             || self.usage.prompt_tokens + generated >= turn.info.context_length
     }
 
     /// Takes the next token.
-    fn accept<M>(&mut self, id: u32, turn: &Turn<'_, M>) -> Result<Next> {
+    fn accept<M: StepModel<Cache = C>>(&mut self, id: u32, turn: &mut Turn<'_, M>) -> Result<Next> {
         if !self.request.ignore_eos && turn.text.eos_ids().binary_search(&id).is_ok() {
             return self.finish(FinishReason::Eos, turn);
         }
@@ -151,7 +192,7 @@ impl<C> Generating<C> {
         }
     }
 
-    fn finish<M>(&mut self, mut reason: FinishReason, turn: &Turn<'_, M>) -> Result<Next> {
+    fn finish<M: StepModel<Cache = C>>(&mut self, mut reason: FinishReason, turn: &mut Turn<'_, M>) -> Result<Next> {
         let running = running(&mut self.running)?;
         let mut text = String::new();
         if reason != FinishReason::Stop {
@@ -167,7 +208,7 @@ impl<C> Generating<C> {
             }
         }
         // Before the last event: whoever has it may look at the memory in use.
-        running.sequence.release()?;
+        self.keep(turn.sessions)?;
         let (usage, stats) = (self.usage, self.stats);
         tracing::debug!(model = turn.info.model, ?reason, ?usage, ?stats, "generation ends");
         self.outlet.end(text, Ok(GenerationEvent::finished(reason, usage, stats)));

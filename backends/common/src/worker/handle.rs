@@ -7,15 +7,24 @@ use std::{
 
 use llm_local_core::{
     Counters, Error, GenerateRequest, Generation, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport, Result,
-    SessionId, TrimLevel, async_trait,
+    SessionId, SessionState, TrimLevel, async_trait,
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{clock::Clock, command::Command, events, generation::Requested, shared::Shared};
+use super::{
+    clock::Clock,
+    command::{Command, Reply},
+    events,
+    generation::Requested,
+    session_call::Asked,
+    shared::Shared,
+};
 
 /// Talks to a worker thread. Dropping it closes the commands, and with that ends the thread.
 pub(super) struct Handle {
     pub(super) info: LoadedInfo,
+    /// [`StepModel::keeps_sessions`](super::StepModel::keeps_sessions).
+    pub(super) keeps_sessions: bool,
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Clock,
@@ -32,20 +41,17 @@ impl Handle {
         self.commands.send(command).map_err(|_| self.not_loaded())
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.send(command(reply))?;
+        self.send(command(Reply::new(reply)))?;
         answer.await.unwrap_or_else(|_| Err(self.not_loaded()))
     }
 
     fn start(&self, request: GenerateRequest) -> Result<Generation> {
         let at = (self.clock)();
         request.validate()?;
-        if let Some(session) = request.session.as_ref().map(SessionId::as_str) {
-            return Err(Error::unsupported(
-                format!("session `{session}`"),
-                format!("backend `{}` keeps no KV cache between requests; send the whole chat", self.info.backend),
-            ));
+        if let Some(session) = &request.session {
+            self.check_sessions(session)?;
         }
         if request.adapters.is_some() {
             return Err(self.adapters_unsupported());
@@ -53,6 +59,24 @@ impl Handle {
         let (outlet, events) = events::channel(self.info.model.clone());
         self.send(Command::Generate(Box::new(Requested { request, outlet, at })))?;
         Ok(Generation::new(events))
+    }
+
+    async fn ask_session<T>(&self, s: SessionId, asked: impl FnOnce(Reply<T>) -> Asked) -> Result<T> {
+        self.check_sessions(&s)?;
+        self.ask(|reply| Command::Session(s, asked(reply))).await
+    }
+
+    fn check_sessions(&self, s: &SessionId) -> Result<()> {
+        if self.keeps_sessions {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            format!("session `{}`", s.as_str()),
+            format!(
+                "backend `{}` keeps no KV cache of `{}` between requests; send the whole chat",
+                self.info.backend, self.info.model
+            ),
+        ))
     }
 
     fn adapters_unsupported(&self) -> Error {
@@ -83,9 +107,21 @@ impl LoadedModel for Handle {
         self.ask(|reply| Command::Logits(r, reply)).await
     }
 
-    /// No session is kept, so there is none to forget.
-    async fn end_session(&self, _: SessionId) -> Result<()> {
-        if self.commands.is_closed() { Err(self.not_loaded()) } else { Ok(()) }
+    async fn end_session(&self, s: SessionId) -> Result<()> {
+        // Where none is kept, there is none to forget, and no error.
+        self.ask(|reply| Command::Session(s, Asked::End(reply))).await
+    }
+
+    async fn fork_session(&self, from: &SessionId, to: SessionId) -> Result<()> {
+        self.ask_session(from.clone(), |reply| Asked::Fork(to, reply)).await
+    }
+
+    async fn export_session(&self, s: &SessionId) -> Result<SessionState> {
+        self.ask_session(s.clone(), Asked::Export).await
+    }
+
+    async fn import_session(&self, s: &SessionId, state: SessionState) -> Result<()> {
+        self.ask_session(s.clone(), |reply| Asked::Import(state, reply)).await
     }
 
     fn memory(&self) -> MemoryReport {

@@ -1,10 +1,11 @@
 //! What a request for logits does in its turn.
 
 use llm_local_core::{Error, Input, LogitsRequest, Result};
-use tokio::sync::oneshot;
 
 use super::{
-    StepModel, caught, prompt,
+    StepModel, caught,
+    command::Reply,
+    prompt,
     sequence::Sequence,
     task::{Next, Turn},
 };
@@ -15,22 +16,22 @@ pub(super) struct Computing<C> {
     input: Option<Input>,
     /// From the first turn on.
     sequence: Option<Sequence<C>>,
-    reply: Option<oneshot::Sender<Result<Vec<f32>>>>,
+    reply: Reply<Vec<f32>>,
 }
 
 impl<C> Computing<C> {
-    pub(super) fn new(request: LogitsRequest, reply: oneshot::Sender<Result<Vec<f32>>>) -> Self {
-        Self { input: Some(request.input), sequence: None, reply: Some(reply) }
+    pub(super) fn new(request: LogitsRequest, reply: Reply<Vec<f32>>) -> Self {
+        Self { input: Some(request.input), sequence: None, reply }
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+        self.reply.is_abandoned()
     }
 
     pub(super) fn step<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
         if let Some(input) = self.input.take() {
             let tokens = prompt::tokens(input, turn.text, turn.info)?;
-            self.sequence = Some(Sequence::new(tokens, turn.shared.clone()));
+            self.sequence = Some(Sequence::new(tokens));
         }
         let sequence = self.sequence.as_mut().ok_or_else(|| Error::generation("the request had failed before"))?;
         let Some(logits) = sequence.advance(turn)? else {
@@ -38,19 +39,12 @@ impl<C> Computing<C> {
         };
         // Before the answer: whoever has it may look at the memory in use.
         sequence.release()?;
-        self.answer(Ok(logits));
+        self.reply.answer(Ok(logits));
         Ok(Next::Done)
     }
 
     pub(super) fn fail(&mut self, error: Error) {
         caught::discard("the KV cache of failed logits", self.sequence.take());
-        self.answer(Err(error));
-    }
-
-    fn answer(&mut self, outcome: Result<Vec<f32>>) {
-        if let Some(reply) = self.reply.take() {
-            // The caller may have given up; then nobody is left to tell.
-            let _ = reply.send(outcome);
-        }
+        self.reply.answer(Err(error));
     }
 }

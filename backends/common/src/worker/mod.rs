@@ -7,9 +7,11 @@
 //! | `handle` | the `LoadedModel` that callers hold |
 //! | `command` | what the handle asks of the thread |
 //! | `run_loop` | whose turn it is |
-//! | `task` | one participant: a generation or a request for logits |
-//! | `generation`, `logits` | what each does in its turn |
+//! | `task` | one participant: a generation, a request for logits, or a call about a session |
+//! | `generation`, `logits`, `session_call` | what each does in its turn |
 //! | `sequence` | tokens and their KV cache |
+//! | `sessions` | what sessions have computed, while no generation uses it |
+//! | `claims` | who may have a session, in order |
 //! | `prompt` | the tokens of an input, checked |
 //! | `events` | the channel of a generation, and the stream its consumer reads |
 //! | `shared` | counters and bytes in use, read without asking the thread |
@@ -25,9 +27,18 @@
 //! - A prompt may fill the context exactly; then its generation ends at once, without a token, with
 //!   `FinishReason::Length`. So does one with `max_tokens` 0. Nothing is computed for either.
 //! - A token is computed only if another is to follow it.
+//! - A session belongs to one request at a time: a generation, or a call such as `end_session`. Later ones wait in order,
+//!   and are passed over like a generation without room. A generation that nobody reads keeps its session; what waits
+//!   for that session waits on, and can be cancelled or dropped.
+//! - A generation takes its session's cache when it computes its first token, keeps of it what its prompt begins with, and
+//!   gives back all that is computed when it ends: finished, cancelled or dropped. After an error or a panic the cache is
+//!   dropped. One that computes nothing leaves the session as it was.
+//! - The last token of a prompt is always computed, because its logits choose the next one.
+//! - Trimming the sessions drops the caches of those that no generation is using; `unload` drops all.
 //! - Dropping the last handle ends the thread once the generations that are still held have ended; `unload` cuts them.
 
 mod caught;
+mod claims;
 mod clock;
 mod command;
 mod events;
@@ -38,6 +49,8 @@ mod model;
 mod prompt;
 mod run_loop;
 mod sequence;
+mod session_call;
+mod sessions;
 mod shared;
 mod spawn;
 mod task;

@@ -2,15 +2,18 @@
 
 use std::{collections::VecDeque, future::poll_fn, sync::Arc, task::Poll};
 
-use llm_local_core::{Error, LoadedInfo};
+use llm_local_core::{Error, LoadedInfo, Result, TrimLevel};
 
 use super::{
     StepModel,
     caught::{caught, discard},
+    claims::Claims,
     clock::Clock,
     command::{Command, Inbox},
     generation::Generating,
     logits::Computing,
+    session_call::Calling,
+    sessions::Sessions,
     shared::Shared,
     task::{Next, Task, Turn},
 };
@@ -22,6 +25,8 @@ pub(super) struct RunLoop<M: StepModel> {
     inbox: Inbox,
     /// In the order of their turns.
     tasks: VecDeque<Task<M::Cache>>,
+    sessions: Sessions<M::Cache>,
+    claims: Claims,
     model: M,
     text: TextPipeline,
     info: LoadedInfo,
@@ -48,22 +53,37 @@ impl<M: StepModel> RunLoop<M> {
         clock: Clock,
     ) -> Self {
         let prefill_chunk = prefill_chunk.max(1);
-        Self { inbox, tasks: VecDeque::new(), model, text, info, prefill_chunk, shared, clock }
+        Self {
+            inbox,
+            tasks: VecDeque::new(),
+            sessions: Sessions::new(),
+            claims: Claims::default(),
+            model,
+            text,
+            info,
+            prefill_chunk,
+            shared,
+            clock,
+        }
     }
 
-    /// Serves until it is told to unload, or nobody is left to serve; then drops the tasks and the model.
-    pub(super) fn run(mut self) {
-        self.serve();
+    /// Serves until it is told to unload, or nobody is left to serve; then drops the tasks, the sessions and the model.
+    /// Pending while nobody can take a turn.
+    pub(super) async fn run(mut self) {
+        self.serve().await;
         tracing::debug!(model = self.info.model, tasks = self.tasks.len(), "unloading");
-        let Self { inbox, tasks, model, .. } = self;
+        let Self { inbox, tasks, mut sessions, model, .. } = self;
         drop(inbox);
         for task in tasks {
             discard("an unfinished request", task);
         }
+        if let Err(error) = sessions.forget_all() {
+            tracing::error!(%error, "the sessions of a model that is unloaded");
+        }
         discard("the model", model);
     }
 
-    fn serve(&mut self) {
+    async fn serve(&mut self) {
         // Tasks at the front of the queue that were not ready when last looked at, one after the other.
         let mut passed_over = 0;
         loop {
@@ -76,14 +96,16 @@ impl<M: StepModel> RunLoop<M> {
                 return;
             }
             if passed_over >= self.tasks.len() {
-                if self.wait() == Flow::Unload {
+                if self.wait().await == Flow::Unload {
                     return;
                 }
                 passed_over = 0;
             }
             let Some(mut task) = self.tasks.pop_front() else { continue };
             if task.is_abandoned() {
-                discard("an abandoned request", task);
+                task.abandon(&mut self.sessions);
+                // One that was passed over may have waited for its session.
+                passed_over = 0;
                 continue;
             }
             if !task.is_ready() {
@@ -102,6 +124,7 @@ impl<M: StepModel> RunLoop<M> {
     fn turn(&mut self) -> Turn<'_, M> {
         Turn {
             model: &mut self.model,
+            sessions: &mut self.sessions,
             text: &self.text,
             info: &self.info,
             prefill_chunk: self.prefill_chunk,
@@ -113,27 +136,33 @@ impl<M: StepModel> RunLoop<M> {
     fn obey(&mut self, command: Command) -> Flow {
         match command {
             Command::Generate(requested) => {
-                self.tasks.push_back(Task::Generate(Box::new(Generating::new(*requested))));
+                self.tasks.push_back(Task::Generate(Box::new(Generating::new(*requested, &self.claims))));
             }
             Command::Logits(request, reply) => {
                 self.tasks.push_back(Task::Logits(Box::new(Computing::new(request, reply))));
             }
-            Command::Trim(level, reply) => {
-                let freed = caught(|| self.model.trim(level))
-                    .unwrap_or_else(|panic| Err(Error::generation(format!("trimming the model panicked: {panic}"))));
-                // The caller may have given up; then nobody is left to tell.
-                let _ = reply.send(freed);
+            Command::Session(session, asked) => {
+                self.tasks.push_back(Task::Session(Box::new(Calling::new(session, asked, &self.claims))));
             }
+            Command::Trim(level, mut reply) => reply.answer(self.trim(level)),
             Command::Unload => return Flow::Unload,
         }
         Flow::Continue
     }
 
+    fn trim(&mut self, level: TrimLevel) -> Result<u64> {
+        // First, so that the model can give up the memory that they had.
+        let of_sessions = if level == TrimLevel::Sessions { self.sessions.forget_all()? } else { 0 };
+        let of_model = caught(|| self.model.trim(level))
+            .unwrap_or_else(|panic| Err(Error::generation(format!("trimming the model panicked: {panic}"))))?;
+        Ok(of_sessions + of_model)
+    }
+
     /// Sleeps until a command comes or a task may be ready.
-    fn wait(&mut self) -> Flow {
+    async fn wait(&mut self) -> Flow {
         let Self { inbox, tasks, .. } = self;
-        let mut woken: Vec<_> = tasks.iter().map(Task::woken).collect();
-        let command = pollster::block_on(poll_fn(|cx| {
+        let mut woken: Vec<_> = tasks.iter_mut().map(Task::woken).collect();
+        let command = poll_fn(|cx| {
             if let Poll::Ready(command) = inbox.poll(cx) {
                 return Poll::Ready(command);
             }
@@ -141,7 +170,8 @@ impl<M: StepModel> RunLoop<M> {
                 return Poll::Ready(None);
             }
             Poll::Pending
-        }));
+        })
+        .await;
         drop(woken);
         command.map_or(Flow::Continue, |command| self.obey(command))
     }

@@ -50,6 +50,10 @@ impl KvBytes {
         Self { shared, bytes: 0 }
     }
 
+    pub(super) fn get(&self) -> u64 {
+        self.bytes
+    }
+
     pub(super) fn set(&mut self, bytes: u64) {
         // Added before subtracted: the sum must not pass below zero.
         self.shared.kv_cache.fetch_add(bytes, Relaxed);

@@ -58,14 +58,21 @@ pub(super) async fn spawn_with_clock<M: StepModel>(
     let abandoned = options.cancel.clone().drop_guard();
     let loaded = loaded.await;
     abandoned.disarm();
-    let info = loaded.unwrap_or_else(|_| Err(Error::load("the model", "its worker thread ended during the load")))?;
-    Ok(Arc::new(Handle { info, commands, shared, clock, thread: Mutex::new(Some(thread)) }))
+    let Loaded { info, keeps_sessions } =
+        loaded.unwrap_or_else(|_| Err(Error::load("the model", "its worker thread ended during the load")))?;
+    Ok(Arc::new(Handle { info, keeps_sessions, commands, shared, clock, thread: Mutex::new(Some(thread)) }))
+}
+
+/// What the handle knows of the model.
+struct Loaded {
+    info: LoadedInfo,
+    keeps_sessions: bool,
 }
 
 /// What moves to the thread.
 struct Worker {
     inbox: Inbox,
-    ready: oneshot::Sender<Result<LoadedInfo>>,
+    ready: oneshot::Sender<Result<Loaded>>,
     cancel: CancellationToken,
     shared: Arc<Shared>,
     clock: Clock,
@@ -93,10 +100,11 @@ impl Worker {
         let info = info.with_chat_template(text.has_chat_template()).with_load_time(clock().saturating_sub(started));
         shared.set_weights(model.weight_bytes());
         tracing::debug!(model = info.model, load_time = ?info.load_time, "loaded");
-        let run_loop = RunLoop::new(inbox, model, text, info.clone(), prefill_chunk, shared, clock);
+        let loaded = Loaded { info: info.clone(), keeps_sessions: model.keeps_sessions() };
+        let run_loop = RunLoop::new(inbox, model, text, info, prefill_chunk, shared, clock);
         // Where the load was given up in this moment, no handle is there and the loop ends at once.
-        let _ = ready.send(Ok(info));
-        run_loop.run();
+        let _ = ready.send(Ok(loaded));
+        pollster::block_on(run_loop.run());
     }
 }
 

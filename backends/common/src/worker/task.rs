@@ -1,21 +1,32 @@
-//! One participant: a generation or a request for logits.
+//! One participant: a generation, a request for logits, or a call about a session.
 
 use std::{pin::Pin, sync::Arc};
 
 use llm_local_core::{Error, LoadedInfo, Result};
 
-use super::{StepModel, caught::caught, clock::Clock, generation::Generating, logits::Computing, shared::Shared};
+use super::{
+    StepModel,
+    caught::{caught, discard},
+    clock::Clock,
+    generation::Generating,
+    logits::Computing,
+    session_call::Calling,
+    sessions::Sessions,
+    shared::Shared,
+};
 use crate::text::TextPipeline;
 
 /// Whoever takes turns.
 pub(super) enum Task<C> {
     Generate(Box<Generating<C>>),
     Logits(Box<Computing<C>>),
+    Session(Box<Calling>),
 }
 
 /// What a task may use in its turn.
-pub(super) struct Turn<'a, M> {
+pub(super) struct Turn<'a, M: StepModel> {
     pub(super) model: &'a mut M,
+    pub(super) sessions: &'a mut Sessions<M::Cache>,
     pub(super) text: &'a TextPipeline,
     pub(super) info: &'a LoadedInfo,
     pub(super) prefill_chunk: usize,
@@ -38,6 +49,7 @@ impl<C> Task<C> {
         match self {
             Self::Generate(task) => task.is_abandoned(),
             Self::Logits(task) => task.is_abandoned(),
+            Self::Session(task) => task.is_abandoned(),
         }
     }
 
@@ -46,15 +58,28 @@ impl<C> Task<C> {
         match self {
             Self::Generate(task) => task.is_ready(),
             Self::Logits(_) => true,
+            Self::Session(task) => task.is_ready(),
         }
     }
 
     /// Ready when it may be able to take a turn, or is abandoned.
-    pub(super) fn woken(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+    pub(super) fn woken(&mut self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         match self {
             Self::Generate(task) => Box::pin(task.woken()),
             Self::Logits(_) => Box::pin(std::future::ready(())),
+            Self::Session(task) => Box::pin(task.woken()),
         }
+    }
+
+    /// Ends without an outcome, because nobody waits for it. What is computed stays with its session.
+    pub(super) fn abandon(self, sessions: &mut Sessions<C>) {
+        let mut task = self;
+        if let Self::Generate(task) = &mut task
+            && let Err(error) = task.keep(sessions)
+        {
+            tracing::error!(%error, "an abandoned generation");
+        }
+        discard("an abandoned request", task);
     }
 
     /// Takes one turn. An error or panic in it ends this task alone.
@@ -66,6 +91,7 @@ impl<C> Task<C> {
             match self {
                 Self::Generate(task) => task.fail(error),
                 Self::Logits(task) => task.fail(error),
+                Self::Session(task) => task.fail(error),
             }
             Next::Done
         })
@@ -75,6 +101,7 @@ impl<C> Task<C> {
         match self {
             Self::Generate(task) => task.step(turn),
             Self::Logits(task) => task.step(turn),
+            Self::Session(task) => task.step(turn),
         }
     }
 }

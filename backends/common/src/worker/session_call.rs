@@ -1,0 +1,102 @@
+//! What is asked of a session outside a generation, and what that does in its turn.
+
+use std::pin::Pin;
+
+use llm_local_core::{Error, Result, SessionId, SessionState};
+
+use super::{
+    StepModel,
+    claims::{Claim, Claims},
+    command::Reply,
+    task::{Next, Turn},
+};
+
+/// What is asked, with who waits for the answer.
+#[derive(Debug)]
+pub(super) enum Asked {
+    End(Reply<()>),
+    Fork(SessionId, Reply<()>),
+    Export(Reply<SessionState>),
+    Import(SessionState, Reply<()>),
+}
+
+impl Asked {
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::End(reply) | Self::Fork(_, reply) | Self::Import(_, reply) => reply.is_abandoned(),
+            Self::Export(reply) => reply.is_abandoned(),
+        }
+    }
+
+    fn abandoned(&mut self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        match self {
+            Self::End(reply) | Self::Fork(_, reply) | Self::Import(_, reply) => Box::pin(reply.abandoned()),
+            Self::Export(reply) => Box::pin(reply.abandoned()),
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        match self {
+            Self::End(reply) | Self::Fork(_, reply) | Self::Import(_, reply) => reply.answer(Err(error)),
+            Self::Export(reply) => reply.answer(Err(error)),
+        }
+    }
+}
+
+/// A call that waits for its sessions, and then takes one turn.
+pub(super) struct Calling {
+    session: SessionId,
+    asked: Asked,
+    claim: Claim,
+}
+
+impl Calling {
+    pub(super) fn new(session: SessionId, asked: Asked, claims: &Claims) -> Self {
+        let mut sessions = vec![session.clone()];
+        if let Asked::Fork(to, _) = &asked {
+            sessions.push(to.clone());
+        }
+        Self { session, asked, claim: claims.claim(sessions) }
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.asked.is_abandoned()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.claim.is_granted()
+    }
+
+    /// Ready when the caller has given up. That the sessions are free comes about on this thread, which looks by itself.
+    pub(super) async fn woken(&mut self) {
+        self.asked.abandoned().await;
+    }
+
+    pub(super) fn step<M: StepModel>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
+        let session = &self.session;
+        match &mut self.asked {
+            Asked::End(reply) => {
+                turn.sessions.end(session)?;
+                reply.answer(Ok(()));
+            }
+            Asked::Fork(to, reply) => {
+                turn.sessions.fork(session, to, turn.model, turn.shared)?;
+                reply.answer(Ok(()));
+            }
+            Asked::Export(reply) => {
+                let state = turn.sessions.export(session, turn.model)?;
+                reply.answer(Ok(state));
+            }
+            Asked::Import(state, reply) => {
+                let state = std::mem::replace(state, SessionState::new(Vec::new(), Default::default(), Vec::new()));
+                turn.sessions.import(session, state, turn.model, turn.info, turn.shared)?;
+                reply.answer(Ok(()));
+            }
+        }
+        Ok(Next::Done)
+    }
+
+    pub(super) fn fail(&mut self, error: Error) {
+        self.asked.fail(error);
+    }
+}
