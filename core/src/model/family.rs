@@ -25,7 +25,7 @@ pub(super) struct Family {
     pub(super) theta: f64,
     /// The same for layers where the window holds, if they rotate by another table.
     pub(super) local_theta: Option<f64>,
-    /// Which of [`PARTICULAR`] it has, without a default.
+    /// Which of [`PARTICULAR`] it has, and whether `partial_rotary_factor`, without a default.
     pub(super) fields: &'static [&'static str],
     /// Numbers that an absent field stands for.
     pub(super) defaults: &'static [(&'static str, f64)],
@@ -133,15 +133,21 @@ const QWEN3: Family = Family {
     ..QWEN2
 };
 
-const GEMMA2: Family = Family {
-    class: "Gemma2ForCausalLM",
-    norms: NormPlacement::Around,
+const GEMMA: Family = Family {
+    class: "GemmaForCausalLM",
     norm_offset: 1.0,
     activation: Activation::GeluTanh,
     scales_embedding: true,
-    window: Window::AllButEvery(2),
     tied: true,
     fields: &["attention_bias"],
+    defaults: &[("num_key_value_heads", 16.0), ("head_dim", 256.0)],
+    ..LLAMA
+};
+
+const GEMMA2: Family = Family {
+    class: "Gemma2ForCausalLM",
+    norms: NormPlacement::Around,
+    window: Window::AllButEvery(2),
     defaults: &[
         ("num_key_value_heads", 4.0),
         ("head_dim", 256.0),
@@ -150,7 +156,7 @@ const GEMMA2: Family = Family {
         ("attn_logit_softcapping", 50.0),
         ("final_logit_softcapping", 30.0),
     ],
-    ..LLAMA
+    ..GEMMA
 };
 
 // It has `attn_logit_softcapping` too, but transformers does not apply it: a value there is refused.
@@ -180,7 +186,7 @@ const PHI3: Family = Family {
     class: "Phi3ForCausalLM",
     fused_projections: true,
     window: Window::Everywhere,
-    fields: &["sliding_window"],
+    fields: &["sliding_window", "partial_rotary_factor"],
     defaults: &[("original_max_position_embeddings", 4096.0)],
     ..LLAMA
 };
@@ -207,6 +213,7 @@ impl Architecture {
             Self::Mistral => &MISTRAL,
             Self::Qwen2 => &QWEN2,
             Self::Qwen3 => &QWEN3,
+            Self::Gemma => &GEMMA,
             Self::Gemma2 => &GEMMA2,
             Self::Gemma3 => &GEMMA3,
             Self::Phi3 => &PHI3,
@@ -217,7 +224,7 @@ impl Architecture {
 }
 
 impl Family {
-    /// Whether `name` of [`PARTICULAR`] is a field of it.
+    /// Whether `name`, which is not a field of all, is a field of it.
     pub(super) fn has(&self, name: &str) -> bool {
         self.fields.contains(&name) || self.default(name).is_some()
     }

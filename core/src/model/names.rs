@@ -109,7 +109,11 @@ const HEAD: Row = row(R::Head, "lm_head", "output");
 /// module's name and `.weight`.
 fn table(architecture: Architecture) -> &'static [Row] {
     match architecture {
-        Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 | Architecture::Granite => {
+        Architecture::Llama
+        | Architecture::Mistral
+        | Architecture::Qwen2
+        | Architecture::Gemma
+        | Architecture::Granite => {
             &[EMBEDDING, ATTENTION_NORM, QUERY, KEY, VALUE, OUTPUT, MLP_NORM, GATE, UP, DOWN, FINAL_NORM, HEAD]
         }
         Architecture::Qwen3 => &[

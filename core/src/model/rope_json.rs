@@ -50,6 +50,12 @@ impl Model<'_> {
         if !(partial > 0.0 && partial <= 1.0) {
             return Err(config.error(format!("{name} is {partial}; expected more than 0, and at most 1")));
         }
+        if partial != 1.0 && !self.architecture.family().has(name) {
+            let architecture = self.architecture.name();
+            return Err(config.error(format!(
+                "{name} is {partial}; expected 1, or no such field, for the architecture {architecture}"
+            )));
+        }
         // Rounded down, as transformers does.
         let dims = (self.head_dim as f64 * partial) as usize;
 

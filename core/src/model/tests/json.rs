@@ -26,7 +26,7 @@ fn refusal(config: &Value) -> String {
 fn every_field_of_config_json_is_read() {
     let decoder = read(&with(json!({
         "head_dim": 48, "rope_theta": 5e5, "hidden_act": "gelu_pytorch_tanh", "attention_bias": true, "mlp_bias": true,
-        "partial_rotary_factor": 0.5, "num_local_experts": 8,
+        "num_local_experts": 8,
     })));
     assert_eq!(
         decoder,
@@ -44,7 +44,7 @@ fn every_field_of_config_json_is_read() {
             qk_norm: None,
             norm_eps: 1e-5,
             activation: Activation::GeluTanh,
-            rope: Rope::new(5e5, 24),
+            rope: Rope::new(5e5, 48),
             local_rope: None,
             max_positions: 512,
             sliding_window: None,
@@ -174,6 +174,27 @@ fn what_config_json_has_wrong_is_named_with_its_value() {
         (with(json!({ "rope_theta": 0 })), &["rope_theta", "is 0"]),
         (with(json!({ "rope_theta": "1e4" })), &["rope_theta", "\"1e4\""]),
         (with(json!({ "partial_rotary_factor": 1.5 })), &["partial_rotary_factor", "1.5"]),
+        (with(json!({ "partial_rotary_factor": 0.5 })), &["partial_rotary_factor is 0.5", "expected 1", "llama"]),
+        (
+            with(json!({ "hidden_activation": "gelu", "hidden_act": "silu" })),
+            &["hidden_activation is \"gelu\"", "silu"],
+        ),
+        (with(json!({ "hidden_size": 1u64 << 40, "head_dim": 32 })), &["hidden_size", "1099511627776"]),
+        (
+            with(json!({
+                "original_max_position_embeddings": 64,
+                "rope_scaling": { "type": "yarn", "factor": 2, "original_max_position_embeddings": 32 },
+            })),
+            &["rope_scaling.original_max_position_embeddings is 32", "64"],
+        ),
+        (
+            with(json!({ "rope_scaling": { "type": "yarn", "factor": 2, "original_max_position_embeddings": 0 } })),
+            &["rope_scaling.original_max_position_embeddings is 0"],
+        ),
+        (
+            with(json!({ "rope_scaling": { "type": "longrope", "short_factor": [1], "long_factor": [1] } })),
+            &["rope_scaling.short_factor is [1]", "16 numbers above 0"],
+        ),
         (
             with(json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 5e5 } })),
             &["rope_theta is 10000", "rope_parameters.rope_theta is 500000"],

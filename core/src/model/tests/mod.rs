@@ -1,5 +1,6 @@
 //! Both readers of [`DecoderConfig`]: what they read, and what they refuse.
 
+mod architectures;
 mod fixtures;
 mod frequencies;
 mod gguf;
