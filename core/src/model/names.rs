@@ -1,6 +1,6 @@
 //! Names of tensors, per architecture and checkpoint layout.
 
-use super::{Architecture, DecoderConfig, QkNorm};
+use super::{Architecture, DecoderConfig, NormPlacement, QkNorm};
 
 /// How a checkpoint names its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,8 +91,8 @@ const QUERY_KEY_VALUE: Row = row(R::QueryKeyValue, "model.layers.{}.self_attn.qk
 const QUERY_NORM: Row = row(R::QueryNorm, "model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm");
 const KEY_NORM: Row = row(R::KeyNorm, "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm");
 const OUTPUT: Row = row(R::AttentionOutput, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output");
-/// What Gemma and OLMo call so is applied to the attention's output; others call the norm before the feed-forward
-/// block so.
+/// What architectures with norms after their blocks call so is applied to the attention's output; others call the norm before the
+/// feed-forward block so.
 const POST_ATTENTION_NORM: Row =
     row(R::PostAttentionNorm, "model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm");
 const MLP_NORM: Row = row(R::MlpNorm, "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm");
@@ -105,70 +105,63 @@ const POST_MLP_NORM: Row = row(R::PostMlpNorm, "model.layers.{}.post_feedforward
 const FINAL_NORM: Row = row(R::FinalNorm, "model.norm", "output_norm");
 const HEAD: Row = row(R::Head, "lm_head", "output");
 
-/// The modules of an architecture in the order of the computation, `{}` for the layer's number. A weight is the
-/// module's name and `.weight`.
-fn table(architecture: Architecture) -> &'static [Row] {
-    match architecture {
-        Architecture::Llama
-        | Architecture::Mistral
-        | Architecture::Qwen2
-        | Architecture::Gemma
-        | Architecture::Granite => {
-            &[EMBEDDING, ATTENTION_NORM, QUERY, KEY, VALUE, OUTPUT, MLP_NORM, GATE, UP, DOWN, FINAL_NORM, HEAD]
+/// What decides which modules there are.
+#[derive(Clone, Copy)]
+struct Parts {
+    norms: NormPlacement,
+    has_qk_norm: bool,
+    has_fused_projections: bool,
+}
+
+impl Parts {
+    fn of(c: &DecoderConfig) -> Self {
+        Self { norms: c.norms, has_qk_norm: c.qk_norm.is_some(), has_fused_projections: c.fused_projections }
+    }
+
+    fn of_architecture(architecture: Architecture) -> Self {
+        let family = architecture.family();
+        Self {
+            norms: family.norms,
+            has_qk_norm: family.qk_norm.is_some(),
+            has_fused_projections: family.fused_projections,
         }
-        Architecture::Qwen3 => &[
-            EMBEDDING,
-            ATTENTION_NORM,
-            QUERY,
-            KEY,
-            VALUE,
-            QUERY_NORM,
-            KEY_NORM,
-            OUTPUT,
-            MLP_NORM,
-            GATE,
-            UP,
-            DOWN,
-            FINAL_NORM,
-            HEAD,
-        ],
-        Architecture::Gemma2 | Architecture::Gemma3 => &[
-            EMBEDDING,
-            ATTENTION_NORM,
-            QUERY,
-            KEY,
-            VALUE,
-            QUERY_NORM,
-            KEY_NORM,
-            OUTPUT,
-            POST_ATTENTION_NORM,
-            PRE_MLP_NORM,
-            GATE,
-            UP,
-            DOWN,
-            POST_MLP_NORM,
-            FINAL_NORM,
-            HEAD,
-        ],
-        Architecture::Phi3 => {
-            &[EMBEDDING, ATTENTION_NORM, QUERY_KEY_VALUE, OUTPUT, MLP_NORM, GATE_UP, DOWN, FINAL_NORM, HEAD]
+    }
+
+    /// The modules in the order of the computation, the head included.
+    fn rows(self) -> impl Iterator<Item = &'static Row> + Clone {
+        let mlp_norm = if self.norms.after() { &PRE_MLP_NORM } else { &MLP_NORM };
+        let all: [&Row; 18] = [
+            &EMBEDDING,
+            &ATTENTION_NORM,
+            &QUERY,
+            &KEY,
+            &VALUE,
+            &QUERY_KEY_VALUE,
+            &QUERY_NORM,
+            &KEY_NORM,
+            &OUTPUT,
+            &POST_ATTENTION_NORM,
+            mlp_norm,
+            &GATE,
+            &UP,
+            &GATE_UP,
+            &DOWN,
+            &POST_MLP_NORM,
+            &FINAL_NORM,
+            &HEAD,
+        ];
+        all.into_iter().filter(move |row| self.has(row.role))
+    }
+
+    fn has(self, role: ModuleRole) -> bool {
+        match role {
+            R::AttentionNorm | R::MlpNorm => self.norms.before(),
+            R::PostAttentionNorm | R::PostMlpNorm => self.norms.after(),
+            R::QueryNorm | R::KeyNorm => self.has_qk_norm,
+            R::Query | R::Key | R::Value | R::Gate | R::Up => !self.has_fused_projections,
+            R::QueryKeyValue | R::GateUp => self.has_fused_projections,
+            R::Embedding | R::AttentionOutput | R::Down | R::FinalNorm | R::Head => true,
         }
-        Architecture::Olmo2 => &[
-            EMBEDDING,
-            QUERY,
-            KEY,
-            VALUE,
-            QUERY_NORM,
-            KEY_NORM,
-            OUTPUT,
-            POST_ATTENTION_NORM,
-            GATE,
-            UP,
-            DOWN,
-            POST_MLP_NORM,
-            FINAL_NORM,
-            HEAD,
-        ],
     }
 }
 
@@ -210,18 +203,6 @@ impl ModuleRole {
         }
     }
 
-    fn is_in(self, c: &DecoderConfig) -> bool {
-        match self {
-            Self::AttentionNorm | Self::MlpNorm => c.norms.before(),
-            Self::PostAttentionNorm | Self::PostMlpNorm => c.norms.after(),
-            Self::QueryNorm | Self::KeyNorm => c.qk_norm.is_some(),
-            Self::Query | Self::Key | Self::Value | Self::Gate | Self::Up => !c.fused_projections,
-            Self::QueryKeyValue | Self::GateUp => c.fused_projections,
-            Self::Head => !c.tied_embeddings,
-            Self::Embedding | Self::AttentionOutput | Self::Down | Self::FinalNorm => true,
-        }
-    }
-
     fn has_bias(self, c: &DecoderConfig) -> bool {
         match self {
             Self::Query | Self::Key | Self::Value | Self::QueryKeyValue => c.attention_bias.qkv,
@@ -232,13 +213,19 @@ impl ModuleRole {
     }
 }
 
+/// The modules of a decoder; a tied head is none.
+fn rows(c: &DecoderConfig) -> impl Iterator<Item = &'static Row> + Clone + use<> {
+    let is_tied = c.tied_embeddings;
+    Parts::of(c).rows().filter(move |row| !(is_tied && row.role == ModuleRole::Head))
+}
+
 pub(super) fn module(config: &DecoderConfig, role: ModuleRole, layer: usize, layout: Layout) -> Option<String> {
-    let row = table(config.architecture).iter().find(|r| r.role == role && role.is_in(config))?;
+    let row = rows(config).find(|row| row.role == role)?;
     Some(row.name(layer, layout))
 }
 
 pub(super) fn base_tensors(config: &DecoderConfig, layout: Layout) -> Vec<BaseTensor> {
-    let rows = || table(config.architecture).iter().filter(|r| r.role.is_in(config));
+    let rows = || rows(config);
     let first = rows().filter(|r| r.role == ModuleRole::Embedding).map(|r| (r, 0));
     let layers = (0..config.layers).flat_map(|layer| rows().filter(|r| r.is_of_layer()).map(move |r| (r, layer)));
     let last = rows().filter(|r| !r.is_of_layer() && r.role != ModuleRole::Embedding).map(|r| (r, 0));
@@ -257,7 +244,7 @@ pub(super) fn base_tensors(config: &DecoderConfig, layout: Layout) -> Vec<BaseTe
 /// The name that `to` has for the tensor or module that `from` calls `name`, with whatever stands after the module's
 /// name (`.weight`, `.bias`) kept; `None` if the architecture has no such module.
 pub fn rename(architecture: Architecture, name: &str, from: Layout, to: Layout) -> Option<String> {
-    table(architecture).iter().find_map(|row| {
+    Parts::of_architecture(architecture).rows().find_map(|row| {
         let (before, after) = row.pattern(from).split_once("{}").unwrap_or((row.pattern(from), ""));
         let rest = name.strip_prefix(before)?;
         let digits =
@@ -270,35 +257,4 @@ pub fn rename(architecture: Architecture, name: &str, from: Layout, to: Layout) 
         (suffix.is_empty() || suffix.starts_with('.'))
             .then(|| format!("{}{suffix}", row.pattern(to).replace("{}", layer)))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_both_layouts_are_turned_into_each_other() {
-        let pairs = [
-            ("model.embed_tokens.weight", "token_embd.weight"),
-            ("model.norm.weight", "output_norm.weight"),
-            ("lm_head.weight", "output.weight"),
-            ("model.layers.11.self_attn.q_proj.bias", "blk.11.attn_q.bias"),
-            ("model.layers.0.self_attn.o_proj.weight", "blk.0.attn_output.weight"),
-            ("model.layers.3.mlp.down_proj", "blk.3.ffn_down"),
-            ("model.layers.3.post_attention_layernorm.weight", "blk.3.ffn_norm.weight"),
-        ];
-        for (hf, gguf) in pairs {
-            assert_eq!(rename(Architecture::Llama, hf, Layout::HuggingFace, Layout::Gguf).as_deref(), Some(gguf));
-            assert_eq!(rename(Architecture::Llama, gguf, Layout::Gguf, Layout::HuggingFace).as_deref(), Some(hf));
-        }
-    }
-
-    #[test]
-    fn unknown_names_have_no_other_name() {
-        for name in
-            ["model.layers.x.mlp.up_proj", "model.layers.1.mlp.up_projection", "model.normal.weight", "blk.1.attn_q"]
-        {
-            assert_eq!(rename(Architecture::Llama, name, Layout::HuggingFace, Layout::Gguf), None, "{name}");
-        }
-    }
 }
