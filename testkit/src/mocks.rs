@@ -17,8 +17,8 @@ use std::{ops::Range, sync::Arc};
 use llm_local_core::{
     AdapterSet, AdapterSource, ArtifactRef, ArtifactSource, Counters, DeviceInfo, FetchContext, GenerateRequest,
     Generation, InferenceBackend, LoadOptions, LoadedInfo, LoadedModel, LogitsRequest, Manifest, ManifestFile,
-    MemoryEstimate, MemoryReport, ModelInfo, ModelSource, ModelWeights, Opened, Result, Revision, SessionId, Support,
-    TrimLevel, Want, async_trait,
+    MemoryEstimate, MemoryReport, ModelInfo, ModelSource, ModelWeights, Opened, Result, Revision, SessionId,
+    SessionState, Support, TrimLevel, Want, async_trait,
 };
 use mockall::mock;
 
@@ -47,6 +47,9 @@ mock! {
         async fn logits(&self, r: LogitsRequest) -> Result<Vec<f32>>;
         async fn set_adapters(&self, a: AdapterSet) -> Result<()>;
         async fn end_session(&self, s: SessionId) -> Result<()>;
+        async fn fork_session(&self, from: &SessionId, to: SessionId) -> Result<()>;
+        async fn export_session(&self, s: &SessionId) -> Result<SessionState>;
+        async fn import_session(&self, s: &SessionId, state: SessionState) -> Result<()>;
         fn memory(&self) -> MemoryReport;
         fn counters(&self) -> Counters;
         async fn trim(&self, level: TrimLevel) -> Result<u64>;

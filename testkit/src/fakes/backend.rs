@@ -106,7 +106,8 @@ impl FakeBackend {
         self
     }
 
-    /// Sets what it says of every model. Only whether weights are needed changes what `load` does.
+    /// Sets what it says of every model. Of that, whether weights are needed changes what
+    /// `load` does, and whether sessions are kept what its models do.
     pub fn with_support(mut self, support: Support) -> Self {
         self.support = support;
         self
@@ -182,7 +183,8 @@ impl FakeBackend {
         let info = LoadedInfo::new(&w.info.id, &self.name, device, dtype, o.context_length, FakeModel::VOCAB_SIZE)
             .with_chat_template(true)
             .with_load_time(started.elapsed());
-        Ok(FakeModel::new(info, weights, w.reservation, self.calls.clone()))
+        let keeps_sessions = matches!(&self.support, Support::Yes(capabilities) if capabilities.sessions);
+        Ok(FakeModel::new(info, weights, keeps_sessions, w.reservation, self.calls.clone()))
     }
 
     /// Reads every tensor. Returns how many bytes they have.

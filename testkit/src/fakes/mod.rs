@@ -3,8 +3,10 @@
 
 mod backend;
 mod echo;
+mod generation;
 mod memory_source;
 mod model;
+mod sessions;
 mod tensors;
 
 pub use backend::{Calls, FakeBackend, Gate};

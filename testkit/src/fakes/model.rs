@@ -2,26 +2,23 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
-    time::{Duration, Instant},
 };
 
-use llm_local_core::Stream;
 use llm_local_core::{
-    CancellationToken, Counters, Error, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats,
-    LoadedInfo, LoadedModel, LogitsRequest, MemoryReport, Result, Usage, async_trait,
+    CancellationToken, Counters, Error, GenerateRequest, Generation, LoadedInfo, LoadedModel, LogitsRequest,
+    MemoryReport, Result, SessionId, SessionState, TrimLevel, async_trait,
 };
 use tokio::sync::watch;
 
 use super::{
     backend::Calls,
-    echo::{self, EOS, VOCAB},
+    echo::{self, VOCAB},
+    generation::Echo,
+    sessions::{self, Held, Sessions},
 };
 
 /// Tokens of a prompt that are "computed" in one forward step.
@@ -29,29 +26,34 @@ const PREFILL_CHUNK: usize = 64;
 
 /// A model that answers with its prompt, byte by byte, and then ends. It computes nothing ahead: each event is made
 /// when it is asked for, so a generation that nobody polls takes no step. Sampling is checked and has no effect.
+///
+/// It keeps sessions if its backend says so: the tokens that a session has computed, at 16 bytes of "KV cache" each.
 pub struct FakeModel {
     info: LoadedInfo,
     state: Arc<State>,
+    keeps_sessions: bool,
+    ended: AtomicBool,
     calls: Arc<watch::Sender<Calls>>,
     reservation: Mutex<Option<Box<dyn Any + Send + Sync>>>,
     weights: u64,
 }
 
+/// What the generations of a model share with it.
 #[derive(Default)]
-struct State {
-    unloaded: AtomicBool,
+pub(super) struct State {
+    pub(super) unloaded: CancellationToken,
+    pub(super) sessions: Sessions,
     steps: AtomicU64,
     tokens: AtomicU64,
 }
 
 impl State {
-    fn step(&self, tokens: usize) {
-        self.steps.fetch_add(1, Ordering::SeqCst);
-        self.tokens.fetch_add(tokens as u64, Ordering::SeqCst);
-    }
-
-    fn prefill(&self, prompt: &[u32]) {
-        prompt.chunks(PREFILL_CHUNK).for_each(|chunk| self.step(chunk.len()));
+    /// Counts the steps that `tokens` take.
+    pub(super) fn compute(&self, tokens: &[u32]) {
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            self.steps.fetch_add(1, Ordering::SeqCst);
+            self.tokens.fetch_add(chunk.len() as u64, Ordering::SeqCst);
+        }
     }
 }
 
@@ -62,49 +64,66 @@ impl FakeModel {
     pub(super) fn new(
         info: LoadedInfo,
         weights: u64,
+        keeps_sessions: bool,
         reservation: Option<Box<dyn Any + Send + Sync>>,
         calls: Arc<watch::Sender<Calls>>,
     ) -> Self {
-        Self { info, state: Arc::default(), calls, reservation: Mutex::new(reservation), weights }
+        Self {
+            info,
+            state: Arc::default(),
+            keeps_sessions,
+            ended: AtomicBool::new(false),
+            calls,
+            reservation: Mutex::new(reservation),
+            weights,
+        }
     }
 
     fn check(&self) -> Result<()> {
-        if self.state.unloaded.load(Ordering::SeqCst) {
+        if self.state.unloaded.is_cancelled() {
             return Err(Error::ModelNotLoaded { model: self.info.model.clone() });
         }
         Ok(())
     }
 
+    fn check_session(&self, s: &SessionId) -> Result<()> {
+        self.check()?;
+        if self.keeps_sessions {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            format!("session `{}`", s.as_str()),
+            format!("the fake backend `{}` does not say that it keeps sessions", self.info.backend),
+        ))
+    }
+
     fn start(&self, request: GenerateRequest) -> Result<Echo> {
         self.check()?;
         request.validate()?;
-        if request.session.is_some() || request.adapters.is_some() {
-            return Err(Error::unsupported("a session or adapters of a request", "a fake model has neither"));
+        if let Some(s) = &request.session {
+            self.check_session(s)?;
         }
-        let prompt = echo::tokenize(&request.input, self.info.context_length)?;
-        let answer = echo::answer_to(&prompt, &request, self.info.context_length);
-        Ok(Echo {
-            model: self.info.model.clone(),
-            state: self.state.clone(),
-            cancel: request.cancel,
-            usage: Usage::new(prompt.len(), 0),
-            prompt: Some(prompt),
-            tokens: answer.tokens.into(),
-            tail: answer.tail,
-            reason: answer.reason,
-            started: Instant::now(),
-            first: None,
-            prefill: Duration::ZERO,
-        })
+        if request.adapters.is_some() {
+            return Err(Error::unsupported("adapters of a request", "a fake model has none"));
+        }
+        Echo::new(request, &self.info, self.state.clone())
     }
 
-    fn end(&self) -> bool {
-        let first = !self.state.unloaded.swap(true, Ordering::SeqCst);
-        if first {
+    /// Waits for a session.
+    async fn hold(&self, s: &SessionId) -> Result<Held> {
+        self.check()?;
+        let State { sessions, unloaded, .. } = &*self.state;
+        let held = sessions.wait_for(s, &self.info.model, unloaded, &CancellationToken::new()).await?;
+        held.ok_or(Error::Cancelled)
+    }
+
+    fn end(&self) {
+        if !self.ended.swap(true, Ordering::SeqCst) {
+            self.state.unloaded.cancel();
+            self.state.sessions.forget_idle();
             self.reservation.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.calls.send_modify(|c| c.unloads += 1);
         }
-        first
     }
 }
 
@@ -129,18 +148,60 @@ impl LoadedModel for FakeModel {
             return Err(Error::unsupported("adapters of a request", "a fake model has none"));
         }
         let prompt = echo::tokenize(&r.input, self.info.context_length)?;
-        self.state.prefill(&prompt);
+        self.state.compute(&prompt);
         let mut logits = vec![0.0; VOCAB];
         logits[echo::answer(&prompt, 0) as usize] = 1.0;
         Ok(logits)
     }
 
+    async fn end_session(&self, s: SessionId) -> Result<()> {
+        self.hold(&s).await?.set(&[]);
+        Ok(())
+    }
+
+    async fn fork_session(&self, from: &SessionId, to: SessionId) -> Result<()> {
+        self.check_session(from)?;
+        if *from == to {
+            return Ok(());
+        }
+        // In one order whoever forks what, so that no two wait for each other.
+        let (source, mut copy) = if *from < to {
+            let source = self.hold(from).await?;
+            (source, self.hold(&to).await?)
+        } else {
+            let copy = self.hold(&to).await?;
+            (self.hold(from).await?, copy)
+        };
+        copy.set(source.tokens());
+        Ok(())
+    }
+
+    async fn export_session(&self, s: &SessionId) -> Result<SessionState> {
+        self.check_session(s)?;
+        Ok(sessions::export(&*self.hold(s).await?))
+    }
+
+    async fn import_session(&self, s: &SessionId, state: SessionState) -> Result<()> {
+        self.check_session(s)?;
+        let tokens = sessions::import(s, state, &self.info)?;
+        self.hold(s).await?.set(&tokens);
+        Ok(())
+    }
+
     fn memory(&self) -> MemoryReport {
-        MemoryReport::new(if self.check().is_ok() { self.weights } else { 0 }, 0)
+        if self.check().is_err() {
+            return MemoryReport::default();
+        }
+        MemoryReport::new(self.weights, self.state.sessions.bytes())
     }
 
     fn counters(&self) -> Counters {
         Counters::new(self.state.steps.load(Ordering::SeqCst), self.state.tokens.load(Ordering::SeqCst))
+    }
+
+    async fn trim(&self, level: TrimLevel) -> Result<u64> {
+        self.check()?;
+        Ok(if level == TrimLevel::Sessions { self.state.sessions.forget_idle() } else { 0 })
     }
 
     async fn unload(&self) -> Result<()> {
@@ -152,72 +213,5 @@ impl LoadedModel for FakeModel {
 impl Drop for FakeModel {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// A running answer.
-struct Echo {
-    model: String,
-    state: Arc<State>,
-    cancel: CancellationToken,
-    prompt: Option<Vec<u32>>,
-    tokens: VecDeque<(u32, String)>,
-    tail: String,
-    reason: FinishReason,
-    usage: Usage,
-    started: Instant,
-    first: Option<Instant>,
-    prefill: Duration,
-}
-
-impl Echo {
-    fn finished(&mut self, reason: FinishReason) -> GenerationEvent {
-        let mut stats = GenerationStats::default();
-        stats.time_to_first_token = self.first.map(|at| at - self.started);
-        if self.prompt.is_none() {
-            stats.prefill = self.prefill;
-            stats.prefill_tokens = self.usage.prompt_tokens;
-        }
-        if let Some(first) = self.first {
-            stats.decode = first.elapsed();
-            stats.decode_tokens = self.usage.generated_tokens - 1;
-        }
-        GenerationEvent::finished(reason, self.usage, stats)
-    }
-
-    fn advance(&mut self) -> Result<GenerationEvent> {
-        if self.state.unloaded.load(Ordering::SeqCst) {
-            return Err(Error::ModelNotLoaded { model: self.model.clone() });
-        }
-        if self.cancel.is_cancelled() {
-            return Ok(self.finished(FinishReason::Cancelled));
-        }
-        match self.prompt.take() {
-            Some(prompt) => {
-                let before = Instant::now();
-                self.state.prefill(&prompt);
-                self.prefill = before.elapsed();
-            }
-            None if !self.tokens.is_empty() || self.reason == FinishReason::Eos => self.state.step(1),
-            None => {}
-        }
-        if let Some((id, text)) = self.tokens.pop_front() {
-            debug_assert!(id <= EOS);
-            self.first.get_or_insert_with(Instant::now);
-            self.usage.generated_tokens += 1;
-            return Ok(GenerationEvent::token(id, text));
-        }
-        if !self.tail.is_empty() {
-            return Ok(GenerationEvent::Text(std::mem::take(&mut self.tail)));
-        }
-        Ok(self.finished(self.reason))
-    }
-}
-
-impl Stream for Echo {
-    type Item = Result<GenerationEvent>;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(Some(self.advance()))
     }
 }
