@@ -21,16 +21,19 @@ pub(super) enum Asked {
 }
 
 impl Asked {
+    /// Never that a session ends: whoever drops one asks for it and waits for no answer.
     fn is_abandoned(&self) -> bool {
         match self {
-            Self::End(reply) | Self::Fork(_, reply) | Self::Import(_, reply) => reply.is_abandoned(),
+            Self::End(_) => false,
+            Self::Fork(_, reply) | Self::Import(_, reply) => reply.is_abandoned(),
             Self::Export(reply) => reply.is_abandoned(),
         }
     }
 
     fn abandoned(&mut self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         match self {
-            Self::End(reply) | Self::Fork(_, reply) | Self::Import(_, reply) => Box::pin(reply.abandoned()),
+            Self::End(_) => Box::pin(std::future::pending()),
+            Self::Fork(_, reply) | Self::Import(_, reply) => Box::pin(reply.abandoned()),
             Self::Export(reply) => Box::pin(reply.abandoned()),
         }
     }
