@@ -1,7 +1,9 @@
 //! Arguments.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
-use llm_local::{BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result};
+use llm_local::{BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result, Sampling};
 
 use crate::sample;
 
@@ -17,6 +19,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Generate text: the answer goes to standard output, statistics to standard error.
     Run(Run),
+    /// Chat: each line of standard input is a turn. /system TEXT, /undo, /reset and /save FILE do what they say.
+    Chat(Chat),
     /// Show what a run would use, and why.
     Plan(Spec),
     /// List the registered backends and sources.
@@ -27,6 +31,34 @@ pub(crate) enum Command {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) spec: Spec,
+    #[command(flatten)]
+    pub(crate) how: How,
+    /// The system's message, for models with a chat template.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Take the prompt as it is, without the model's chat template.
+    #[arg(long, conflicts_with = "system")]
+    pub(crate) raw: bool,
+    /// The prompt; without it, standard input is read.
+    pub(crate) prompt: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Chat {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    #[command(flatten)]
+    pub(crate) how: How,
+    /// The system's message.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Goes on with the chat in this file, if it is there, and saves to it at the end.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) session: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct How {
     /// Generate at most this many tokens.
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
@@ -36,14 +68,16 @@ pub(crate) struct Run {
     /// The same seed gives the same text.
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
-    /// The system's message, for models with a chat template.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) system: Option<String>,
-    /// Take the prompt as it is, without the model's chat template.
-    #[arg(long, conflicts_with = "system")]
-    pub(crate) raw: bool,
-    /// The prompt; without it, standard input is read.
-    pub(crate) prompt: Option<String>,
+}
+
+impl How {
+    pub(crate) fn sampling(&self) -> Sampling {
+        let sampling = Sampling::greedy().with_temperature(self.temperature);
+        match self.seed {
+            Some(seed) => sampling.with_seed(seed),
+            None => sampling,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

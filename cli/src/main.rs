@@ -2,7 +2,9 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // printing is what this program is for; libraries never do
 
+mod answer;
 mod args;
+mod chat;
 mod run;
 mod sample;
 
@@ -41,6 +43,7 @@ async fn execute(args: Args) -> Result<ExitCode> {
     let engine = Engine::builder().source(sample::SampleSource).build()?;
     match args.command {
         Command::Run(run) => run::run(&engine, run).await,
+        Command::Chat(chat) => chat::chat(&engine, chat).await,
         Command::Plan(spec) => print(&engine.plan(&spec.spec()?).await?.to_string()),
         Command::Plugins => {
             let mut lines = String::new();

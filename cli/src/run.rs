@@ -1,16 +1,13 @@
 //! `run`: generate text.
 
 use std::{
-    io::{ErrorKind, IsTerminal, Read, Write},
+    io::{IsTerminal, Read},
     process::ExitCode,
 };
 
-use llm_local::{
-    Engine, Error, FinishReason, GenerateRequest, GenerationEvent, Input, Message, Model, Result, Sampling, Usage,
-    core::{CancellationToken, GenerationStats},
-};
+use llm_local::{Engine, Error, FinishReason, GenerateRequest, Input, Message, Model, Result, core::CancellationToken};
 
-use crate::{INTERRUPTED, args::Run, stdio};
+use crate::{INTERRUPTED, answer, args::Run, stdio};
 
 pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     let prompt = match args.prompt {
@@ -20,45 +17,25 @@ pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     let spec = args.spec.spec()?;
     let cancel = cancel_on_interrupt()?;
     let model = unless_cancelled(engine.load(&spec), &cancel).await?;
-    let mut sampling = Sampling::greedy().with_temperature(args.temperature);
-    if let Some(seed) = args.seed {
-        sampling = sampling.with_seed(seed);
-    }
     let input = input(&model, prompt, args.system, args.raw)?;
-    let mut request = GenerateRequest::new(input).with_sampling(sampling).with_cancel(cancel);
-    if let Some(most) = args.max_tokens {
-        request = request.with_max_tokens(most);
-    }
-    let mut generation = model.generate(request);
-    let mut out = std::io::stdout().lock();
-    let mut write = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    let written = |result: std::io::Result<()>| match result {
-        // Whoever read the text has gone, which is the end of it and no error: `llm-local run ... | head -1`.
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
-        result => result.map(|()| true).map_err(|e| stdio("write", "standard output", e)),
-    };
-    while let Some(event) = generation.next().await {
-        let text = match event? {
-            GenerationEvent::Token { text, .. } | GenerationEvent::Text(text) => text,
-            GenerationEvent::Finished { reason, usage, stats, .. } => {
-                if !written(write("\n"))? {
-                    return Ok(ExitCode::SUCCESS);
-                }
-                report(&model, reason, usage, &stats);
-                let interrupted = reason == FinishReason::Cancelled;
-                return Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS });
-            }
-            _ => continue,
-        };
-        if !text.is_empty() && !written(write(&text))? {
-            return Ok(ExitCode::SUCCESS);
+    let mut request = GenerateRequest::new(input).with_sampling(args.how.sampling()).with_cancel(cancel);
+    request.max_tokens = args.how.max_tokens;
+    match answer::write(model.generate(request)).await? {
+        None => Ok(ExitCode::SUCCESS),
+        Some(ended) => {
+            answer::report_model(&model);
+            answer::report(&ended);
+            let interrupted = ended.reason == FinishReason::Cancelled;
+            Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
         }
     }
-    Err(Error::load(spec.id(), "the generation ended without a reason"))
 }
 
 /// Waits for `load`, or gives it up when the user interrupts.
-async fn unless_cancelled<T>(load: impl Future<Output = Result<T>>, cancel: &CancellationToken) -> Result<T> {
+pub(crate) async fn unless_cancelled<T>(
+    load: impl Future<Output = Result<T>>,
+    cancel: &CancellationToken,
+) -> Result<T> {
     let load = std::pin::pin!(load);
     let cancelled = std::pin::pin!(cancel.cancelled());
     match futures_util::future::select(load, cancelled).await {
@@ -108,32 +85,4 @@ fn input(model: &Model, prompt: String, system: Option<String>, raw: bool) -> Re
     }
     let system = system.map(Message::system);
     Ok(Input::Messages(system.into_iter().chain([Message::user(prompt)]).collect()))
-}
-
-fn report(model: &Model, reason: FinishReason, usage: Usage, stats: &GenerationStats) {
-    let info = model.info();
-    let rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |r| format!("{r:.1} tokens/s"));
-    let ended = match reason {
-        FinishReason::Eos => "the model ended",
-        FinishReason::Stop => "a stop text appeared",
-        FinishReason::Length => "the length is reached",
-        FinishReason::Cancelled => "interrupted",
-        FinishReason::MemoryPressure => "memory ran short",
-        _ => "ended",
-    };
-    eprintln!(
-        "\n{} on {} ({}), loaded in {:.2} s",
-        info.model,
-        info.backend,
-        info.device.id,
-        model.load_stats().total().as_secs_f64()
-    );
-    eprintln!(
-        "{} prompt tokens at {}, {} generated at {}, first after {}; {ended}",
-        usage.prompt_tokens,
-        rate(stats.prefill_tokens_per_second()),
-        usage.generated_tokens,
-        rate(stats.decode_tokens_per_second()),
-        stats.time_to_first_token.map_or("-".to_owned(), |t| format!("{:.0} ms", t.as_secs_f64() * 1e3)),
-    );
 }
