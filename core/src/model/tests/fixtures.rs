@@ -49,13 +49,13 @@ fn window(layers: [bool; 3]) -> Option<SlidingWindow> {
 }
 
 /// Every config.json among the fixtures, and what it describes.
-fn fixtures() -> Vec<(&'static str, DecoderConfig)> {
-    let yarn = RopeScaling::Yarn {
+fn fixtures() -> Vec<(String, DecoderConfig)> {
+    let yarn = |beta_fast, beta_slow, attention_factor| RopeScaling::Yarn {
         factor: 4.0,
         original_max_positions: 64,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        attention_factor: None,
+        beta_fast,
+        beta_slow,
+        attention_factor,
         mscale: None,
         mscale_all_dim: None,
         truncate: true,
@@ -74,7 +74,7 @@ fn fixtures() -> Vec<(&'static str, DecoderConfig)> {
         architecture: Architecture::Qwen2,
         norm_eps: 1e-6,
         attention_bias: AttentionBias::new(true, false),
-        rope: Rope::new(1e4, 16).with_scaling(yarn),
+        rope: Rope::new(1e4, 16).with_scaling(yarn(32.0, 1.0, None)),
         ..plain()
     };
     let phi3 = DecoderConfig { architecture: Architecture::Phi3, fused_projections: true, ..plain() };
@@ -94,58 +94,100 @@ fn fixtures() -> Vec<(&'static str, DecoderConfig)> {
         tied_embeddings: true,
         ..plain()
     };
-    vec![
-        ("arch-mistral/config.json", mistral.clone()),
-        ("variants/arch-mistral.full-attention.config.json", DecoderConfig { sliding_window: None, ..mistral }),
-        ("arch-qwen2/config.json", qwen2.clone()),
+    let qwen3 = DecoderConfig {
+        architecture: Architecture::Qwen3,
+        head_dim: 24,
+        norm_eps: 1e-6,
+        qk_norm: Some(QkNorm::PerHead),
+        rope: Rope::new(1e6, 24),
+        attention_scale: 24f64.sqrt().recip(),
+        tied_embeddings: true,
+        ..plain()
+    };
+    let gemma3 = DecoderConfig {
+        architecture: Architecture::Gemma3,
+        qk_norm: Some(QkNorm::PerHead),
+        rope: Rope::new(1e6, 24).with_scaling(RopeScaling::Linear { factor: 8.0 }),
+        local_rope: Some(Rope::new(1e4, 24)),
+        sliding_window: window([true, true, false]),
+        attention_soft_cap: None,
+        logit_soft_cap: None,
+        ..gemma2.clone()
+    };
+    let olmo2 = DecoderConfig {
+        architecture: Architecture::Olmo2,
+        norms: NormPlacement::After,
+        norm_eps: 1e-6,
+        qk_norm: Some(QkNorm::WholeProjection),
+        rope: Rope::new(5e5, 16),
+        ..plain()
+    };
+    let granite = DecoderConfig {
+        architecture: Architecture::Granite,
+        attention_scale: 0.375,
+        embedding_scale: 3.0,
+        residual_scale: 0.7,
+        logit_scale: 1.0 / 1.5,
+        tied_embeddings: true,
+        ..plain()
+    };
+    let llama3 = DecoderConfig { rope: Rope::new(1e4, 16).with_scaling(llama3), tied_embeddings: true, ..plain() };
+    let llama_bias = DecoderConfig {
+        head_dim: 24,
+        rope: Rope::new(1e4, 24),
+        attention_bias: AttentionBias::new(true, true),
+        mlp_bias: true,
+        attention_scale: 24f64.sqrt().recip(),
+        ..plain()
+    };
+
+    let rope = |theta, scaling| Rope::new(theta, 16).with_scaling(scaling);
+    let linear = |factor| RopeScaling::Linear { factor };
+    let other_scale = 60f64.sqrt().recip();
+    let variants = [
+        ("arch-mistral.full-attention", DecoderConfig { sliding_window: None, ..mistral.clone() }),
         (
-            "variants/arch-qwen2.max_window_layers1.config.json",
-            DecoderConfig { sliding_window: window([false, true, true]), ..qwen2 },
+            "arch-qwen2.max_window_layers1",
+            DecoderConfig { sliding_window: window([false, true, true]), ..qwen2.clone() },
         ),
-        ("arch-phi3/config.json", phi3.clone()),
-        ("variants/arch-phi3.window8.config.json", DecoderConfig { sliding_window: window([true; 3]), ..phi3.clone() }),
+        ("arch-qwen2.linear-rope", DecoderConfig { rope: rope(1e6, linear(3.0)), ..qwen2.clone() }),
         (
-            "variants/arch-phi3.longrope.config.json",
-            DecoderConfig { rope: Rope::new(1e4, 16).with_scaling(longrope), ..phi3 },
-        ),
-        (
-            "arch-llama3rope/config.json",
-            DecoderConfig { rope: Rope::new(1e4, 16).with_scaling(llama3), tied_embeddings: true, ..plain() },
+            "arch-qwen3.max_window_layers1",
+            DecoderConfig { sliding_window: window([false, true, true]), ..qwen3.clone() },
         ),
         (
-            "arch-qwen3/config.json",
-            DecoderConfig {
-                architecture: Architecture::Qwen3,
-                head_dim: 24,
-                norm_eps: 1e-6,
-                qk_norm: Some(QkNorm::PerHead),
-                rope: Rope::new(1e6, 24),
-                attention_scale: 24f64.sqrt().recip(),
-                tied_embeddings: true,
-                ..plain()
-            },
+            "arch-qwen3.yarn",
+            DecoderConfig { rope: Rope::new(1e6, 24).with_scaling(yarn(16.0, 2.0, Some(1.2))), ..qwen3.clone() },
         ),
-        (
-            "arch-gemma3/config.json",
-            DecoderConfig {
-                architecture: Architecture::Gemma3,
-                qk_norm: Some(QkNorm::PerHead),
-                rope: Rope::new(1e6, 24).with_scaling(RopeScaling::Linear { factor: 8.0 }),
-                local_rope: Some(Rope::new(1e4, 24)),
-                sliding_window: window([true, true, false]),
-                attention_soft_cap: None,
-                logit_soft_cap: None,
-                ..gemma2.clone()
-            },
-        ),
-        ("arch-gemma2/config.json", gemma2),
-    ]
+        ("arch-gemma2.query_pre_attn_scalar60", DecoderConfig { attention_scale: other_scale, ..gemma2.clone() }),
+        ("arch-gemma3.query_pre_attn_scalar60", DecoderConfig { attention_scale: other_scale, ..gemma3.clone() }),
+        ("arch-gemma3.final-softcap", DecoderConfig { logit_soft_cap: Some(5.0), ..gemma3.clone() }),
+        ("arch-phi3.window8", DecoderConfig { sliding_window: window([true; 3]), ..phi3.clone() }),
+        ("arch-phi3.longrope", DecoderConfig { rope: rope(1e4, longrope), ..phi3.clone() }),
+        ("arch-phi3.partial-rotary0.75", DecoderConfig { rope: Rope::new(1e4, 12), ..phi3.clone() }),
+        ("arch-olmo2.linear-rope", DecoderConfig { rope: rope(5e5, linear(2.5)), ..olmo2.clone() }),
+    ];
+    let bases = [
+        ("arch-llama3rope", llama3),
+        ("arch-llama-bias", llama_bias),
+        ("arch-mistral", mistral),
+        ("arch-qwen2", qwen2),
+        ("arch-qwen3", qwen3),
+        ("arch-gemma2", gemma2),
+        ("arch-gemma3", gemma3),
+        ("arch-phi3", phi3),
+        ("arch-granite", granite),
+        ("arch-olmo2", olmo2),
+    ];
+    let bases = bases.map(|(name, decoder)| (format!("{name}/config.json"), decoder));
+    let variants = variants.map(|(name, decoder)| (format!("variants/{name}.config.json"), decoder));
+    bases.into_iter().chain(variants).collect()
 }
 
 #[test]
 fn every_fixture_is_described_as_it_was_made() {
     for (path, expected) in fixtures() {
-        assert_eq!(read(&json_of(path)), expected, "{path}");
+        assert_eq!(read(&json_of(&path)), expected, "{path}");
     }
 }
 
@@ -162,7 +204,7 @@ fn either_form_of_config_json_describes_the_same_model() {
     let new = ["dtype", "rope_parameters", "layer_types", "_sliding_window_pattern"];
     for (path, expected) in fixtures() {
         for fields in [&old[..], &new] {
-            let mut config = json_of(path);
+            let mut config = json_of(&path);
             config.as_object_mut().unwrap().retain(|name, _| !fields.contains(&name.as_str()));
             assert_eq!(read(&config), expected, "{path} without {fields:?}");
         }
@@ -185,5 +227,27 @@ fn the_tensors_of_a_description_are_those_of_its_checkpoint() {
         assert_eq!(described.len(), stored.len(), "{folder} has a name twice, or another number");
         let described: BTreeMap<String, Vec<usize>> = described.into_iter().map(|t| (t.name, t.shape)).collect();
         assert_eq!(described, stored, "{folder}");
+    }
+}
+
+#[test]
+fn every_config_among_the_variants_is_tested() {
+    let mut found: Vec<_> = fs::read_dir(format!("{MODELS}variants"))
+        .unwrap()
+        .map(|entry| format!("variants/{}", entry.unwrap().file_name().to_str().unwrap()))
+        .collect();
+    found.sort();
+    let mut tested: Vec<_> =
+        fixtures().into_iter().map(|(path, _)| path).filter(|p| p.starts_with("variants")).collect();
+    tested.sort();
+    assert_eq!(tested, found);
+}
+
+#[test]
+fn architectures_that_are_not_described_are_refused_by_name() {
+    for name in ["mixtral", "olmo", "phi", "stablelm", "starcoder2"] {
+        let config = json_of(&format!("arch-{name}/config.json"));
+        let message = DecoderConfig::from_config("m", &config).unwrap_err().to_string();
+        assert!(message.contains(&format!("model_type is \"{name}\"")), "{message}");
     }
 }
