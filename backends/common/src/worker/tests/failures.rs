@@ -91,7 +91,7 @@ fn a_panic_in_dropping_the_model_does_not_keep_unload_from_returning() {
 
 #[test]
 fn a_panic_in_trim_is_its_error() {
-    let model = Setup::default().load();
+    let model = Setup { trim: Box::new(|_| panic!("nothing to trim")), ..Setup::default() }.load();
     let error = block_on(model.trim(TrimLevel::Sessions)).unwrap_err();
     assert_eq!(error.to_string(), "generation failed: trimming the model panicked: nothing to trim");
     works(&model);

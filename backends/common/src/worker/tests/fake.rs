@@ -13,7 +13,7 @@ use std::{
 
 use llm_local_core::{
     DeviceInfo, DeviceKind, Error, FloatType, Generation, GenerationEvent, Input, LoadOptions, LoadedInfo, LoadedModel,
-    Result, TextFiles, TrimLevel,
+    Result, SessionState, SessionTensor, TextFiles, TrimLevel,
 };
 
 use super::super::{Built, StepModel, spawn::spawn_with_clock};
@@ -34,6 +34,7 @@ pub(super) struct Step {
 }
 
 type Hook = Box<dyn FnMut(Step) -> Result<()> + Send>;
+type Truncate = Box<dyn FnMut(usize, usize) -> Result<bool> + Send>;
 type Logits = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
 
 /// A model to load.
@@ -44,7 +45,12 @@ pub(super) struct Setup {
     pub(super) hook: Hook,
     /// The logits after these tokens.
     pub(super) logits: Logits,
+    /// Called for each cache: a new one, a copy, or one that is imported.
     pub(super) new_cache: Box<dyn FnMut() -> Result<()> + Send>,
+    pub(super) keeps_sessions: bool,
+    /// Whether a cache of so many tokens can be cut to so many.
+    pub(super) truncate: Truncate,
+    pub(super) trim: Box<dyn FnMut(TrimLevel) -> Result<u64> + Send>,
     /// What is dropped is sent here.
     pub(super) drops: mpsc::Sender<&'static str>,
     /// The named part panics when it is dropped.
@@ -60,6 +66,9 @@ impl Default for Setup {
             hook: Box::new(|_| Ok(())),
             logits: Box::new(|tokens| best(next_id(tokens))),
             new_cache: Box::new(|| Ok(())),
+            keeps_sessions: false,
+            truncate: Box::new(|_, _| Ok(true)),
+            trim: Box::new(|_| Ok(7)),
             drops: mpsc::channel().0,
             panics_on_drop: "",
             clock: Arc::default(),
@@ -68,6 +77,12 @@ impl Default for Setup {
 }
 
 impl Setup {
+    /// A model that keeps sessions, and whose next token depends on every token before.
+    pub(super) fn with_sessions() -> Self {
+        let logits = |tokens: &[u32]| best(id_after(tokens));
+        Self { keeps_sessions: true, logits: Box::new(logits), ..Self::default() }
+    }
+
     pub(super) fn hook(mut self, hook: impl FnMut(Step) -> Result<()> + Send + 'static) -> Self {
         self.hook = Box::new(hook);
         self
@@ -128,12 +143,18 @@ impl Drop for Dropped {
     }
 }
 
+impl Fake {
+    fn cache(&mut self, tokens: &[u32]) -> Result<Cache> {
+        (self.setup.new_cache)()?;
+        Ok(Cache { tokens: tokens.to_vec(), dropped: dropped("cache", &self.setup) })
+    }
+}
+
 impl StepModel for Fake {
     type Cache = Cache;
 
     fn new_cache(&mut self, _: usize) -> Result<Cache> {
-        (self.setup.new_cache)()?;
-        Ok(Cache { tokens: Vec::new(), dropped: dropped("cache", &self.setup) })
+        self.cache(&[])
     }
 
     fn forward(&mut self, cache: &mut Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
@@ -154,12 +175,43 @@ impl StepModel for Fake {
         positions as u64 * CACHE_BYTES_PER_TOKEN
     }
 
-    fn trim(&mut self, level: TrimLevel) -> Result<u64> {
-        match level {
-            TrimLevel::Caches => Ok(7),
-            _ => panic!("nothing to trim"),
-        }
+    fn keeps_sessions(&self) -> bool {
+        self.setup.keeps_sessions
     }
+
+    fn truncate(&mut self, cache: &mut Cache, tokens: usize) -> Result<bool> {
+        assert!(tokens < cache.tokens.len(), "a cut that cuts nothing");
+        let can = (self.setup.truncate)(cache.tokens.len(), tokens)?;
+        if can {
+            cache.tokens.truncate(tokens);
+        }
+        Ok(can)
+    }
+
+    fn copy_cache(&mut self, cache: &Cache) -> Result<Cache> {
+        self.cache(&cache.tokens)
+    }
+
+    fn export_cache(&mut self, cache: &Cache) -> Result<(BTreeMap<String, String>, Vec<SessionTensor>)> {
+        Ok((BTreeMap::from([("format".to_owned(), "fake-1".to_owned())]), vec![tensor(&cache.tokens)]))
+    }
+
+    fn import_cache(&mut self, state: &SessionState) -> Result<Cache> {
+        if state.tensors != [tensor(&state.tokens)] {
+            return Err(Error::invalid_spec("state", format!("it has the tensors {:?}", state.tensors)));
+        }
+        self.cache(&state.tokens)
+    }
+
+    fn trim(&mut self, level: TrimLevel) -> Result<u64> {
+        (self.setup.trim)(level)
+    }
+}
+
+/// The content of a cache: its tokens.
+pub(super) fn tensor(tokens: &[u32]) -> SessionTensor {
+    let data = tokens.iter().flat_map(|&id| (id as f32).to_le_bytes()).collect();
+    SessionTensor::new("tokens", FloatType::F32, vec![tokens.len()], data)
 }
 
 /// Logits with `id` the best.
@@ -172,6 +224,21 @@ pub(super) fn best(id: u32) -> Vec<f32> {
 /// What the model generates where a test does not say otherwise: never an end-of-sequence token.
 pub(super) fn next_id(tokens: &[u32]) -> u32 {
     100 + (tokens[tokens.len() - 1] + 1) % 700
+}
+
+/// What a model with sessions generates after `tokens`: never an end-of-sequence token.
+pub(super) fn id_after(tokens: &[u32]) -> u32 {
+    let hash = tokens.iter().fold(17_u64, |hash, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3));
+    100 + (hash >> 20) as u32 % 700
+}
+
+/// What a model with sessions answers to `prompt`.
+pub(super) fn answer(prompt: &[u32], length: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..length {
+        tokens.push(id_after(&tokens));
+    }
+    tokens.split_off(prompt.len())
 }
 
 /// `length` tokens that begin with `first`.

@@ -1,5 +1,6 @@
 //! The worker with a model that computes nothing: it logs its steps, waits at gates, and breaks on purpose.
 
+mod driven;
 mod ends;
 mod failures;
 mod fairness;
@@ -7,3 +8,7 @@ mod fake;
 mod generating;
 mod lifetime;
 mod outlet;
+mod random;
+mod sessions;
+mod sharing;
+mod sleep;
