@@ -25,7 +25,9 @@ pub(crate) async fn write(mut events: impl Stream<Item = Result<GenerationEvent>
     while let Some(event) = events.next().await {
         match event? {
             GenerationEvent::Token { text, .. } | GenerationEvent::Text(text) => {
-                if !text.is_empty() && !write(&text)? {
+                // A text that is not certain yet comes as an empty one.
+                let gone = !text.is_empty() && !write(&text)?;
+                if gone {
                     return Ok(None);
                 }
             }

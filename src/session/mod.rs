@@ -42,6 +42,23 @@ use crate::engine::{Engine, Identity, Model, WeakModel, generate};
 /// to give up ([`Session::undo`], [`Session::truncate`], [`Session::reset`]) is the application's choice.
 ///
 /// Dropping it frees its KV cache.
+///
+/// ```no_run
+/// use llm_local::{Engine, ModelSpec, TurnOptions};
+/// # pollster::block_on(async {
+/// let engine = Engine::new()?;
+/// let mut session = engine.session(&ModelSpec::new("/models/SmolLM2-135M-Instruct".parse()?));
+/// session.set_system_prompt("You answer in one sentence.");
+/// let mut turn = session.send("Who are you?", TurnOptions::new().with_max_tokens(40)).await?;
+/// while let Some(event) = turn.next().await {
+///     print!("{}", event?.text());
+/// }
+/// drop(turn);
+/// let answer = session.complete("And who am I?", TurnOptions::new()).await?;
+/// println!("{} of {} prompt tokens cost nothing", answer.usage.cached_tokens, answer.usage.prompt_tokens);
+/// session.save("chat.safetensors").await?;
+/// # Ok::<(), llm_local::Error>(()) }).unwrap();
+/// ```
 pub struct Session {
     engine: Engine,
     spec: ModelSpec,
