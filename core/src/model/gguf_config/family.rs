@@ -90,6 +90,8 @@ const QWEN2: GgufFamily = GgufFamily { name: "qwen2", architecture: Architecture
 
 const QWEN3: GgufFamily = GgufFamily { name: "qwen3", architecture: Architecture::Qwen3, ..QWEN2 };
 
+const GEMMA: GgufFamily = GgufFamily { name: "gemma", architecture: Architecture::Gemma, keys: &[], ..LLAMA };
+
 const GEMMA2: GgufFamily = GgufFamily {
     name: "gemma2",
     architecture: Architecture::Gemma2,
@@ -146,7 +148,7 @@ const OLMO2: GgufFamily = GgufFamily {
 };
 
 impl GgufFamily {
-    const ALL: [&Self; 8] = [&LLAMA, &QWEN2, &QWEN3, &GEMMA2, &GEMMA3, &PHI3, &GRANITE, &OLMO2];
+    const ALL: [&Self; 9] = [&LLAMA, &QWEN2, &QWEN3, &GEMMA, &GEMMA2, &GEMMA3, &PHI3, &GRANITE, &OLMO2];
 
     /// That of the file.
     pub(super) fn of(id: &str, metadata: &GgufMetadata) -> Result<&'static Self> {

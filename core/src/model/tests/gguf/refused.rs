@@ -74,6 +74,8 @@ fn keys_that_would_change_the_computation_are_refused_where_they_are_not_underst
         ("qwen2", "rope.dimension_sections", GgufValue::Ints(vec![16, 24, 24, 0])),
         ("qwen2", "residual_scale", float(2.0)),
         ("qwen3", "deepstack_mapping", GgufValue::Ints(vec![-1, 0])),
+        ("gemma", "attention.sliding_window", int(8)),
+        ("gemma", "final_logit_softcapping", float(30.0)),
         ("gemma2", "attention.scale", float(0.5)),
         ("gemma2", pattern, GgufValue::Bools(vec![true])),
         ("gemma3", "attn_logit_softcapping", float(50.0)),

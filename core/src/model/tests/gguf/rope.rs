@@ -52,7 +52,7 @@ fn yarn_is_as_the_model_had_it() {
 
 #[test]
 fn the_base_and_the_rotated_dimensions_have_defaults() {
-    for architecture in ["llama", "gemma2", "gemma3", "qwen3", "phi3"] {
+    for architecture in ["llama", "gemma", "gemma2", "gemma3", "qwen3", "phi3"] {
         let rope = described(architecture, &[], &[]).unwrap().rope;
         assert_eq!(rope, Rope::new(1e4, 32), "{architecture}");
     }
