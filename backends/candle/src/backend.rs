@@ -16,7 +16,7 @@ use crate::{
 /// The backend's name.
 pub(crate) const NAME: &str = "candle";
 
-/// Runs Llama models through candle.
+/// Runs decoder models through candle.
 ///
 /// [`InferenceBackend::estimate`] and [`InferenceBackend::load`] answer a context of 0 tokens, or of more than
 /// [`Capabilities::max_context`], with [`Error::InvalidSpec`]; [`InferenceBackend::supports`] does not look at it, so
@@ -62,7 +62,9 @@ impl InferenceBackend for CandleBackend {
 
     fn supports(&self, m: &ModelInfo, o: &LoadOptions) -> Support {
         match support::check(m, o, self.devices()) {
-            Ok(supported) => Support::Yes(Capabilities::new().with_max_context(supported.max_context)),
+            Ok(supported) => {
+                Support::Yes(Capabilities::new().with_sessions(true).with_max_context(supported.max_context))
+            }
             Err(why) => Support::No(why),
         }
     }
@@ -73,7 +75,7 @@ impl InferenceBackend for CandleBackend {
 
     async fn load(&self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
         if !w.adapters.is_empty() {
-            return Err(Error::unsupported("unmerged adapters", "candle's Llama has no place for them; merge them"));
+            return Err(Error::unsupported("unmerged adapters", "this backend does not run them yet; merge them"));
         }
         load::load(self.check(&w.info, &o)?, w, o).await
     }

@@ -2,34 +2,37 @@
 
 use std::collections::HashSet;
 
-use llm_local_core::{
-    DeviceKind, Encoding, GgmlType, MemoryEstimate, TensorEntry,
-    model::{DecoderConfig, Layout},
-};
+use llm_local_core::{DeviceKind, Encoding, GgmlType, MemoryEstimate, TensorEntry};
 
-use crate::{load::prefill_chunk, support::Supported};
+use crate::{
+    decoder::{LayerCache, tile_bytes},
+    load::prefill_chunk,
+    support::{Held, Supported},
+};
 
 const F32: u64 = 4;
 
 /// Bytes of weights, KV cache, scratch and load peak at a context of `context` tokens.
 pub(crate) fn estimate(s: &Supported, tensors: &[TensorEntry], context: usize) -> MemoryEstimate {
-    // Beside what it is held as: the f32 it was computed in; for GGUF the bytes as read and once more as blocks.
-    let peak = |t| if s.layout == Layout::Gguf { 2 * stored_as_read(t) } else { elements(t) * F32 };
-    let load_peak = used(s, tensors).map(peak).max().unwrap_or(0);
-    MemoryEstimate::new(weights(s, tensors), s.decoder.kv_bytes_per_token(s.dtype.size()) * context as u64)
-        .with_working(working(
-            &s.decoder,
-            s.dtype.size() as u64,
-            prefill_chunk(s.layout, s.device_info.kind) as u64,
-            context as u64,
-        ))
-        .with_load_peak(load_peak)
+    let chunk = prefill_chunk(s.device_info.kind).min(context);
+    let peak = used(s, tensors).map(|t| load_peak(t, s)).max().unwrap_or(0);
+    MemoryEstimate::new(weights(s, tensors), kv_cache(s, chunk, context))
+        .with_working(working(s, chunk as u64, context as u64))
+        .with_load_peak(peak)
 }
 
-/// Bytes of the weights as candle holds them.
+/// Bytes of the weights as the decoder holds them.
 pub(crate) fn weights(s: &Supported, tensors: &[TensorEntry]) -> u64 {
-    let held = |t| if s.layout == Layout::Gguf { held_quantized(t, s) } else { elements(t) * s.dtype.size() as u64 };
-    used(s, tensors).map(held).sum()
+    used(s, tensors).map(|t| held(t, s)).sum()
+}
+
+/// Bytes of the KV cache of one sequence that fills the context; a window keeps less.
+fn kv_cache(s: &Supported, chunk: usize, context: usize) -> u64 {
+    let c = &s.decoder;
+    let row = 2 * (c.kv_heads * c.head_dim * s.activations.size_in_bytes()) as u64;
+    let window = |layer| c.sliding_window.as_ref().filter(|_| c.is_windowed(layer)).map(|w| w.size);
+    let rows = |layer| LayerCache::most_rows(window(layer), chunk, context) as u64;
+    (0..c.layers).map(|layer| row.saturating_mul(rows(layer))).sum()
 }
 
 /// The tensors that the model is made of.
@@ -42,24 +45,26 @@ fn elements(t: &TensorEntry) -> u64 {
     t.elements().unwrap_or(usize::MAX) as u64
 }
 
-/// Bytes that `quantized_llama` is given: blocks as stored, floats as f32.
-fn stored_as_read(t: &TensorEntry) -> u64 {
-    match t.encoding {
-        Encoding::Ggml(_) => t.stored_bytes().unwrap_or(usize::MAX) as u64,
-        _ => elements(t) * F32,
+fn stored(t: &TensorEntry) -> u64 {
+    t.stored_bytes().unwrap_or(usize::MAX) as u64
+}
+
+/// Bytes that the decoder holds for `t`.
+fn held(t: &TensorEntry, s: &Supported) -> u64 {
+    match (t.shape.len(), t.encoding, s.held(t)) {
+        (2.., Encoding::Ggml(kind), _) => stored(t) + packed(t, kind, s.device_info.kind),
+        (2.., _, Some(Held::Dense(float))) => elements(t) * float.size() as u64,
+        // Norms and biases are in the type of the activations.
+        _ => elements(t) * s.activations.size_in_bytes() as u64,
     }
 }
 
-/// Bytes that `quantized_llama` holds. Floats become f32; so does the embedding, which a tied head needs as stored too.
-fn held_quantized(t: &TensorEntry, s: &Supported) -> u64 {
-    let matrix = match t.encoding {
-        Encoding::Ggml(kind) => stored_as_read(t) + packed(t, kind, s.device_info.kind),
-        _ => elements(t) * F32,
-    };
-    match (t.name == "token_embd.weight", s.decoder.tied_embeddings) {
-        (false, _) => matrix,
-        (true, false) => elements(t) * F32,
-        (true, true) => elements(t) * F32 + matrix,
+/// Bytes that loading `t` takes beside what is held: the blocks as read, or the f32 that a merge is computed in.
+fn load_peak(t: &TensorEntry, s: &Supported) -> u64 {
+    match t.encoding {
+        // Rows that are put together with others, or in another order.
+        Encoding::Ggml(_) => 2 * stored(t),
+        _ => elements(t) * F32 + if s.device_info.kind == DeviceKind::Cpu { 0 } else { held(t, s) },
     }
 }
 
@@ -70,7 +75,7 @@ fn packed(t: &TensorEntry, kind: GgmlType, device: DeviceKind) -> u64 {
     if device != DeviceKind::Cpu {
         return 0;
     }
-    let stored = stored_as_read(t);
+    let stored = stored(t);
     if cfg!(target_arch = "x86_64") {
         if !rows.is_multiple_of(16) || !columns.is_multiple_of(256) {
             return 0;
@@ -104,19 +109,18 @@ fn amx() -> bool {
     false
 }
 
-/// What one step of `chunk` tokens takes at the end of the context, by the intermediate tensors of candle-transformers'
-/// attention and feed-forward; the rotary table, and the masks that it keeps.
-fn working(c: &DecoderConfig, dtype: u64, chunk: u64, context: u64) -> u64 {
-    let (hidden, ffn, heads, kv_heads) =
-        (c.hidden_size as u64, c.intermediate_size as u64, c.heads as u64, c.kv_heads as u64);
-    let head_dim = c.head_dim as u64;
-    let chunk = chunk.min(context);
-    let rope = 2 * context * head_dim / 2 * F32;
-    let masks = context * (context + chunk) / 2; // one byte per query and key, kept for every chunk
-    let cat = 2 * context * kv_heads * head_dim * dtype; // the cache of one layer, old beside new
-    let repeated = 2 * context * heads * head_dim * F32; // keys and values for every head
-    let scores = 3 * heads * chunk * context * F32; // scores, masked, softmax
-    let residual = chunk * (6 * hidden + 3 * ffn) * F32;
+/// What one step of `chunk` tokens takes at the end of the context, by its larger intermediate tensors.
+fn working(s: &Supported, chunk: u64, context: u64) -> u64 {
+    let c = &s.decoder;
+    let (hidden, ffn, heads, width) =
+        (c.hidden_size as u64, c.intermediate_size as u64, c.heads as u64, c.head_dim as u64);
+    let size = s.activations.size_in_bytes() as u64;
+    let masks = 2 * chunk * context * F32;
+    let scores = 4 * heads * chunk * context * size; // scores, capped or masked, softmax
+    let attention = scores + chunk * (3 * heads * width + 2 * hidden) * size;
+    let mlp = chunk * (6 * ffn + 3 * hidden) * size;
+    // A layer's cache beside the larger one that it moves to.
+    let moved = 2 * context * (c.kv_heads * c.head_dim) as u64 * size;
     let logits = 2 * c.vocab_size as u64 * F32;
-    rope + masks + cat + repeated + scores.max(residual) + logits
+    masks + attention.max(mlp) + moved + logits + tile_bytes()
 }

@@ -1,7 +1,7 @@
-//! The candle backend of llm-local: Llama models on the CPU, and with the features `metal` and `cuda` on a GPU.
+//! The candle backend of llm-local: decoder models on the CPU, and with the features `metal` and `cuda` on a GPU.
 //!
-//! Dense weights run through candle-transformers' `llama`, GGUF files through its `quantized_llama`. What those two
-//! would ignore or get wrong is refused before a weight is read, with the field's name.
+//! One decoder computes every architecture that [`DecoderConfig`] describes, from dense weights or from the blocks of
+//! GGUF files. What it would ignore or get wrong is refused before a weight is read, with the field's name.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -11,25 +11,25 @@
 //! | `fields`, `tensors` | the checks of config values and of tensor headers |
 //! | `estimate` | how much memory it takes |
 //! | `load` | from weights to a worker; progress and cancel |
-//! | `dense` | safetensors through `llama` |
-//! | `gguf`, `segments` | GGUF through `quantized_llama`, fed from tensors instead of a file |
-//! | `step` | one forward step, whichever model it is of |
+//! | `decoder` | the decoder |
+//! | `elements`, `tied` | tensor data into candle's tensors; heads stored beside their embedding |
 //! | `errors` | candle's errors as those of the contract |
+//!
+//! [`DecoderConfig`]: llm_local_core::model::DecoderConfig
 
 mod backend;
-mod dense;
+mod decoder;
 mod device;
+mod elements;
 mod errors;
 mod estimate;
 mod fields;
-mod gguf;
 mod load;
 #[cfg(test)]
 mod reference_tests;
-mod segments;
-mod step;
 mod support;
 mod tensors;
+mod tied;
 
 pub use backend::CandleBackend;
 

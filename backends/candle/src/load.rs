@@ -4,38 +4,25 @@ use std::sync::Arc;
 
 use llm_local_backend_common::{
     text::TextPipeline,
-    worker::{self, Built, StepModel},
+    worker::{self, Built},
 };
 use llm_local_core::{
     CancellationToken, DeviceKind, Error, LoadOptions, LoadedInfo, LoadedModel, ModelWeights, ProgressEvent,
-    ProgressHandler, Result, TensorSource, model::Layout,
+    ProgressHandler, Result,
 };
 
-use crate::{backend::NAME, dense::Dense, gguf::Gguf, support::Supported};
+use crate::{backend::NAME, decoder::Decoder, support::Supported};
 
-/// Tokens of a prompt computed in one step, which is what a cancelled generation has to wait for. On the CPU, candle's
-/// quantized products gain nothing from larger ones: 16 to 256 were equally fast for Q4_1.
-pub(crate) fn prefill_chunk(layout: Layout, device: DeviceKind) -> usize {
-    match (device, layout) {
-        (DeviceKind::Cpu, Layout::Gguf) => 64,
-        (DeviceKind::Cpu, _) => 256,
+/// Tokens of a prompt computed in one step, which is what a cancelled generation has to wait for.
+pub(crate) fn prefill_chunk(device: DeviceKind) -> usize {
+    match device {
+        DeviceKind::Cpu => 256,
         _ => 512,
     }
 }
 
 /// Loads the model on a worker's thread.
 pub(crate) async fn load(s: Supported, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
-    if s.layout == Layout::Gguf { spawn(s, w, o, Gguf::load).await } else { spawn(s, w, o, Dense::load).await }
-}
-
-type Load<M> = fn(&Supported, &dyn TensorSource, usize, Loading) -> Result<M>;
-
-async fn spawn<M: StepModel>(
-    s: Supported,
-    w: ModelWeights,
-    o: LoadOptions,
-    load: Load<M>,
-) -> Result<Arc<dyn LoadedModel>> {
     // The worker cancels this token when the load is given up; the caller's own may be for more than this load.
     let child = o.cancel.child_token();
     let o = o.with_cancel(child);
@@ -46,13 +33,13 @@ async fn spawn<M: StepModel>(
         // First, because it is quick to fail.
         let text = TextPipeline::open(&s.id, &w.text)?;
         let loading = Loading::new(&o, s.decoder.base_tensors(s.layout).len());
-        let model = load(&s, &*source, o.context_length, loading)?;
+        let model = Decoder::load(&s, &*source, o.context_length, loading)?;
         let vocab = s.decoder.vocab_size;
         Ok(Built {
             model,
             info: LoadedInfo::new(&s.id, NAME, s.device_info.clone(), s.dtype, o.context_length, vocab),
             text,
-            prefill_chunk: prefill_chunk(s.layout, s.device_info.kind),
+            prefill_chunk: prefill_chunk(s.device_info.kind),
             reservation: w.reservation,
         })
     })

@@ -1,15 +1,17 @@
 //! Whether a model can be run, and as what.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, quantized::GgmlDType};
 use llm_local_core::{
-    ComputeDtype, DeviceInfo, DeviceKind, Encoding, Error, FloatType, LoadOptions, ModelFormat, ModelInfo,
-    model::{DecoderConfig, Layout},
+    ComputeDtype, DeviceInfo, DeviceKind, Encoding, Error, FloatType, LoadOptions, ModelFormat, ModelInfo, TensorEntry,
+    model::{DecoderConfig, Layout, ModuleRole},
 };
 
-use crate::{device::Devices, fields, tensors};
-
-/// The length of `quantized_llama`'s rotary table, which cannot be changed.
-const GGUF_MAX_CONTEXT: usize = candle_transformers::models::quantized_llama::MAX_SEQ_LEN;
+use crate::{
+    device::Devices,
+    elements::candle_dtype,
+    fields,
+    tensors::{self, ggml_dtype},
+};
 
 /// A model that can be run, and everything decided about how.
 #[derive(Debug, Clone)]
@@ -18,25 +20,58 @@ pub(crate) struct Supported {
     pub(crate) id: String,
     /// Its description.
     pub(crate) decoder: DecoderConfig,
-    /// Which of candle's two models it is, by its checkpoint.
+    /// How its checkpoint names tensors.
     pub(crate) layout: Layout,
-    /// What is computed in.
+    /// What dense matrices are computed in, for the most part: those stored in another type may differ.
     pub(crate) dtype: FloatType,
+    /// What activations and the KV cache are in.
+    pub(crate) activations: DType,
     /// Where it will be.
     pub(crate) device: Device,
     /// The same, for people.
     pub(crate) device_info: DeviceInfo,
     /// The longest context, in tokens.
     pub(crate) max_context: usize,
+    /// How dense matrices are held.
+    dense: DenseRule,
+}
+
+/// How a matrix is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// As floats.
+    Dense(FloatType),
+    /// As the blocks it is stored in.
+    Blocks(GgmlDType),
+}
+
+/// How dense matrices are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DenseRule {
+    /// All in one type.
+    All(FloatType),
+    /// As stored where candle computes with it as it is, and else in f32.
+    AsStored { f16: bool, bf16: bool },
+}
+
+impl DenseRule {
+    fn held(self, stored: FloatType) -> FloatType {
+        match (self, stored) {
+            (Self::All(t), _) => t,
+            (Self::AsStored { f16: true, .. }, FloatType::F16) => FloatType::F16,
+            (Self::AsStored { bf16: true, .. }, FloatType::Bf16) => FloatType::Bf16,
+            _ => FloatType::F32,
+        }
+    }
 }
 
 impl Supported {
-    /// candle's name of [`Supported::dtype`].
-    pub(crate) fn candle_dtype(&self) -> DType {
-        match self.dtype {
-            FloatType::F16 => DType::F16,
-            FloatType::Bf16 => DType::BF16,
-            _ => DType::F32,
+    /// How the matrix `t` is held; `None` if candle does not read it.
+    pub(crate) fn held(&self, t: &TensorEntry) -> Option<Held> {
+        match t.encoding {
+            Encoding::Float(stored) => Some(Held::Dense(self.dense.held(stored))),
+            Encoding::Ggml(t) => ggml_dtype(t).map(Held::Blocks),
+            _ => None,
         }
     }
 }
@@ -55,44 +90,67 @@ pub(crate) fn check(info: &ModelInfo, options: &LoadOptions, devices: &Devices) 
         ModelFormat::Gguf { .. } => Layout::Gguf,
         _ => return Err("the checkpoint is neither safetensors nor GGUF, which is all that candle reads".into()),
     };
-    fields::check(decoder, layout, device_info.kind)?;
+    fields::check(decoder, layout)?;
     tensors::check(decoder, layout, &info.tensors)?;
+    let dense = dense_rule(info, decoder, layout, options.dtype, device_info.kind)?;
+    let dtype = match (dense, first_matrix(info, decoder, layout)) {
+        (DenseRule::All(t), _) => t,
+        (rule, Some(Encoding::Float(stored))) => rule.held(stored),
+        _ => FloatType::F32,
+    };
+    // candle's products with blocks want f32, and so do its faster ones on the CPU.
+    let widened = device_info.kind == DeviceKind::Cpu || is_quantized(info, decoder, layout);
     Ok(Supported {
         id: info.id.clone(),
         decoder: decoder.clone(),
         layout,
-        dtype: dtype(info, options.dtype, layout, device_info.kind)?,
+        dtype,
+        activations: if widened { DType::F32 } else { candle_dtype(dtype) },
         device: device.clone(),
         device_info: device_info.clone(),
-        max_context: match layout {
-            Layout::Gguf => decoder.max_positions.min(GGUF_MAX_CONTEXT),
-            _ => decoder.max_positions,
-        },
+        max_context: decoder.max_positions,
+        dense,
     })
 }
 
-fn dtype(info: &ModelInfo, want: ComputeDtype, layout: Layout, device: DeviceKind) -> Result<FloatType, String> {
-    match (layout, want) {
-        (Layout::Gguf, ComputeDtype::Auto | ComputeDtype::F32) | (_, ComputeDtype::F32) => Ok(FloatType::F32),
-        (Layout::Gguf, other) => {
-            Err(format!("dtype is {}; candle computes GGUF models in f32: ask for f32 or auto", name(other)))
-        }
-        (_, ComputeDtype::F16) => Ok(FloatType::F16),
-        (_, ComputeDtype::Bf16) => Ok(FloatType::Bf16),
-        (_, ComputeDtype::Auto) if device == DeviceKind::Cpu => Ok(FloatType::F32),
-        // On a GPU, what most weights are stored in.
-        (_, ComputeDtype::Auto) => {
-            Ok(match info.tensor("model.layers.0.self_attn.q_proj.weight").map(|t| t.encoding) {
-                Some(Encoding::Float(t @ (FloatType::F16 | FloatType::Bf16))) => t,
-                _ => FloatType::F32,
-            })
-        }
-        (_, other) => Err(format!("dtype is {}; candle computes in f32, f16 or bf16", name(other))),
-    }
+/// How the first layer's queries are stored: as most of the model is.
+fn first_matrix(info: &ModelInfo, c: &DecoderConfig, layout: Layout) -> Option<Encoding> {
+    let module = [ModuleRole::Query, ModuleRole::QueryKeyValue].iter().find_map(|role| c.module(*role, 0, layout))?;
+    info.tensor(&format!("{module}.weight")).map(|t| t.encoding)
 }
 
-fn name(dtype: ComputeDtype) -> String {
-    format!("{dtype:?}").to_lowercase()
+fn is_quantized(info: &ModelInfo, c: &DecoderConfig, layout: Layout) -> bool {
+    let is_blocks = |name: &str| info.tensor(name).is_some_and(|t| matches!(t.encoding, Encoding::Ggml(_)));
+    c.base_tensors(layout).iter().any(|t| is_blocks(&t.name))
+}
+
+fn dense_rule(
+    info: &ModelInfo,
+    c: &DecoderConfig,
+    layout: Layout,
+    want: ComputeDtype,
+    device: DeviceKind,
+) -> Result<DenseRule, String> {
+    // The outputs of blocks that are normed afterwards grow beyond what f16 holds (Gemma).
+    let f16 = !c.norms.after();
+    Ok(match want {
+        ComputeDtype::F32 => DenseRule::All(FloatType::F32),
+        ComputeDtype::F16 => DenseRule::All(FloatType::F16),
+        ComputeDtype::Bf16 => DenseRule::All(FloatType::Bf16),
+        // candle has no product of bf16 on the CPU.
+        ComputeDtype::Auto if device == DeviceKind::Cpu => DenseRule::AsStored { f16, bf16: false },
+        ComputeDtype::Auto if is_quantized(info, c, layout) => DenseRule::AsStored { f16, bf16: true },
+        // On a GPU, what most weights are stored in.
+        ComputeDtype::Auto => DenseRule::All(match first_matrix(info, c, layout) {
+            Some(Encoding::Float(FloatType::F16)) if f16 => FloatType::F16,
+            Some(Encoding::Float(FloatType::Bf16)) => FloatType::Bf16,
+            _ => FloatType::F32,
+        }),
+        other => {
+            let name = format!("{other:?}").to_lowercase();
+            return Err(format!("dtype is {name}; candle computes in f32, f16 or bf16"));
+        }
+    })
 }
 
 #[cfg(test)]

@@ -78,32 +78,30 @@ fn refused(info: &ModelInfo, options: &LoadOptions, expected: &[&str]) {
 }
 
 #[test]
-fn plain_llamas_are_supported_up_to_the_context_that_candle_holds() {
+fn models_are_supported_up_to_the_context_that_they_were_made_for() {
     let yes = ask(&dense(json!({}), |_| ()), &cpu()).unwrap();
     assert_eq!((yes.max_context, yes.dtype, yes.layout), (8192, FloatType::F32, Layout::HuggingFace));
     let yes = ask(&gguf(&[], |_| ()), &cpu()).unwrap();
-    assert_eq!((yes.max_context, yes.dtype, yes.layout), (4096, FloatType::F32, Layout::Gguf));
-    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64 });
-    ask(&dense(json!({ "rope_scaling": llama3 }), |_| ()), &cpu()).unwrap();
+    assert_eq!((yes.max_context, yes.dtype, yes.layout), (8192, FloatType::F32, Layout::Gguf));
 }
 
 #[test]
-fn every_config_value_that_candle_would_ignore_is_refused_by_name() {
+fn what_a_description_can_say_is_computed_or_refused_by_name() {
+    let supported = [
+        json!({ "head_dim": 32 }),
+        json!({ "attention_bias": true, "mlp_bias": true }),
+        json!({ "model_type": "mistral", "sliding_window": 32 }),
+        json!({ "rope_scaling": { "rope_type": "linear", "factor": 2.0 } }),
+    ];
+    for changes in supported {
+        ask(&dense(changes.clone(), |_| ()), &cpu()).unwrap_or_else(|why| panic!("{changes}: {why}"));
+    }
     let table: &[(Value, &[&str])] = &[
-        (json!({ "head_dim": 32 }), &["head_dim is 32", "64/4"]),
-        (json!({ "attention_bias": true }), &["attention_bias"]),
-        (json!({ "mlp_bias": true }), &["mlp_bias"]),
-        (json!({ "hidden_act": "gelu" }), &["hidden_act is gelu", "silu"]),
-        (json!({ "sliding_window": 32 }), &["sliding_window is 32", "full attention"]),
         (json!({ "num_local_experts": 8 }), &["num_local_experts is 8"]),
-        (json!({ "partial_rotary_factor": 0.5 }), &["partial_rotary_factor is 8 of 16"]),
-        (json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }), &["rope_type is linear", "llama3"]),
-        (json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }), &["rope_type is dynamic"]),
-        (json!({ "rope_parameters": { "rope_type": "yarn", "factor": 2.0 } }), &["rope_type is yarn"]),
-        (json!({ "model_type": "mistral" }), &["model_type", "mistral", "llama"]),
+        (json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }), &["dynamic"]),
         (json!({ "pretraining_tp": 2 }), &["pretraining_tp is 2"]),
         (json!({ "rms_norm_eps": null }), &["rms_norm_eps is missing"]),
+        (json!({ "hidden_act": "swish2" }), &["hidden_act"]),
     ];
     for (changes, expected) in table {
         refused(&dense(changes.clone(), |_| ()), &cpu(), expected);
@@ -117,25 +115,13 @@ fn a_reason_leaves_the_model_to_whoever_passes_it_on() {
 }
 
 #[test]
-fn every_gguf_value_that_candle_would_ignore_is_refused_by_name() {
-    let text = |s: &str| GgufValue::String(s.into());
-    let (int, float) = (GgufValue::Int, GgufValue::Float);
-    type Row<'a> = (&'a [(&'a str, GgufValue)], &'a [&'a str]);
-    let table: &[Row<'_>] = &[
-        (&[("llama.attention.key_length", int(32))], &["llama.attention.key_length is 32", "64/4"]),
-        (&[("llama.rope.dimension_count", int(8))], &["llama.rope.dimension_count is 8 of 16"]),
-        (&[("llama.rope.scaling.factor", float(2.0))], &["llama.rope.scaling.type is linear"]),
-        (&[("llama.attention.sliding_window", int(32))], &["llama.attention.sliding_window is 32"]),
-        (&[("llama.expert_count", int(8))], &["llama.expert_count is 8"]),
-        (&[("general.architecture", text("qwen2"))], &["general.architecture", "qwen2", "llama"]),
-    ];
-    for (changes, expected) in table {
-        refused(&gguf(changes, |_| ()), &cpu(), expected);
-    }
-    let extra = |name: &'static str| gguf(&[], move |t| t.push(TensorEntry::new(name, vec![8], F32)));
-    refused(&extra("rope_freqs.weight"), &cpu(), &["rope_freqs.weight", "ignore"]);
-    refused(&extra("blk.0.attn_q.bias"), &cpu(), &["attn", "bias"]);
-    refused(&extra("blk.1.ffn_down.bias"), &cpu(), &["ffn", "bias"]);
+fn tensors_of_gguf_files_that_scale_frequencies_are_part_of_the_model() {
+    refused(&gguf(&[("llama.expert_count", GgufValue::Int(8))], |_| ()), &cpu(), &["expert_count is 8"]);
+    let extra = |name: &'static str, shape: &'static [usize]| {
+        gguf(&[], move |t| t.push(TensorEntry::new(name, shape.to_vec(), F32)))
+    };
+    ask(&extra("rope_freqs.weight", &[8]), &cpu()).unwrap();
+    refused(&extra("blk.0.attn_sinks.weight", &[4]), &cpu(), &["blk.0.attn_sinks.weight", "no part"]);
 }
 
 #[test]
@@ -211,33 +197,48 @@ fn block_formats_that_candle_cannot_read_are_refused() {
     refused(&double, &cpu(), &["token_embd.weight", "f64"]);
 }
 
+/// A checkpoint stored in `t`.
+fn stored_in(changes: Value, t: FloatType) -> ModelInfo {
+    dense(changes, |tensors| tensors.iter_mut().for_each(|x| x.encoding = Encoding::Float(t)))
+}
+
 #[test]
-fn dtypes_are_honoured_or_refused() {
+fn dense_matrices_are_held_as_asked_or_as_stored_where_candle_computes_with_that() {
     let with = |dtype| cpu().with_dtype(dtype);
     for (dtype, expected) in [
         (ComputeDtype::F32, FloatType::F32),
         (ComputeDtype::F16, FloatType::F16),
         (ComputeDtype::Bf16, FloatType::Bf16),
     ] {
-        assert_eq!(ask(&dense(json!({}), |_| ()), &with(dtype)).unwrap().dtype, expected);
+        for info in [dense(json!({}), |_| ()), gguf(&[], |_| ()), stored_in(json!({}), FloatType::F16)] {
+            let yes = ask(&info, &with(dtype)).unwrap();
+            assert_eq!((yes.dtype, yes.activations), (expected, DType::F32));
+        }
     }
-    assert_eq!(ask(&gguf(&[], |_| ()), &with(ComputeDtype::F32)).unwrap().dtype, FloatType::F32);
-    refused(&gguf(&[], |_| ()), &with(ComputeDtype::F16), &["dtype is f16", "f32"]);
-    refused(&gguf(&[], |_| ()), &with(ComputeDtype::Bf16), &["dtype is bf16", "f32"]);
-    // What a GPU would do, without one.
-    let info = dense(json!({}), |_| ());
-    let gpu = dtype(&info, ComputeDtype::Auto, Layout::HuggingFace, DeviceKind::Cuda);
-    assert_eq!(gpu, Ok(FloatType::Bf16));
+    let auto = |info: &ModelInfo| ask(info, &cpu()).unwrap().dtype;
+    assert_eq!(auto(&stored_in(json!({}), FloatType::F16)), FloatType::F16);
+    assert_eq!(auto(&stored_in(json!({}), FloatType::Bf16)), FloatType::F32);
+    let gemma = json!({ "model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8,
+        "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0 });
+    assert_eq!(auto(&stored_in(gemma, FloatType::F16)), FloatType::F32);
+    // Each tensor by itself where some are quantized.
+    let mixed = gguf(&[], |tensors| tensors[0].encoding = Encoding::Float(FloatType::F16));
+    let yes = ask(&mixed, &cpu()).unwrap();
+    assert_eq!(yes.dtype, FloatType::F32);
+    assert_eq!(yes.held(&mixed.tensors[0]), Some(Held::Dense(FloatType::F16)));
+    assert_eq!(yes.held(&mixed.tensors[2]), Some(Held::Blocks(GgmlDType::Q4_0)));
 }
 
 #[test]
-fn what_only_metal_lacks_is_refused_only_there() {
-    let info = gguf(&[], |_| ());
-    let decoder = info.decoder.as_ref().unwrap();
-    let why = fields::check(decoder, Layout::Gguf, DeviceKind::Metal).unwrap_err();
-    assert!(why.contains("llama.attention.key_length is 16") && why.contains("cpu"), "{why}");
-    fields::check(decoder, Layout::HuggingFace, DeviceKind::Metal).unwrap();
-    fields::check(decoder, Layout::Gguf, DeviceKind::Cuda).unwrap();
+fn on_a_gpu_most_is_held_as_stored() {
+    let of = |info: &ModelInfo, layout| {
+        dense_rule(info, info.decoder.as_ref().unwrap(), layout, ComputeDtype::Auto, DeviceKind::Cuda).unwrap()
+    };
+    let hf = |t| of(&stored_in(json!({}), t), Layout::HuggingFace);
+    assert_eq!(hf(FloatType::Bf16), DenseRule::All(FloatType::Bf16));
+    assert_eq!(hf(FloatType::F16), DenseRule::All(FloatType::F16));
+    assert_eq!(hf(FloatType::F32), DenseRule::All(FloatType::F32));
+    assert_eq!(of(&gguf(&[], |_| ()), Layout::Gguf), DenseRule::AsStored { f16: true, bf16: true });
 }
 
 #[test]

@@ -1,0 +1,183 @@
+//! Linear layers: one matrix, dense or quantized, with an optional bias and a place for a low-rank side path.
+
+use std::sync::Arc;
+
+use candle_core::{
+    CpuStorage, DType, Device, IndexOp, Result, Storage, Tensor,
+    quantized::{GgmlDType, QTensor},
+    utils::get_num_threads,
+};
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+/// f32 elements of one tile of weights on the CPU: small enough for a core's cache, large enough for the product.
+const TILE: usize = 256 * 1024;
+
+/// Multiplications below which a product with one row is not worth a second thread.
+const WORTH_A_THREAD: usize = 128 * 1024;
+
+/// A weight matrix, shape (out, in).
+#[derive(Debug, Clone)]
+pub(crate) enum Matrix {
+    /// Floats.
+    Dense(Tensor),
+    /// Blocks of a GGUF file, as they are stored there.
+    Quantized {
+        /// Shared between an embedding and the head that is tied to it.
+        blocks: Arc<QTensor>,
+        /// On the CPU, rows of activations from which a product with widened weights is faster.
+        widen_from: usize,
+    },
+}
+
+/// A low-rank update beside a matrix: `scale · b · a`.
+#[derive(Debug, Clone)]
+pub(crate) struct SidePath {
+    /// Shape (rank, in).
+    pub(crate) a: Tensor,
+    /// Shape (out, rank).
+    pub(crate) b: Tensor,
+    /// What the update is multiplied by.
+    pub(crate) scale: f64,
+}
+
+/// `y = W x + bias`, with the side path's update where there is one.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    weight: Matrix,
+    bias: Option<Tensor>,
+    side: Option<SidePath>,
+}
+
+impl Linear {
+    pub(crate) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
+        Self { weight, bias, side: None }
+    }
+
+    /// Sets the low-rank update that runs beside the matrix.
+    #[cfg_attr(not(test), expect(dead_code, reason = "adapters that run beside the weights come in here"))]
+    pub(crate) fn with_side_path(mut self, side: SidePath) -> Self {
+        self.side = Some(side);
+        self
+    }
+
+    /// Rows of `x`, shape (rows, in), to (rows, out) in the same dtype.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut y = self.weight.apply(x)?;
+        if let Some(side) = &self.side {
+            let narrow = x.to_dtype(side.a.dtype())?.matmul(&side.a.t()?)?;
+            y = (y + (narrow.matmul(&side.b.t()?)? * side.scale)?.to_dtype(x.dtype())?)?;
+        }
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+impl Matrix {
+    pub(crate) fn quantized(blocks: QTensor) -> Result<Self> {
+        Ok(Self::Quantized { widen_from: widen_from(&blocks)?, blocks: Arc::new(blocks) })
+    }
+
+    /// (out, in).
+    pub(crate) fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(w) => w.dims2(),
+            Self::Quantized { blocks, .. } => blocks.shape().dims2(),
+        }
+    }
+
+    /// Rows of `x`, shape (rows, in), times the transposed matrix: (rows, out) in the dtype of `x`.
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, _) = x.dims2()?;
+        let cpu = x.device().is_cpu() && x.dtype() == DType::F32;
+        match self {
+            Self::Quantized { widen_from, .. } if cpu && rows >= *widen_from => self.apply_tiles(x),
+            Self::Quantized { blocks, .. } => x.apply_op1_no_bwd(blocks.as_ref()),
+            // candle's half-precision products are slow for a few rows, and widen all of a bf16 matrix each time.
+            Self::Dense(w) if cpu && (w.dtype() == DType::BF16 || w.dtype() == DType::F16 && rows > 1) => {
+                self.apply_tiles(x)
+            }
+            Self::Dense(w) if cpu && rows == 1 => one_row(x, w),
+            Self::Dense(w) => x.to_dtype(w.dtype())?.matmul(&w.t()?)?.to_dtype(x.dtype()),
+        }
+    }
+
+    /// The product by tiles of rows that are widened to f32 one after another, some threads at a time.
+    fn apply_tiles(&self, x: &Tensor) -> Result<Tensor> {
+        let (out, width) = self.dims()?;
+        // Whole registers of the product, and an even share for every thread.
+        let share = out.div_ceil(get_num_threads());
+        let rows = (TILE / width).clamp(1, share.max(1)).next_multiple_of(16);
+        let starts: Vec<usize> = (0..out).step_by(rows).collect();
+        let product = |start: usize| x.matmul(&self.widened(start, rows.min(out - start))?.t()?);
+        if let [only] = starts[..] {
+            return product(only);
+        }
+        let parts: Vec<Tensor> = starts.into_par_iter().map(product).collect::<Result<_>>()?;
+        Tensor::cat(&parts, 1)
+    }
+
+    /// `rows` rows from `start` on, in f32 on the CPU.
+    fn widened(&self, start: usize, rows: usize) -> Result<Tensor> {
+        match self {
+            Self::Quantized { blocks, .. } => {
+                blocks.embedding(&Tensor::arange(start as u32, (start + rows) as u32, &Device::Cpu)?)
+            }
+            Self::Dense(w) => {
+                let (_, width) = w.dims2()?;
+                let range = start * width..(start + rows) * width;
+                let (storage, layout) = w.storage_and_layout();
+                let begin = layout.start_offset();
+                let mut wide = vec![0f32; range.len()];
+                let range = begin + range.start..begin + range.end;
+                match &*storage {
+                    Storage::Cpu(CpuStorage::F16(v)) => v[range].convert_to_f32_slice(&mut wide),
+                    Storage::Cpu(CpuStorage::BF16(v)) => v[range].convert_to_f32_slice(&mut wide),
+                    _ => return w.i(start..start + rows)?.to_dtype(DType::F32),
+                }
+                Tensor::from_vec(wide, (rows, width), &Device::Cpu)
+            }
+        }
+    }
+}
+
+/// A product with one row, which the matrix library computes on one thread.
+fn one_row(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let (out, width) = w.dims2()?;
+    let input = x.to_dtype(w.dtype())?;
+    let threads = get_num_threads().min(out * width / WORTH_A_THREAD);
+    let y = if threads > 1 {
+        let rows = out.div_ceil(threads).next_multiple_of(16);
+        let starts: Vec<usize> = (0..out).step_by(rows).collect();
+        let part = |start: usize| input.matmul(&w.i(start..out.min(start + rows))?.t()?);
+        let parts: Vec<Tensor> = starts.into_par_iter().map(part).collect::<Result<_>>()?;
+        Tensor::cat(&parts, 1)?
+    } else {
+        input.matmul(&w.t()?)?
+    };
+    y.to_dtype(x.dtype())
+}
+
+/// Rows from which it is faster on the CPU to widen a quantized matrix than to multiply with it as it is.
+fn widen_from(w: &QTensor) -> Result<usize> {
+    let (out, width) = w.shape().dims2()?;
+    let never = usize::MAX;
+    let packed = out.is_multiple_of(16) && width.is_multiple_of(256);
+    Ok(match w.dtype() {
+        GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 => 1,
+        _ if cfg!(target_arch = "aarch64") => 64,
+        GgmlDType::Q4K | GgmlDType::Q6K | GgmlDType::Q8_0 if packed => never,
+        GgmlDType::Q4_0 | GgmlDType::Q8_0 => 8,
+        _ => 64,
+    })
+}
+
+/// Bytes that widened tiles take at one time.
+pub(crate) fn tile_bytes() -> u64 {
+    (get_num_threads() * TILE * size_of::<f32>()) as u64
+}
+
+#[cfg(test)]
+mod tests;

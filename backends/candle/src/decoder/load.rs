@@ -1,0 +1,127 @@
+//! From tensors by name to a decoder.
+
+use llm_local_core::{
+    Result, TensorSource,
+    model::{ModuleRole as R, NormPlacement},
+};
+
+use super::{
+    Decoder,
+    attention::{Attention, Projections},
+    cache::Dimensions,
+    embedding::Embedding,
+    layer::{GateUp, Layer, Mlp},
+    linear::Linear,
+    norm::RmsNorm,
+    rotary::Rotary,
+    weights::Weights,
+};
+use crate::{
+    elements::read_f32,
+    load::{Loading, prefill_chunk},
+    support::Supported,
+    tied,
+};
+
+impl Decoder {
+    /// Reads every tensor of the model once. Caches will hold up to `context_length` tokens.
+    ///
+    /// # Errors
+    /// What reading gave, [`llm_local_core::Error::LoadFailed`], or cancellation between two tensors.
+    pub(crate) fn load(
+        s: &Supported,
+        source: &dyn TensorSource,
+        context_length: usize,
+        loading: Loading,
+    ) -> Result<Self> {
+        let c = &s.decoder;
+        let mut read = |name: &str| read_f32(source, name);
+        let rotary = Rotary {
+            global: c.rope.resolve(&s.id, c.max_positions, &mut read)?,
+            local: match &c.local_rope {
+                Some(rope) => Some(rope.resolve(&s.id, c.max_positions, &mut read)?),
+                None => None,
+            },
+        };
+        tied::check(c, s.layout, source)?;
+        let mut weights = Weights::new(s, source, loading);
+        let embedding = weights.matrix(&[R::Embedding], 0)?;
+        let layers = (0..c.layers).map(|i| layer(&mut weights, s, i)).collect::<Result<_>>()?;
+        let norm = RmsNorm::new(weights.norm(R::FinalNorm, 0)?, c.norm_eps);
+        let head = if c.tied_embeddings { Linear::new(embedding.clone(), None) } else { weights.linear(R::Head, 0)? };
+        let window = |i| c.sliding_window.as_ref().filter(|_| c.is_windowed(i)).map(|w| w.size);
+        Ok(Self {
+            embedding: Embedding::new(embedding, c.embedding_scale),
+            layers,
+            windows: (0..c.layers).map(window).collect(),
+            norm,
+            head,
+            rotary,
+            logit_scale: c.logit_scale,
+            logit_soft_cap: c.logit_soft_cap,
+            dimensions: Dimensions {
+                kv_heads: c.kv_heads,
+                head_dim: c.head_dim,
+                context_length,
+                dtype: s.activations,
+                device: s.device.clone(),
+            },
+            vocab_size: c.vocab_size,
+            chunk: prefill_chunk(s.device_info.kind),
+            weight_bytes: weights.bytes,
+        })
+    }
+}
+
+fn layer(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
+    let c = &s.decoder;
+    let norm = |weights: &mut Weights<'_>, role, wanted: bool| -> Result<Option<RmsNorm>> {
+        wanted.then(|| weights.norm(role, i).map(|w| RmsNorm::new(w, c.norm_eps))).transpose()
+    };
+    let (before, after) = (NormPlacement::before(c.norms), NormPlacement::after(c.norms));
+    let before_attention = norm(weights, R::AttentionNorm, before)?;
+    let projections = if c.fused_projections {
+        Projections::Fused(weights.linear(R::QueryKeyValue, i)?)
+    } else {
+        match weights.stacked(&[R::Query, R::Key, R::Value], i)? {
+            Some(fused) => Projections::Fused(fused),
+            None => Projections::Split {
+                q: weights.linear(R::Query, i)?,
+                k: weights.linear(R::Key, i)?,
+                v: weights.linear(R::Value, i)?,
+            },
+        }
+    };
+    let qk_norm = match (c.qk_norm, norm(weights, R::QueryNorm, c.qk_norm.is_some())?) {
+        (Some(kind), Some(q)) => norm(weights, R::KeyNorm, true)?.map(|k| (kind, q, k)),
+        _ => None,
+    };
+    let output = weights.linear(R::AttentionOutput, i)?;
+    let after_attention = norm(weights, R::PostAttentionNorm, after)?;
+    let before_mlp = norm(weights, R::MlpNorm, before)?;
+    let gate_up = if c.fused_projections {
+        GateUp::Fused(weights.linear(R::GateUp, i)?)
+    } else {
+        match weights.stacked(&[R::Gate, R::Up], i)? {
+            Some(fused) => GateUp::Fused(fused),
+            None => GateUp::Split { gate: weights.linear(R::Gate, i)?, up: weights.linear(R::Up, i)? },
+        }
+    };
+    let down = weights.linear(R::Down, i)?;
+    Ok(Layer {
+        before_attention,
+        attention: Attention {
+            projections,
+            output,
+            qk_norm,
+            heads: c.heads,
+            scale: c.attention_scale,
+            soft_cap: c.attention_soft_cap,
+        },
+        after_attention,
+        before_mlp,
+        mlp: Mlp { gate_up, down, activation: c.activation },
+        after_mlp: norm(weights, R::PostMlpNorm, after)?,
+        residual_scale: c.residual_scale,
+    })
+}

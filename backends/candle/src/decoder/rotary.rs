@@ -1,0 +1,91 @@
+//! Rotary position embeddings, from frequencies that the description has resolved.
+
+use candle_core::{DType, Device, Result, Tensor};
+use llm_local_core::model::{ResolvedRope, RopeFrequencies};
+
+/// The frequencies of a decoder: those of most layers, and of windowed layers where they have others.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotary {
+    pub(crate) global: ResolvedRope,
+    pub(crate) local: Option<ResolvedRope>,
+}
+
+/// cos and sin of some positions, each of shape (positions, dims / 2).
+#[derive(Debug, Clone)]
+pub(crate) struct Angles {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotary {
+    /// Whether a sequence of `tokens` tokens is beyond a length at which frequencies change.
+    pub(crate) fn is_long(&self, tokens: usize) -> bool {
+        let beyond = |r: &ResolvedRope| r.beyond.as_ref().is_some_and(|(original, _)| tokens > *original);
+        beyond(&self.global) || self.local.as_ref().is_some_and(beyond)
+    }
+
+    /// Whether frequencies change with the length of the sequence.
+    pub(crate) fn changes(&self) -> bool {
+        self.is_long(usize::MAX)
+    }
+
+    /// The angles of `count` positions from `position` on, of a sequence that is long or not: for layers with full
+    /// attention, and for windowed ones.
+    pub(crate) fn angles(
+        &self,
+        position: usize,
+        count: usize,
+        long: bool,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Angles, Angles)> {
+        let of = |rope| Angles::new(frequencies(rope, long), position, count, dtype, device);
+        let global = of(&self.global)?;
+        let local = self.local.as_ref().map_or_else(|| Ok(global.clone()), of)?;
+        Ok((global, local))
+    }
+}
+
+fn frequencies(rope: &ResolvedRope, long: bool) -> &RopeFrequencies {
+    match &rope.beyond {
+        Some((_, far)) if long => far,
+        _ => &rope.base,
+    }
+}
+
+impl Angles {
+    /// Computed as they are needed: a table for a long context is larger than many a model's cache.
+    fn new(
+        frequencies: &RopeFrequencies,
+        position: usize,
+        count: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let half = frequencies.radians.len();
+        let mut values = vec![0f32; 2 * count * half];
+        let (cos, sin) = values.split_at_mut(count * half);
+        for (i, (cos, sin)) in cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half)).enumerate() {
+            for ((cos, sin), radians) in cos.iter_mut().zip(sin).zip(&frequencies.radians) {
+                let angle = (position + i) as f64 * radians;
+                *cos = (angle.cos() * frequencies.attention_factor) as f32;
+                *sin = (angle.sin() * frequencies.attention_factor) as f32;
+            }
+        }
+        let both = Tensor::from_vec(values, (2, count, half), device)?.to_dtype(dtype)?;
+        Ok(Self { cos: both.get(0)?, sin: both.get(1)? })
+    }
+
+    /// Rotates the leading dimensions of `x`, shape (heads, positions, head_dim), contiguous: dimension `i` with
+    /// `i + dims / 2`.
+    pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, _, width) = x.dims3()?;
+        let dims = 2 * self.cos.dim(1)?;
+        let turn = |x: &Tensor| candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0);
+        if dims == width {
+            return turn(x);
+        }
+        let rotated = turn(&x.narrow(2, 0, dims)?.contiguous()?)?;
+        Tensor::cat(&[&rotated, &x.narrow(2, dims, width - dims)?], 2)
+    }
+}

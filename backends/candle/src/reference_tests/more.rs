@@ -1,0 +1,89 @@
+//! Architectures, config values and block types beyond those of `architectures` and `quantized`.
+
+use llm_local_core::model::Architecture;
+
+use super::*;
+
+/// Gemma's bound tells the tanh GELU from the exact one, which changes these logits by 0.0017 to 0.003.
+fn bound(name: &str) -> f32 {
+    if name.contains("gemma") { 5e-4 } else { 1e-3 }
+}
+
+#[track_caller]
+fn dense(model: &str, architecture: Architecture) {
+    let checkpoint = dense_checkpoint(model, None);
+    assert_eq!(checkpoint.info.decoder.as_ref().unwrap().architecture, architecture);
+    agrees(&mut load(&checkpoint, ComputeDtype::F32), model, bound(model));
+}
+
+#[track_caller]
+fn variant(model: &str, name: &str) {
+    agrees(&mut load(&dense_checkpoint(model, Some(name)), ComputeDtype::F32), name, bound(name));
+}
+
+#[track_caller]
+fn twin(name: &str) {
+    agrees(&mut gguf(name), name, bound(name));
+}
+
+#[test]
+fn granite_agrees_with_its_four_multipliers() {
+    dense("arch-granite", Architecture::Granite);
+    twin("arch-granite");
+}
+
+#[test]
+fn olmo2_agrees_with_norms_after_blocks_and_over_whole_projections() {
+    dense("arch-olmo2", Architecture::Olmo2);
+    variant("arch-olmo2", "arch-olmo2.linear-rope");
+    twin("arch-olmo2");
+}
+
+#[test]
+fn gemma1_agrees() {
+    dense("arch-gemma", Architecture::Gemma);
+    twin("arch-gemma");
+}
+
+/// The twin has its biases of queries and keys permuted, like their rows.
+#[test]
+fn llama_agrees_with_biases_everywhere_and_wide_heads() {
+    dense("arch-llama-bias", Architecture::Llama);
+    twin("arch-llama-bias");
+}
+
+#[test]
+fn scores_scaled_by_another_number_than_the_width_of_a_head_agree() {
+    variant("arch-gemma2", "arch-gemma2.query_pre_attn_scalar60");
+    variant("arch-gemma3", "arch-gemma3.query_pre_attn_scalar60");
+}
+
+#[test]
+fn soft_caps_of_logits_agree_in_gemma3() {
+    variant("arch-gemma3", "arch-gemma3.final-softcap");
+}
+
+#[test]
+fn heads_that_are_rotated_in_part_agree() {
+    variant("arch-phi3", "arch-phi3.partial-rotary0.75");
+    twin("arch-phi3.partial-rotary0.75");
+}
+
+#[test]
+fn other_rotary_scalings_than_the_models_own_agree() {
+    variant("arch-qwen2", "arch-qwen2.linear-rope");
+    twin("arch-qwen2.linear-rope");
+    variant("arch-qwen3", "arch-qwen3.yarn");
+}
+
+#[test]
+fn windows_from_a_layer_on_agree_in_qwen3() {
+    variant("arch-qwen3", "arch-qwen3.max_window_layers1");
+}
+
+#[test]
+fn blocks_that_candle_cannot_read_are_refused_by_name() {
+    let checkpoint = gguf_checkpoint("mixed-iq4_nl");
+    let why = support::check(&checkpoint.info, &options(64, ComputeDtype::Auto), &Devices::probe()).unwrap_err();
+    assert!(why.contains("blk.0.") && why.contains("IQ4_NL"), "{why}");
+}
