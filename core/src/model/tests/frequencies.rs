@@ -22,18 +22,30 @@ fn assert_close(found: &RopeFrequencies, attention_factor: f64, radians: &[f64])
     assert!(found.radians.iter().zip(radians).all(|(a, b)| is_close(*a, *b)), "{found:?}\nexpected {radians:?}");
 }
 
-/// YaRN as the tests have it, with fields of its own changed by `change`.
-fn yarn(change: impl FnOnce(&mut Option<f64>, &mut Option<f64>, &mut Option<f64>)) -> RopeScaling {
-    let (mut factor, mut all, mut some) = (None, None, None);
-    change(&mut factor, &mut some, &mut all);
+/// YaRN of factor 4 with the bounds of its ramp as given.
+fn yarn(original_max_positions: usize, beta_fast: f64, beta_slow: f64, truncate: bool) -> RopeScaling {
+    RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_positions,
+        beta_fast,
+        beta_slow,
+        attention_factor: None,
+        mscale: None,
+        mscale_all_dim: None,
+        truncate,
+    }
+}
+
+/// YaRN with what decides its attention factor as given.
+fn yarn_with(attention_factor: Option<f64>, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> RopeScaling {
     RopeScaling::Yarn {
         factor: 4.0,
         original_max_positions: 64,
         beta_fast: 32.0,
         beta_slow: 1.0,
-        attention_factor: factor,
-        mscale: some,
-        mscale_all_dim: all,
+        attention_factor,
+        mscale,
+        mscale_all_dim,
         truncate: true,
     }
 }
@@ -98,25 +110,15 @@ fn llama3_keeps_short_wavelengths_and_divides_long_ones() {
 fn yarn_scales_its_ramp_and_its_attention() {
     let resolved = |scaling| resolve(1e4, 16, 256, scaling).unwrap().base;
     let inferred = 1.138629436111989;
-    assert_close(&resolved(yarn(|_, _, _| ())), inferred, &YARN);
-    assert_close(&resolved(yarn(|factor, _, _| *factor = Some(1.25))), 1.25, &YARN);
-    assert_close(&resolved(yarn(|_, some, _| *some = Some(0.7))), inferred, &YARN);
-    let both = yarn(|_, some, all| (*some, *all) = (Some(1.0), Some(0.5)));
-    assert_close(&resolved(both), 1.0648216253695715, &YARN);
+    assert_close(&resolved(yarn(64, 32.0, 1.0, true)), inferred, &YARN);
+    assert_close(&resolved(yarn_with(Some(1.25), None, None)), 1.25, &YARN);
+    assert_close(&resolved(yarn_with(None, Some(0.7), None)), inferred, &YARN);
+    assert_close(&resolved(yarn_with(None, Some(1.0), Some(0.5))), 1.0648216253695715, &YARN);
 }
 
 #[test]
 fn yarn_does_not_round_its_bounds_where_it_is_told_so() {
-    let scaling = RopeScaling::Yarn {
-        factor: 4.0,
-        original_max_positions: 64,
-        beta_fast: 16.0,
-        beta_slow: 2.0,
-        attention_factor: None,
-        mscale: None,
-        mscale_all_dim: None,
-        truncate: false,
-    };
+    let scaling = yarn(64, 16.0, 2.0, false);
     let expected =
         [1.0, 0.14849025, 0.0250000004, 0.00790569466, 0.00249999994, 0.000790569466, 0.000250000012, 7.90569466e-5];
     assert_close(&resolve(1e4, 16, 256, scaling).unwrap().base, 1.138629436111989, &expected);
@@ -124,17 +126,7 @@ fn yarn_does_not_round_its_bounds_where_it_is_told_so() {
 
 #[test]
 fn yarn_of_real_size_agrees_over_its_whole_ramp() {
-    let scaling = RopeScaling::Yarn {
-        factor: 4.0,
-        original_max_positions: 32_768,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        attention_factor: None,
-        mscale: None,
-        mscale_all_dim: None,
-        truncate: true,
-    };
-    let found = resolve(1e6, 64, 131_072, scaling).unwrap().base;
+    let found = resolve(1e6, 64, 131_072, yarn(32_768, 32.0, 1.0, true)).unwrap().base;
     let ramp = RopeFrequencies { radians: found.radians[10..22].to_vec(), attention_factor: found.attention_factor };
     let expected = [
         0.0133352149,
@@ -151,6 +143,12 @@ fn yarn_of_real_size_agrees_over_its_whole_ramp() {
         2.88695483e-5,
     ];
     assert_close(&ramp, 1.138629436111989, &expected);
+}
+
+#[test]
+fn the_ramp_of_yarn_ends_with_the_dimensions() {
+    let found = resolve(1e4, 8, 4_000_000_000, yarn(1_000_000_000, 1e6, 1.0, true)).unwrap();
+    assert_close(&found.base, 1.138629436111989, &[1.0, 0.100000001, 0.00999999978, 0.000850000011]);
 }
 
 #[test]
@@ -239,7 +237,6 @@ fn divisors_and_formulas_without_usable_numbers_are_refused_by_name() {
     };
     let endless = resolve(1e4, 16, 256, scaling).unwrap_err().to_string();
     assert!(endless.contains("longrope with theta 10000 gives a frequency or an attention factor of inf"), "{endless}");
-    let negative = yarn(|_, some, all| (*some, *all) = (Some(-100.0), Some(1.0)));
-    let negative = resolve(1e4, 16, 256, negative).unwrap_err().to_string();
+    let negative = resolve(1e4, 16, 256, yarn_with(None, Some(-100.0), Some(1.0))).unwrap_err().to_string();
     assert!(negative.contains("attention factor of -"), "{negative}");
 }

@@ -6,6 +6,7 @@ mod frequencies;
 mod gguf;
 mod json;
 mod names;
+mod validate;
 
 use serde_json::{Value, json};
 
