@@ -26,3 +26,16 @@ pub(crate) fn name(path: &Path) -> String {
 pub(crate) fn threads() -> usize {
     candle_core::utils::get_num_threads()
 }
+
+/// The threads as a measurement states them. candle has two pools, one of them for quantized products alone; figures of
+/// pools of different sizes would be of neither, so they are refused.
+pub(crate) fn threads_in_words() -> Result<String> {
+    let (rayon, quantized) = (threads(), candle_core::utils::barrier_pool().n_workers() + 1);
+    if rayon != quantized {
+        return Err(format!(
+            "RAYON_NUM_THREADS gives {rayon} threads and CANDLE_NUM_THREADS {quantized}; unset CANDLE_NUM_THREADS"
+        )
+        .into());
+    }
+    Ok(format!("{rayon} thread{}", if rayon == 1 { "" } else { "s" }))
+}

@@ -1,5 +1,5 @@
-//! Measures llm-local: speed against a bare candle loop, load time and peak memory with an adapter against without, and
-//! logits of a real model against its references. `scripts/measure` and `scripts/check-smollm2` run it.
+//! Measures llm-local: speed against a bare candle loop, load time and memory, and logits of a real model against its
+//! references and against its own weights in f32. `scripts/measure`, `scripts/check-*` run it.
 //!
 //! Every comparison is made of interleaved pairs in one run, the order alternating, and judged by the quartiles of the
 //! ratio within each pair: a machine that drifts hits both sides of a pair alike.
@@ -11,7 +11,9 @@ mod files;
 mod load;
 mod memory;
 mod ours;
+mod quantized;
 mod reference;
+mod resident;
 mod speed;
 mod stats;
 
@@ -45,8 +47,17 @@ enum Command {
         #[arg(long)]
         adapter: Option<PathBuf>,
     },
+    /// Resident memory that GGUF models take, each in a process of its own; fails if it is too much.
+    Resident(resident::Args),
+    /// Loads a model, generates, unloads it, and prints this process's memory meanwhile; `resident` runs it.
+    Held {
+        /// The model: a GGUF file.
+        base: PathBuf,
+    },
     /// Logits and greedy tokens of a model, in f32, against reference outputs.
     Reference(reference::Args),
+    /// Logits of GGUF files against those of their own weights in f32; fails if they are too far apart.
+    Quantized(quantized::Args),
 }
 
 #[derive(clap::Args)]
@@ -67,7 +78,10 @@ fn main() -> ExitCode {
         Command::Load(args) => load::measure(&args),
         Command::Memory(args) => memory::measure(&args),
         Command::Peak { base, adapter } => memory::peak(&base, adapter.as_deref()),
+        Command::Resident(args) => resident::measure(&args),
+        Command::Held { base } => resident::held(&base),
         Command::Reference(args) => reference::check(&args),
+        Command::Quantized(args) => quantized::check(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use llm_local::ComputeDtype;
 use safetensors::SafeTensors;
 
-use crate::{Pairs, Result, files, ours, stats::Quartiles};
+use crate::{Pairs, Result, files, ours, resident, stats::Quartiles};
 
 /// What may come on top of the touched tensors in work and the adapter.
 const SLACK: u64 = 16 << 20;
@@ -51,14 +51,9 @@ pub(crate) fn peak(base: &Path, adapter: Option<&Path>) -> Result<()> {
     let spec = ours::spec(base, adapter, ComputeDtype::Auto)?;
     let model = pollster::block_on(ours::engine()?.load(&spec))?;
     let status = fs::read_to_string("/proc/self/status")?;
-    println!("{}", high_water_mark(&status).ok_or("/proc/self/status has no VmHWM in kB; this needs Linux")?);
+    println!("{}", resident::parse(&status, "VmHWM").ok_or("/proc/self/status has no VmHWM in kB; this needs Linux")?);
     drop(model);
     Ok(())
-}
-
-fn high_water_mark(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 /// The peak of a process that loads, in MiB.
@@ -99,12 +94,6 @@ fn mib(bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_high_water_mark_is_read_in_bytes() {
-        assert_eq!(high_water_mark("Name:\tx\nVmHWM:\t   12 kB\nVmRSS:\t 1 kB\n"), Some(12 * 1024));
-        assert_eq!(high_water_mark("VmRSS:\t 1 kB\n"), None);
-    }
 
     #[test]
     fn the_largest_touched_tensor_of_the_fixture_is_a_feed_forward_matrix() {

@@ -1,4 +1,7 @@
-//! Prefill and decode against a bare candle loop.
+//! Prefill and decode against a bare candle-transformers loop.
+
+mod beside;
+mod verdict;
 
 use std::{
     path::{Path, PathBuf},
@@ -6,7 +9,7 @@ use std::{
 };
 
 use candle_core::DType;
-use llm_local::{ComputeDtype, Model, core::FloatType};
+use llm_local::{ComputeDtype, core::FloatType};
 
 use crate::{
     Result,
@@ -15,12 +18,14 @@ use crate::{
     ours::{self, Timing},
     stats::Quartiles,
 };
-
-/// The upper quartile of ours / bare that is wanted.
-const GOAL: f64 = 0.98;
+use beside::Beside;
+use verdict::Verdict;
 
 /// One side of a pair takes at least about so long; a model that is quicker runs more than once.
 const SHORTEST: Duration = Duration::from_millis(500);
+
+/// Chunks of a prompt that the yardstick is tried with, beside the whole prompt.
+const CHUNKS: [usize; 3] = [32, 64, 128];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -39,17 +44,28 @@ pub(crate) struct Args {
     /// Also compares the bare loop with a second copy of itself: how far the ratio of equals strays on this machine.
     #[arg(long)]
     control: bool,
+    /// Another engine's figures for the same files, shown beside: what `scripts/llamacpp.py` wrote.
+    #[arg(long)]
+    beside: Option<PathBuf>,
 }
 
 pub(crate) fn measure(args: &Args) -> Result<()> {
+    let beside = args.beside.as_deref().map(Beside::read).transpose()?;
     println!(
-        "speed, {} threads: prompt {}, {} tokens generated, {} pairs; tok/s are medians, ratios median [quartiles]",
-        files::threads(),
+        "speed, {}: prompt {}, {} tokens generated, {} interleaved pairs\n\
+         tok/s are medians; ours/bare is the median [quartiles] of the ratios within the pairs; the bare loop has the \
+         prompt in the chunks (in brackets) that suit it best{}",
+        files::threads_in_words()?,
         args.prompt,
         args.decode,
-        args.pairs
+        args.pairs,
+        beside.as_ref().map(|b| format!("; beside, not interleaved: {b}")).unwrap_or_default()
     );
-    args.models.iter().try_for_each(|path| pairs(path, args))
+    println!(
+        "  {:<34} {:<4} {:<8} {:>8} {:>14}   {:<22} {:<8} {:>8}",
+        "", "in", "", "ours", "bare", "ours/bare", "", "beside"
+    );
+    args.models.iter().try_for_each(|path| pairs(path, args, beside.as_ref()))
 }
 
 /// What is run within a pair.
@@ -58,11 +74,9 @@ enum Side {
     Bare,
     /// A second copy of the bare loop.
     Twin,
-    /// The bare loop with the whole prompt in one chunk.
-    Whole,
 }
 
-fn pairs(path: &Path, args: &Args) -> Result<()> {
+fn pairs(path: &Path, args: &Args, beside: Option<&Beside>) -> Result<()> {
     files::touch(path)?;
     let engine = ours::engine()?;
     let model = pollster::block_on(engine.load(&ours::spec(path, None, ComputeDtype::Auto)?))?;
@@ -75,23 +89,20 @@ fn pairs(path: &Path, args: &Args) -> Result<()> {
     };
     let mut bare = Bare::load(path, dtype)?;
     let (prompt, count) = (prompt(args.prompt, info.vocab_size), usize::from(args.decode));
-    let chunk = chunk(&model, &prompt)?;
-
-    bare.run(&prompt, chunk, 2)?;
+    let chunk = best_chunk(&mut bare, &prompt, args.pairs)?;
     let warm = ours::run(&model, &prompt, count)?;
     let repeats = (SHORTEST.as_secs_f64() / (warm.prefill + warm.decode).as_secs_f64()).ceil() as usize;
 
     let mut twin = if args.control { Some(Bare::load(path, dtype)?) } else { None };
-    let (mut of_ours, mut of_bare, mut of_twin, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut of_ours, mut of_bare, mut of_twin) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..args.pairs {
-        // Ours stays next to the loop it is compared with; the others are only shown beside.
-        let mut order = [Side::Whole, Side::Ours, Side::Bare, Side::Twin];
+        // Ours stays next to the loop it is compared with; the other is only shown beside.
+        let mut order = [Side::Ours, Side::Bare, Side::Twin];
         if pair % 2 == 1 {
             order.reverse();
         }
         for side in order {
             match side {
-                Side::Whole => whole.push(Timing::sum(repeats, || bare.run(&prompt, prompt.len(), 1))?),
                 Side::Ours => of_ours.push(Timing::sum(repeats, || ours::run(&model, &prompt, count))?),
                 Side::Bare => of_bare.push(Timing::sum(repeats, || bare.run(&prompt, chunk, count))?),
                 Side::Twin => {
@@ -104,35 +115,31 @@ fn pairs(path: &Path, args: &Args) -> Result<()> {
     }
     pollster::block_on(model.unload())?;
 
-    let same = of_ours[0].tokens.iter().zip(&of_bare[0].tokens).take_while(|(a, b)| a == b).count();
-    println!(
-        "{} ({}; same tokens as bare: {same} of {count}; {repeats} runs on each side of a pair)",
-        files::name(path),
-        info.dtype
-    );
-    row(&format!("prefill, chunks of {chunk}"), &of_ours, &of_bare, Timing::prefill_rate, Some(GOAL));
-    row("prefill, bare in one", &of_ours, &whole, Timing::prefill_rate, None);
-    row("decode", &of_ours, &of_bare, Timing::decode_rate, Some(GOAL));
-    if twin.is_some() {
-        row("control: bare as ours, prefill", &of_twin, &of_bare, Timing::prefill_rate, None);
-        row("control: bare as ours, decode", &of_twin, &of_bare, Timing::decode_rate, None);
-    }
-    Ok(())
-}
-
-fn row(part: &str, ours: &[Timing], bare: &[Timing], rate: impl Fn(&Timing) -> f64, goal: Option<f64>) {
-    let median = |timings: &[Timing]| Quartiles::of(timings.iter().map(&rate)).median;
-    let ratio = Quartiles::of(ours.iter().zip(bare).map(|(ours, bare)| rate(ours) / rate(bare)));
-    let verdict = match goal {
-        Some(goal) if ratio.upper >= goal => format!("upper quartile at least {goal}: met"),
-        Some(goal) => format!("upper quartile at least {goal}: MISSED"),
-        None => "shown beside, no goal".into(),
+    let name = files::name(path);
+    let other = beside.and_then(|b| b.figures(&name));
+    let row = |name: &str, part: &str, ours: &[Timing], rate: fn(&Timing) -> f64, beside: Option<f64>| {
+        let median = |timings: &[Timing]| Quartiles::of(timings.iter().map(rate)).median;
+        let ratio = Quartiles::of(ours.iter().zip(&of_bare).map(|(ours, bare)| rate(ours) / rate(bare)));
+        println!(
+            "  {name:<34} {:<4} {part:<8} {:>8.1} {:>8.1} {:>5}   {:<22} {:<8} {:>8}",
+            info.dtype.to_string(),
+            median(ours),
+            median(&of_bare),
+            if part == "prefill" { format!("({chunk})") } else { String::new() },
+            ratio.to_string(),
+            Verdict::of(ratio).to_string(),
+            beside.map(|rate| format!("{rate:.1}")).unwrap_or_default()
+        );
     };
-    println!(
-        "  {part:<30} ours {:>8.1} tok/s   bare {:>8.1} tok/s   ours/bare {ratio}   {verdict}",
-        median(ours),
-        median(bare)
-    );
+    row(&name, "prefill", &of_ours, Timing::prefill_rate, other.map(|o| o.prefill));
+    row("", "decode", &of_ours, Timing::decode_rate, other.map(|o| o.decode));
+    if twin.is_some() {
+        row("  bare against itself", "prefill", &of_twin, Timing::prefill_rate, None);
+        row("", "decode", &of_twin, Timing::decode_rate, None);
+    }
+    let same = of_ours[0].tokens.iter().zip(&of_bare[0].tokens).take_while(|(a, b)| a == b).count();
+    println!("  {:<34} first {same} of {count} tokens as the bare loop's; {repeats} runs on a side of a pair", "");
+    Ok(())
 }
 
 /// `count` ids spread over the vocabulary, without its first few, which tend to be special.
@@ -140,13 +147,19 @@ fn prompt(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| (64 + i * 7919 % (vocab - 64)) as u32).collect()
 }
 
-/// How many tokens of a prompt ours computes at a time, found by counting its steps, so that the bare loop does the same.
-fn chunk(model: &Model, prompt: &[u32]) -> Result<usize> {
-    let before = model.counters().forward_steps;
-    ours::run(model, prompt, 1)?;
-    let steps = model.counters().forward_steps - before;
-    match usize::try_from(steps)? {
-        0 => Err("the model counts no forward steps, so its prefill chunk is unknown".into()),
-        steps => Ok(prompt.len().div_ceil(steps)),
+/// In how many tokens at a time the bare loop computes the prompt fastest: the best median of up to three runs, taken in
+/// turn. It warms up with the first.
+fn best_chunk(bare: &mut Bare, prompt: &[u32], pairs: u16) -> Result<usize> {
+    let mut chunks: Vec<usize> = CHUNKS.into_iter().filter(|chunk| *chunk < prompt.len()).collect();
+    chunks.push(prompt.len());
+    bare.run(prompt, chunks[0], 2)?;
+    let mut times = vec![Vec::new(); chunks.len()];
+    for _ in 0..pairs.min(3) {
+        for (chunk, times) in chunks.iter().zip(&mut times) {
+            times.push(bare.run(prompt, *chunk, 1)?.prefill.as_secs_f64());
+        }
     }
+    let medians = times.into_iter().map(|times| Quartiles::of(times).median);
+    let best = medians.zip(&chunks).min_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(best.map_or(prompt.len(), |(_, chunk)| *chunk))
 }

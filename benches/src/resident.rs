@@ -1,0 +1,174 @@
+//! Resident memory of a GGUF model, in a process of its own: what loading it adds, and whether it comes back.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use llm_local::{ComputeDtype, GenerateRequest, GenerationEvent, Model};
+use serde::{Deserialize, Serialize};
+
+use crate::{Result, files, ours};
+
+/// Tokens generated.
+const TOKENS: usize = 32;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The models: GGUF files.
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    /// What may come on top of the file and the KV cache: tokenizer, activations, the program. In MB (10^6 bytes).
+    #[arg(long, default_value_t = 20)]
+    slack: u64,
+}
+
+/// Resident memory, in bytes.
+#[derive(Serialize, Deserialize, Clone, Copy)]
+struct Resident {
+    /// All of it (VmRSS).
+    all: u64,
+    /// What is no page of a file (RssAnon).
+    anonymous: u64,
+}
+
+/// What a process saw.
+#[derive(Serialize, Deserialize)]
+struct Seen {
+    before: Resident,
+    loaded: Resident,
+    /// At the last token, with the generation's KV cache.
+    generating: Resident,
+    /// Bytes of that cache, as the model reports them.
+    kv_cache: u64,
+    unloaded: Resident,
+    /// After the allocator has given back what it kept.
+    trimmed: Resident,
+    /// VmHWM.
+    peak: u64,
+}
+
+pub(crate) fn measure(args: &Args) -> Result<()> {
+    println!(
+        "resident memory in MB (anonymous part in brackets), growth since before the load; at most file + KV cache + {} MB",
+        args.slack
+    );
+    println!(
+        "  {:<34} {:>7} {:>8} {:>8} {:>16} {:>16} {:>7} {:>16} {:>16}",
+        "", "file", "KV cache", "at most", "loaded", "at token 32", "peak", "unloaded", "heap trimmed"
+    );
+    let failures = args.models.iter().map(|path| one(path, args.slack)).collect::<Result<Vec<_>>>()?;
+    let failures: Vec<String> = failures.into_iter().flatten().collect();
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ").into()) }
+}
+
+/// Prints the row of one file; gives what is wrong with it.
+fn one(path: &Path, slack: u64) -> Result<Option<String>> {
+    // Beforehand, so that whether it is cached makes no difference.
+    let file = files::touch(path)?;
+    let output = Command::new(std::env::current_exe()?).arg("held").arg(path).output()?;
+    if !output.status.success() {
+        return Err(format!("{}: {}", path.display(), String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let seen: Seen = serde_json::from_slice(&output.stdout)?;
+    let grown = |now: Resident| {
+        let growth = |now: u64, then: u64| (now as f64 - then as f64) / 1e6;
+        let (all, anonymous) = (growth(now.all, seen.before.all), growth(now.anonymous, seen.before.anonymous));
+        format!("{all:.1} ({anonymous:.1})")
+    };
+    let mb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
+    let most = file + seen.kv_cache + slack * 1_000_000;
+    println!(
+        "  {:<34} {:>7} {:>8} {:>8} {:>16} {:>16} {:>7} {:>16} {:>16}",
+        files::name(path),
+        mb(file),
+        mb(seen.kv_cache),
+        mb(most),
+        grown(seen.loaded),
+        grown(seen.generating),
+        mb(seen.peak - seen.before.all),
+        grown(seen.unloaded),
+        grown(seen.trimmed)
+    );
+    let largest = seen.loaded.all.max(seen.generating.all) - seen.before.all;
+    Ok((largest > most)
+        .then(|| format!("{} takes {} MB; at most {} are allowed", files::name(path), mb(largest), mb(most))))
+}
+
+/// Loads, generates and unloads, and prints what was seen; `measure` runs it.
+pub(crate) fn held(base: &Path) -> Result<()> {
+    let (engine, spec) = (ours::engine()?, ours::spec(base, None, ComputeDtype::Auto)?);
+    let before = resident()?;
+    let model = pollster::block_on(engine.load(&spec))?;
+    let loaded = resident()?;
+    let (generating, kv_cache) = pollster::block_on(generate(&model))?;
+    pollster::block_on(model.unload())?;
+    drop((model, engine));
+    let unloaded = resident()?;
+    trim_heap();
+    let seen = Seen { before, loaded, generating, kv_cache, unloaded, trimmed: resident()?, peak: status("VmHWM")? };
+    println!("{}", serde_json::to_string(&seen)?);
+    Ok(())
+}
+
+/// Memory at the last of some tokens, and the bytes of their KV cache.
+async fn generate(model: &Model) -> Result<(Resident, u64)> {
+    let mut generation =
+        model.generate(GenerateRequest::new("Once upon a time").with_max_tokens(TOKENS).with_ignore_eos(true));
+    let (mut seen, mut tokens) = (None, 0);
+    while let Some(event) = generation.next().await {
+        if let GenerationEvent::Token { .. } = event? {
+            tokens += 1;
+            // The worker drops the cache with the last token, so the one before it counts.
+            if tokens + 1 == TOKENS {
+                seen = Some((resident()?, model.memory().kv_cache));
+            }
+        }
+    }
+    match seen {
+        Some((_, 0)) => Err("the model reports no KV cache while it generates".into()),
+        Some(seen) => Ok(seen),
+        None => Err(format!("only {tokens} tokens were generated; expected {TOKENS}").into()),
+    }
+}
+
+fn resident() -> Result<Resident> {
+    Ok(Resident { all: status("VmRSS")?, anonymous: status("RssAnon")? })
+}
+
+/// A size in this process's status, in bytes.
+fn status(key: &str) -> Result<u64> {
+    let text =
+        fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}; this needs Linux"))?;
+    let size = parse(&text, key).ok_or_else(|| format!("/proc/self/status has no {key} in kB; this needs Linux"))?;
+    Ok(size)
+}
+
+/// The size `key` of a `/proc/*/status` text, in bytes.
+pub(crate) fn parse(status: &str, key: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// Lets glibc's allocator give back what it keeps for later.
+fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes no pointer, and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_in_bytes() {
+        let status = "Name:\tx\nVmHWM:\t   12 kB\nVmRSS:\t 1 kB\n";
+        assert_eq!(parse(status, "VmHWM"), Some(12 * 1024));
+        assert_eq!(parse(status, "VmRSS"), Some(1024));
+        assert_eq!(parse(status, "RssAnon"), None);
+    }
+}
