@@ -57,7 +57,10 @@ impl Driven {
             run_loop.run().await;
         };
         let handle = Handle { info, keeps_sessions, commands, shared, clock, thread: Mutex::new(None) };
-        Self { model: Arc::new(handle), worker: Box::pin(worker), wakes: Arc::default() }
+        let mut driven = Self { model: Arc::new(handle), worker: Box::pin(worker), wakes: Arc::default() };
+        // Now it sleeps, and what is asked of it wakes it.
+        driven.drive();
+        driven
     }
 
     /// Lets the worker do all that it can. If it did not sleep then, this would not return.

@@ -8,9 +8,13 @@ use std::{
 
 use llm_local_core::{
     CancellationToken, Counters, FinishReason, GenerateRequest, GenerationEvent, LoadedModel, LogitsRequest,
-    MemoryReport, Usage,
+    MemoryReport, SessionId, TrimLevel, Usage,
 };
 use pollster::block_on;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
 
 use super::fake::{CACHE_BYTES_PER_TOKEN, Setup, WEIGHT_BYTES, gate, next, next_token, prompt};
 
@@ -142,4 +146,49 @@ fn a_request_cancelled_before_it_begins_computes_nothing() {
     let done = block_on(model.generate(GenerateRequest::new(prompt(100, 4)).with_cancel(cancel)).complete()).unwrap();
     assert_eq!((done.finish_reason, done.usage), (Some(FinishReason::Cancelled), Usage::new(4, 0)));
     assert_eq!(model.counters(), Counters::default());
+}
+
+#[test]
+fn a_thousand_generations_that_end_anywhere_leave_nothing_behind() {
+    let (drops, dropped) = mpsc::channel();
+    let (made, caches) = mpsc::channel();
+    let new_cache = move || {
+        made.send(()).unwrap();
+        Ok(())
+    };
+    let model = Setup { drops, new_cache: Box::new(new_cache), ..Setup::with_sessions() }.load();
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut below = |n: u32| rng.next_u32() % n;
+    let mut held = Vec::new();
+    for n in 0..1000 {
+        let cancel = CancellationToken::new();
+        let mut request = GenerateRequest::new(prompt(below(3), 1 + below(40) as usize)).with_cancel(cancel.clone());
+        let shares = below(8) == 0;
+        if shares {
+            request = request.with_session(SessionId::new("shared"));
+        } else if below(2) == 0 {
+            request = request.with_session(SessionId::new(n.to_string()));
+        }
+        held.push((model.generate(request), cancel, shares));
+        // Several at a time; the oldest are not the first to go.
+        if held.len() == 7 {
+            let (mut generation, cancel, shares) = held.swap_remove(below(7) as usize);
+            // One that shares its session may wait for another that is held here, so nothing is read of it.
+            for _ in 0..if shares { 0 } else { below(4) } {
+                next_token(&mut generation);
+            }
+            if below(2) == 0 {
+                cancel.cancel();
+                assert_eq!(block_on(generation.complete()).unwrap().finish_reason, Some(FinishReason::Cancelled));
+            } else {
+                drop(generation);
+            }
+        }
+    }
+    drop(held);
+    fence(&model);
+    block_on(model.trim(TrimLevel::Sessions)).unwrap();
+    assert_eq!(model.memory(), MemoryReport::new(WEIGHT_BYTES, 0));
+    fence(&model);
+    assert_eq!(dropped.try_iter().count(), caches.try_iter().count());
 }

@@ -6,6 +6,7 @@ mod failures;
 mod fairness;
 mod fake;
 mod generating;
+mod inbox;
 mod lifetime;
 mod outlet;
 mod random;
