@@ -123,6 +123,18 @@ fn windows_hold_on_the_layers_that_the_file_or_the_architecture_says() {
 }
 
 #[test]
+fn each_sixth_layer_of_gemma_3_is_full() {
+    let mut metadata = metadata("gemma3");
+    metadata.insert("gemma3.block_count", int(13));
+    metadata.insert("gemma3.attention.sliding_window", int(512));
+    let norms = (0..13).flat_map(|n| ["q", "k"].map(|which| format!("blk.{n}.attn_{which}_norm.weight")));
+    let tensors = tensors(["token_embd.weight".to_owned()].into_iter().chain(norms));
+    let window = DecoderConfig::from_gguf("m", &metadata, &tensors).unwrap().sliding_window.unwrap();
+    let full: Vec<usize> = (0..13).filter(|layer| !window.layers[*layer]).collect();
+    assert_eq!((window.size, full), (512, vec![5, 11]));
+}
+
+#[test]
 fn gemma_has_soft_caps_where_no_key_says_otherwise() {
     let caps = |architecture, changes: &[(&str, GgufValue)]| {
         let decoder = described(architecture, changes, &[]).unwrap();

@@ -99,6 +99,8 @@ fn keys_that_contradict_each_other_are_refused() {
     let yarn = ("rope.scaling.type", text("yarn"));
     let factor = ("rope.scaling.factor", float(4.0));
     let pattern = |value| ("attention.sliding_window_pattern", value);
+    // Whole heads are permuted.
+    names(described("llama", &[("rope.dimension_count", int(16))], &[]), &["llama.rope.dimension_count is 16", "32"]);
     // The layers of Qwen's window are not in the file.
     names(
         described("qwen2", std::slice::from_ref(&window), &[]),
