@@ -53,7 +53,7 @@ impl<'a> Tensors<'a> {
         let known: HashSet<&str> = expected.iter().map(|t| t.name.as_str()).chain(ROPE_TENSORS).collect();
         match self.by_name.keys().filter(|name| !known.contains(*name)).min() {
             Some(name) => Err(self.error(format!(
-                "the tensor {name} is there; expected none of this name for the architecture {} with {} layers, as it would be ignored",
+                "the tensor {name} is no part of the architecture {} with {} layers, and would be ignored; expected a file without it",
                 gguf.name, decoder.layers
             ))),
             None => Ok(()),

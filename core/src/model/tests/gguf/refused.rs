@@ -125,12 +125,12 @@ fn tensors_that_the_description_does_not_fit_are_named() {
         ("llama", &["rope_freqs.weight", "rope_factors_short.weight"], &["alone"]),
         ("llama", &["blk.0.attn_q.bias"], &["blk.0.attn_k.bias is missing"]),
         ("llama", &["blk.3.ffn_up.bias"], &["blk.0.ffn_gate.bias is missing"]),
-        ("llama", &["blk.0.attn_q_norm.weight"], &["blk.0.attn_q_norm.weight is there", "llama"]),
-        ("llama", &["blk.0.attn_qkv.weight"], &["blk.0.attn_qkv.weight is there"]),
-        ("llama", &["blk.4.attn_q.weight"], &["blk.4.attn_q.weight is there", "4 layers"]),
-        ("phi3", &["blk.0.attn_q.weight"], &["blk.0.attn_q.weight is there"]),
-        ("qwen2", &["output.weight", "output.bias"], &["output.bias is there"]),
-        ("qwen3", &["cls.output.weight"], &["cls.output.weight is there"]),
+        ("llama", &["blk.0.attn_q_norm.weight"], &["blk.0.attn_q_norm.weight is no part", "llama"]),
+        ("llama", &["blk.0.attn_qkv.weight"], &["blk.0.attn_qkv.weight is no part"]),
+        ("llama", &["blk.4.attn_q.weight"], &["blk.4.attn_q.weight is no part", "4 layers"]),
+        ("phi3", &["blk.0.attn_q.weight"], &["blk.0.attn_q.weight is no part"]),
+        ("qwen2", &["output.weight", "output.bias"], &["output.bias is no part"]),
+        ("qwen3", &["cls.output.weight"], &["cls.output.weight is no part"]),
     ];
     for (architecture, more, expected) in table {
         names(described(architecture, &[], more), expected);
