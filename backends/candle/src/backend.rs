@@ -3,15 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use llm_local_core::{
-    Capabilities, DeviceInfo, Error, InferenceBackend, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo,
-    ModelWeights, Result, Support, async_trait,
+    DeviceInfo, Error, InferenceBackend, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo, ModelWeights, Result,
+    Support, async_trait,
 };
 
-use crate::{
-    device::Devices,
-    estimate, load,
-    support::{self, Supported},
-};
+use crate::{device::Devices, route::Route};
 
 /// The backend's name.
 pub(crate) const NAME: &str = "candle";
@@ -19,8 +15,8 @@ pub(crate) const NAME: &str = "candle";
 /// Runs decoder models through candle.
 ///
 /// [`InferenceBackend::estimate`] and [`InferenceBackend::load`] answer a context of 0 tokens, or of more than
-/// [`Capabilities::max_context`], with [`Error::InvalidSpec`]; [`InferenceBackend::supports`] does not look at it, so
-/// that a caller can ask first and clamp then.
+/// [`max_context`](llm_local_core::Capabilities::max_context), with [`Error::InvalidSpec`];
+/// [`InferenceBackend::supports`] does not look at it, so that a caller can ask first and clamp then.
 #[derive(Debug, Default)]
 pub struct CandleBackend {
     /// Probed when first asked for: opening a GPU takes a while.
@@ -37,16 +33,15 @@ impl CandleBackend {
         self.devices.get_or_init(Devices::probe)
     }
 
-    fn check(&self, m: &ModelInfo, o: &LoadOptions) -> Result<Supported> {
-        let supported = support::check(m, o, self.devices())
+    fn route(&self, m: &ModelInfo, o: &LoadOptions) -> Result<Route> {
+        let route = Route::find(m, o, self.devices())
             .map_err(|why| Error::unsupported_format(&m.id, format!("{why} (backend {NAME})")))?;
-        if o.context_length == 0 || o.context_length > supported.max_context {
-            return Err(Error::invalid_spec(
-                "context_length",
-                format!("it is {}; {} with candle holds 1 to {} tokens", o.context_length, m.id, supported.max_context),
-            ));
+        let most = route.max_context();
+        if o.context_length == 0 || o.context_length > most {
+            let reason = format!("it is {}; {} with candle holds 1 to {most} tokens", o.context_length, m.id);
+            return Err(Error::invalid_spec("context_length", reason));
         }
-        Ok(supported)
+        Ok(route)
     }
 }
 
@@ -61,22 +56,20 @@ impl InferenceBackend for CandleBackend {
     }
 
     fn supports(&self, m: &ModelInfo, o: &LoadOptions) -> Support {
-        match support::check(m, o, self.devices()) {
-            Ok(supported) => {
-                Support::Yes(Capabilities::new().with_sessions(true).with_max_context(supported.max_context))
-            }
+        match Route::find(m, o, self.devices()) {
+            Ok(route) => Support::Yes(route.capabilities()),
             Err(why) => Support::No(why),
         }
     }
 
     fn estimate(&self, m: &ModelInfo, o: &LoadOptions) -> Result<MemoryEstimate> {
-        Ok(estimate::estimate(&self.check(m, o)?, &m.tensors, o.context_length))
+        Ok(self.route(m, o)?.estimate(m, o.context_length))
     }
 
     async fn load(&self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
         if !w.adapters.is_empty() {
             return Err(Error::unsupported("unmerged adapters", "this backend does not run them yet; merge them"));
         }
-        load::load(self.check(&w.info, &o)?, w, o).await
+        self.route(&w.info, &o)?.load(w, o).await
     }
 }

@@ -6,12 +6,15 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `backend` | the [`InferenceBackend`]: what is asked, and who answers |
+//! | `route` | who computes a model |
 //! | `device` | the devices that work here |
 //! | `support` | whether a model can be run, and as what |
 //! | `fields`, `tensors` | the checks of config values and of tensor headers |
 //! | `estimate` | how much memory it takes |
 //! | `load` | from weights to a worker; progress and cancel |
 //! | `decoder` | the decoder |
+//! | `transformers` | architectures that the decoder does not cover, through candle-transformers |
+//! | `steps` | what every step is checked against |
 //! | `elements`, `tied` | tensor data into candle's tensors; heads stored beside their embedding |
 //! | `errors` | candle's errors as those of the contract |
 //!
@@ -27,9 +30,12 @@ mod fields;
 mod load;
 #[cfg(test)]
 mod reference_tests;
+mod route;
+mod steps;
 mod support;
 mod tensors;
 mod tied;
+mod transformers;
 
 pub use backend::CandleBackend;
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use llm_local_backend_common::{
     text::TextPipeline,
-    worker::{self, Built},
+    worker::{self, Built, StepModel},
 };
 use llm_local_core::{
     CancellationToken, DeviceKind, Error, LoadOptions, LoadedInfo, LoadedModel, ModelWeights, ProgressEvent,
-    ProgressHandler, Result,
+    ProgressHandler, Result, TensorSource,
 };
 
 use crate::{backend::NAME, decoder::Decoder, support::Supported};
@@ -23,28 +23,47 @@ pub(crate) fn prefill_chunk(device: DeviceKind) -> usize {
 
 /// Loads the model on a worker's thread.
 pub(crate) async fn load(s: Supported, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
+    let (id, count) = (s.id.clone(), s.decoder.base_tensors(s.layout).len());
+    spawn(id, count, w, o, move |source, context, loading| {
+        let (device, vocab) = (s.device_info.clone(), s.decoder.vocab_size);
+        Ok(Loaded {
+            model: Decoder::load(&s, source, context, loading)?,
+            info: LoadedInfo::new(&s.id, NAME, device, s.dtype, context, vocab),
+            prefill_chunk: prefill_chunk(s.device_info.kind),
+        })
+    })
+    .await
+}
+
+/// What [`spawn`]'s closure makes of the weights.
+pub(crate) struct Loaded<M> {
+    pub(crate) model: M,
+    pub(crate) info: LoadedInfo,
+    /// Tokens of a prompt computed in one step.
+    pub(crate) prefill_chunk: usize,
+}
+
+/// Loads the model `id` of `tensors` tensors on a worker's thread, from its weights, for a context of so many tokens.
+pub(crate) async fn spawn<M: StepModel>(
+    id: String,
+    tensors: usize,
+    w: ModelWeights,
+    o: LoadOptions,
+    load: impl FnOnce(&dyn TensorSource, usize, Loading) -> Result<Loaded<M>> + Send + 'static,
+) -> Result<Arc<dyn LoadedModel>> {
     // The worker cancels this token when the load is given up; the caller's own may be for more than this load.
     let child = o.cancel.child_token();
     let o = o.with_cancel(child);
-    let options = o.clone();
-    let id = s.id.clone();
+    let (options, name) = (o.clone(), id.clone());
     let loaded = worker::spawn(&options, move || {
-        let source = w.tensors.ok_or_else(|| Error::load(&s.id, "it came without its tensors, which candle needs"))?;
+        let source = w.tensors.ok_or_else(|| Error::load(&id, "it came without its tensors, which candle needs"))?;
         // First, because it is quick to fail.
-        let text = TextPipeline::open(&s.id, &w.text)?;
-        let loading = Loading::new(&o, s.decoder.base_tensors(s.layout).len());
-        let model = Decoder::load(&s, &*source, o.context_length, loading)?;
-        let vocab = s.decoder.vocab_size;
-        Ok(Built {
-            model,
-            info: LoadedInfo::new(&s.id, NAME, s.device_info.clone(), s.dtype, o.context_length, vocab),
-            text,
-            prefill_chunk: prefill_chunk(s.device_info.kind),
-            reservation: w.reservation,
-        })
+        let text = TextPipeline::open(&id, &w.text)?;
+        let Loaded { model, info, prefill_chunk } = load(&*source, o.context_length, Loading::new(&o, tensors))?;
+        Ok(Built { model, info, text, prefill_chunk, reservation: w.reservation })
     })
     .await;
-    loaded.map_err(|error| of_model(&id, error))
+    loaded.map_err(|error| of_model(&name, error))
 }
 
 /// Names the model in a failure that names less: a tensor, a file, or from the worker only "the model".

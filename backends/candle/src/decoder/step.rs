@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use llm_local_backend_common::worker::StepModel;
-use llm_local_core::{Error, Result, SessionState, SessionTensor};
+use llm_local_core::{Result, SessionState, SessionTensor};
 
 use super::{
     Decoder,
@@ -12,7 +12,7 @@ use super::{
     cache::{Cache, LayerCache},
     mask::mask,
 };
-use crate::errors::generation_error;
+use crate::{errors::generation_error, steps};
 
 /// Which positions' logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Decoder {
     }
 
     fn run(&self, cache: &mut Cache, tokens: &[u32], position: usize, wanted: Positions) -> Result<Vec<f32>> {
-        self.check(cache, tokens, position)?;
+        steps::check(tokens, position, cache.tokens, self.dimensions.context_length, self.vocab_size)?;
         let mut compute = || {
             self.choose_frequencies(cache, position + tokens.len())?;
             self.logits(cache, tokens, wanted)?.flatten_all()?.to_vec1()
@@ -41,26 +41,6 @@ impl Decoder {
         computed.map_err(|e| {
             generation_error(&format!("candle could not compute {} tokens at position {position}", tokens.len()), e)
         })
-    }
-
-    fn check(&self, cache: &Cache, tokens: &[u32], position: usize) -> Result<()> {
-        let end = position.saturating_add(tokens.len());
-        let context_length = self.dimensions.context_length;
-        if end > context_length {
-            return Err(Error::ContextLengthExceeded { prompt_tokens: end, context_length });
-        }
-        if tokens.is_empty() {
-            return Err(Error::generation("a step without tokens has no logits"));
-        }
-        if position != cache.tokens {
-            let found = cache.tokens;
-            return Err(Error::generation(format!("a step at position {position}, but {found} tokens are computed")));
-        }
-        // A GPU would read past the embedding instead of failing.
-        match tokens.iter().find(|id| **id as usize >= self.vocab_size) {
-            Some(id) => Err(Error::generation(format!("token {id} is not in the vocabulary of {}", self.vocab_size))),
-            None => Ok(()),
-        }
     }
 
     /// Computes the sequence anew if with `end` tokens it has other frequencies than it was computed with.

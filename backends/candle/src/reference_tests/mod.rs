@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod architectures;
+mod more;
 mod quantized;
 mod tiny_llama;
 

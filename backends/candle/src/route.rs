@@ -1,0 +1,52 @@
+//! Who computes a model: the decoder, or candle-transformers what the decoder cannot describe.
+
+use std::sync::Arc;
+
+use llm_local_core::{Capabilities, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo, ModelWeights, Result};
+
+use crate::{device::Devices, estimate, load, support, transformers};
+
+/// A model that can be run, with who computes it.
+pub(crate) enum Route {
+    Decoder(Box<support::Supported>),
+    Transformers(Box<transformers::Supported>),
+}
+
+impl Route {
+    /// Finds out who computes `info`, or says what of it cannot be run.
+    pub(crate) fn find(info: &ModelInfo, o: &LoadOptions, devices: &Devices) -> Result<Self, String> {
+        if info.decoder.is_err()
+            && let Some(supported) = transformers::check(info, o, devices)
+        {
+            return supported.map(|s| Self::Transformers(Box::new(s)));
+        }
+        support::check(info, o, devices).map(|s| Self::Decoder(Box::new(s)))
+    }
+
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        let sessions = matches!(self, Self::Decoder(_));
+        Capabilities::new().with_sessions(sessions).with_max_context(self.max_context())
+    }
+
+    /// The longest context, in tokens.
+    pub(crate) fn max_context(&self) -> usize {
+        match self {
+            Self::Decoder(s) => s.max_context,
+            Self::Transformers(s) => s.max_context(),
+        }
+    }
+
+    pub(crate) fn estimate(&self, info: &ModelInfo, context: usize) -> MemoryEstimate {
+        match self {
+            Self::Decoder(s) => estimate::estimate(s, &info.tensors, context),
+            Self::Transformers(s) => transformers::estimate(s, context),
+        }
+    }
+
+    pub(crate) async fn load(self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
+        match self {
+            Self::Decoder(s) => load::load(*s, w, o).await,
+            Self::Transformers(s) => transformers::load(*s, w, o).await,
+        }
+    }
+}
