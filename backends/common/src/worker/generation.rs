@@ -83,7 +83,7 @@ impl<C> Generating<C> {
         if self.has_session() {
             self.outlet.woken(&self.request.cancel).await;
         } else {
-            // That the session is free comes about on this thread, which looks by itself.
+            // Only this thread can give it the session, and looks before it sleeps.
             self.outlet.dropped(&self.request.cancel).await;
         }
     }

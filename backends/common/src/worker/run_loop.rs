@@ -104,8 +104,6 @@ impl<M: StepModel> RunLoop<M> {
             let Some(mut task) = self.tasks.pop_front() else { continue };
             if task.is_abandoned() {
                 task.abandon(&mut self.sessions);
-                // One that was passed over may have waited for its session.
-                passed_over = 0;
                 continue;
             }
             if !task.is_ready() {
@@ -162,17 +160,23 @@ impl<M: StepModel> RunLoop<M> {
     async fn wait(&mut self) -> Flow {
         let Self { inbox, tasks, .. } = self;
         let mut woken: Vec<_> = tasks.iter_mut().map(Task::woken).collect();
+        let mut by_task = false;
         let command = poll_fn(|cx| {
             if let Poll::Ready(command) = inbox.poll(cx) {
                 return Poll::Ready(command);
             }
             if woken.iter_mut().any(|task| task.as_mut().poll(cx).is_ready()) {
+                by_task = true;
                 return Poll::Ready(None);
             }
             Poll::Pending
         })
         .await;
         drop(woken);
+        debug_assert!(
+            !by_task || tasks.iter().any(|task| task.is_ready() || task.is_abandoned()),
+            "woken by a task that can do nothing: the loop would not sleep but spin"
+        );
         command.map_or(Flow::Continue, |command| self.obey(command))
     }
 }

@@ -70,9 +70,11 @@ impl Calling {
         self.claim.is_granted()
     }
 
-    /// Ready when the caller has given up. That the sessions are free comes about on this thread, which looks by itself.
+    /// Ready when it has its sessions, which only this thread can bring about, or when the caller has given up.
     pub(super) async fn woken(&mut self) {
-        self.asked.abandoned().await;
+        if !self.is_ready() {
+            self.asked.abandoned().await;
+        }
     }
 
     pub(super) fn step<M: StepModel>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {

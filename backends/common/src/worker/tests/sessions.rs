@@ -12,7 +12,7 @@ use llm_local_core::{
 };
 use pollster::block_on;
 
-use super::fake::{CACHE_BYTES_PER_TOKEN, Setup, answer};
+use super::fake::{CACHE_BYTES_PER_TOKEN, Setup, answer, gate};
 
 fn session() -> SessionId {
     SessionId::new("chat-1")
@@ -63,6 +63,25 @@ fn a_second_turn_computes_only_what_is_new() {
         (1 + 2, 7 + 2)
     );
     assert_eq!(computed(&model), 33);
+}
+
+#[test]
+fn a_cache_that_is_cut_takes_less_at_once() {
+    let (hook, gate) = gate();
+    let model = Setup::with_sessions().hook(hook).load();
+    let chat = tokens(1, 8);
+    let request = |length| GenerateRequest::new(chat[..length].to_vec()).with_max_tokens(1).with_session(session());
+    let first = model.generate(request(8));
+    gate.begun();
+    gate.pass();
+    block_on(first.complete()).unwrap();
+    assert_eq!(model.memory().kv_cache, 8 * CACHE_BYTES_PER_TOKEN);
+    let second = model.generate(request(4));
+    assert_eq!(gate.begun().position, 3);
+    assert_eq!(model.memory().kv_cache, 3 * CACHE_BYTES_PER_TOKEN);
+    gate.pass();
+    block_on(second.complete()).unwrap();
+    assert_eq!(model.memory().kv_cache, 4 * CACHE_BYTES_PER_TOKEN);
 }
 
 #[test]

@@ -85,19 +85,30 @@ fn what_a_worker_waits_for_wakes_it() {
 
 #[test]
 fn a_session_that_is_dropped_goes_to_one_that_was_passed_over_before() {
+    let s = SessionId::new("s");
     let mut worker = Driven::new(Setup::with_sessions());
     let model = worker.model.clone();
-    let holds: Generation = model.generate(in_session(100));
-    worker.drive();
-    let waits = model.generate(in_session(200).with_max_tokens(1));
-    // Both are passed over, in either order of theirs, and the worker sleeps.
-    worker.drive();
-    worker.drive();
-    drop(holds);
-    wakes(&mut worker);
-    // It has ended already, without anybody reading.
-    assert_eq!(model.counters().forward_tokens, 8);
-    drop(waits);
+    let mut export = model.export_session(&s);
+    for calls in [false, true] {
+        let before = model.counters().forward_tokens;
+        let mut holds = model.generate(in_session(100));
+        worker.drive();
+        let waits = (!calls).then(|| model.generate(in_session(200).with_max_tokens(1)));
+        if calls {
+            assert!(worker.try_ask(&mut export).is_none());
+        }
+        worker.drive();
+        // A turn puts it behind the one that waits, which is then looked at first, and in vain.
+        assert!(matches!(worker.read(&mut holds), Some(Some(Ok(_)))));
+        wakes(&mut worker);
+        assert_eq!(model.counters().forward_tokens - before, 5);
+        drop(holds);
+        wakes(&mut worker);
+        // Nobody has read anything of it, and yet it has ended.
+        assert_eq!(model.counters().forward_tokens - before, if calls { 5 } else { 9 });
+        assert!(!calls || worker.try_ask(&mut export).is_some());
+        drop(waits);
+    }
 }
 
 #[test]
