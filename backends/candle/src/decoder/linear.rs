@@ -11,7 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 /// f32 elements of one tile of weights on the CPU: small enough for a core's cache, large enough for the product.
-const TILE: usize = 256 * 1024;
+const TILE: usize = 64 * 1024;
 
 /// Multiplications below which a product with one row is not worth a second thread.
 const WORTH_A_THREAD: usize = 128 * 1024;
@@ -59,6 +59,13 @@ impl Linear {
     pub(crate) fn with_side_path(mut self, side: SidePath) -> Self {
         self.side = Some(side);
         self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn widen_always(&mut self) {
+        if let Matrix::Quantized { widen_from, .. } = &mut self.weight {
+            *widen_from = 1;
+        }
     }
 
     /// Rows of `x`, shape (rows, in), to (rows, out) in the same dtype.

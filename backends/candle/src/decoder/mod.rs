@@ -55,3 +55,24 @@ impl Decoder {
         &self.dimensions.device
     }
 }
+
+#[cfg(test)]
+impl Decoder {
+    /// Widens quantized weights in every product, so that activations are not rounded.
+    pub(crate) fn widen_always(&mut self) {
+        use {attention::Projections, layer::GateUp};
+        self.head.widen_always();
+        for layer in &mut self.layers {
+            match &mut layer.attention.projections {
+                Projections::Fused(all) => all.widen_always(),
+                Projections::Split { q, k, v } => [q, k, v].into_iter().for_each(Linear::widen_always),
+            }
+            match &mut layer.mlp.gate_up {
+                GateUp::Fused(both) => both.widen_always(),
+                GateUp::Split { gate, up } => [gate, up].into_iter().for_each(Linear::widen_always),
+            }
+            layer.attention.output.widen_always();
+            layer.mlp.down.widen_always();
+        }
+    }
+}

@@ -16,8 +16,10 @@ use crate::{
 };
 
 mod architectures;
+mod bounds;
 mod more;
 mod quantized;
+mod sessions;
 mod tiny_llama;
 
 fn fixture(path: &str) -> PathBuf {
