@@ -1,7 +1,7 @@
 //! The worker sleeps while nobody can take a turn, and wakes when somebody can. The test drives it, so that it knows.
 
 use llm_local_core::{
-    CancellationToken, GenerateRequest, Generation, LoadedModel, LogitsRequest, MemoryReport, SessionId, TrimLevel,
+    CancellationToken, GenerateRequest, LoadedModel, LogitsRequest, MemoryReport, SessionId, TrimLevel,
 };
 
 use super::{
