@@ -3,7 +3,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models |
+//! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models and their sessions |
 //! | [`fakes`] | small, deterministic implementations that count what is asked of them |
 //! | `mocks` (feature `mocks`) | `MockInferenceBackend`, `MockModelSource`, `MockAdapterSource`, `MockLoadedModel`, made by mockall |
 //!

@@ -4,10 +4,12 @@
 //! The functions that are `async` bring no runtime: use the one that the plugin needs, or `pollster::block_on`.
 
 mod model;
+mod sessions;
 mod source;
 mod tensor;
 
 pub use model::loaded_model;
+pub use sessions::sessions;
 pub use source::{adapter_source, model_source};
 pub use tensor::tensor_source;
 

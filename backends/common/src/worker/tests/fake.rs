@@ -193,12 +193,12 @@ impl StepModel for Fake {
     }
 
     fn export_cache(&mut self, cache: &Cache) -> Result<(BTreeMap<String, String>, Vec<SessionTensor>)> {
-        Ok((BTreeMap::from([("format".to_owned(), "fake-1".to_owned())]), vec![tensor(&cache.tokens)]))
+        Ok((metadata(), vec![tensor(&cache.tokens)]))
     }
 
     fn import_cache(&mut self, state: &SessionState) -> Result<Cache> {
-        if state.tensors != [tensor(&state.tokens)] {
-            return Err(Error::invalid_spec("state", format!("it has the tensors {:?}", state.tensors)));
+        if state.metadata != metadata() || state.tensors != [tensor(&state.tokens)] {
+            return Err(Error::invalid_spec("state", format!("it is {state:?} with the tensors {:?}", state.tensors)));
         }
         self.cache(&state.tokens)
     }
@@ -206,6 +206,11 @@ impl StepModel for Fake {
     fn trim(&mut self, level: TrimLevel) -> Result<u64> {
         (self.setup.trim)(level)
     }
+}
+
+/// What says that a state is one of this model's.
+pub(super) fn metadata() -> BTreeMap<String, String> {
+    BTreeMap::from([("format".to_owned(), "fake-1".to_owned())])
 }
 
 /// The content of a cache: its tokens.

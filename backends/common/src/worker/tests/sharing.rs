@@ -9,7 +9,7 @@ use llm_local_core::{
 
 use super::{
     driven::Driven,
-    fake::{CACHE_BYTES_PER_TOKEN, Setup, answer, tensor},
+    fake::{CACHE_BYTES_PER_TOKEN, Setup, answer, metadata, tensor},
 };
 
 pub(super) fn empty() -> SessionState {
@@ -237,7 +237,7 @@ fn a_state_that_is_not_of_this_model_is_refused_and_changes_nothing() {
     let before = export(&mut worker, "s");
     let state = |tokens: Vec<u32>| {
         let tensors = vec![tensor(&tokens)];
-        SessionState::new(tokens, BTreeMap::new(), tensors)
+        SessionState::new(tokens, metadata(), tensors)
     };
     let mut other = state(vec![1, 2]);
     other.tensors[0].dtype = FloatType::F16;
@@ -245,7 +245,7 @@ fn a_state_that_is_not_of_this_model_is_refused_and_changes_nothing() {
         (state(vec![1, 896]), "token 1 has the id 896"),
         (state(vec![1; 31]), "it has 31 tokens"),
         (state(vec![]), "it has 1 tensors but no tokens"),
-        (other, "it has the tensors"),
+        (other, "with the tensors"),
     ] {
         let error = import(&mut worker, "s", state).unwrap_err();
         assert_eq!(error.code(), "invalid_spec");
