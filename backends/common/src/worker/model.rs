@@ -35,7 +35,7 @@ pub trait StepModel: 'static {
         false
     }
 
-    /// Makes `cache` forget all but its first `tokens` tokens, of those it has. Returns `false`, and has changed
+    /// Makes `cache` forget all but its first `tokens` tokens: at least one, and fewer than it has. Returns `false`, and has changed
     /// nothing, if it cannot: a window may have left behind what those tokens saw. The sequence is then computed anew.
     ///
     /// # Errors
