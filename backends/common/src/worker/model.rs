@@ -35,8 +35,9 @@ pub trait StepModel: 'static {
         false
     }
 
-    /// Makes `cache` forget all but its first `tokens` tokens: at least one, and fewer than it has. Returns `false`, and has changed
-    /// nothing, if it cannot: a window may have left behind what those tokens saw. The sequence is then computed anew.
+    /// Makes `cache` forget all but its first `tokens` tokens: at least one, and fewer than it has. Returns `false`, and
+    /// has changed nothing, if it cannot: a window may have left behind what those tokens saw. The sequence is then
+    /// computed anew.
     ///
     /// # Errors
     /// Whatever went wrong; the cache is not used again.
