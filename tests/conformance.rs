@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use llm_local::{
     ArtifactRef, builtin,
-    core::{FetchContext, LoadOptions, LoadedModel, ModelWeights, Opened, Want},
+    core::{
+        FetchContext, LoadOptions, LoadedModel, ModelWeights, Opened, Want,
+        backend::{Capabilities, Support},
+    },
 };
 use llm_local_testkit::conformance;
 use llm_local_weights::Checkpoint;
@@ -31,11 +34,17 @@ async fn open(path: &str) -> Checkpoint {
     Checkpoint::open(path, &files).unwrap()
 }
 
-async fn load(path: &str, context: usize) -> Arc<dyn LoadedModel> {
+/// A model in memory, and what the backend says that it can do with it.
+async fn load(path: &str, context: usize) -> (Arc<dyn LoadedModel>, Capabilities) {
     let checkpoint = open(path).await;
     let weights = ModelWeights::new(checkpoint.info, Some(checkpoint.tensors), checkpoint.text);
     let backend = builtin::registry().unwrap().backend("candle").unwrap();
-    backend.load(weights, LoadOptions::new(context)).await.unwrap()
+    let options = LoadOptions::new(context);
+    let capabilities = match backend.supports(&weights.info, &options) {
+        Support::Yes(capabilities) => capabilities,
+        other => panic!("{path}: {other:?}"),
+    };
+    (backend.load(weights, options).await.unwrap(), capabilities)
 }
 
 #[test]
@@ -65,10 +74,19 @@ fn weights_keep_the_contract_in_every_format() {
 }
 
 #[test]
-fn candle_keeps_the_contract_for_dense_and_quantized_models() {
-    for path in ["models/tiny-llama", "gguf/tiny-llama-q8_0.gguf"] {
+fn candle_keeps_the_contract_for_every_kind_of_model() {
+    // Dense, quantized, with windows and two rotary tables, and one that runs through candle-transformers.
+    for (path, sessions) in [
+        ("models/tiny-llama", true),
+        ("gguf/tiny-llama-q8_0.gguf", true),
+        ("models/arch-gemma3", true),
+        ("models/arch-phi", false),
+    ] {
         pollster::block_on(async {
-            conformance::loaded_model(load(path, 96).await.as_ref(), "Once upon a time there was a").await;
+            let (model, capabilities) = load(path, 96).await;
+            assert_eq!(capabilities.sessions, sessions, "{path}");
+            conformance::sessions(model.as_ref(), &capabilities, "Once upon a time there was a").await;
+            conformance::loaded_model(model.as_ref(), "Once upon a time there was a").await;
         });
     }
 }
