@@ -89,14 +89,12 @@ fn blocks_that_candle_cannot_read_are_refused_by_name() {
 }
 
 /// Files of llama.cpp's quantizer, in the mixed types that it chooses. With each what rounding activations to 8 bits may
-/// cost: a third more than what was measured. llama.cpp itself is off by 0.30 to 0.48 on the first six, as this is by 0.37
-/// to 0.48; and by 0.53 to 1.1 on the others, where this measures 0.048 to 0.051.
+/// cost: about a third more than what was measured. llama.cpp itself is off by 0.30 to 1.1, as this is by 0.37 to 0.53;
+/// on Q4_1, which is always widened but for the head in Q8_0 and such, by 0.049.
 #[test]
 fn mixed_block_types_agree_within_what_eight_bit_activations_cost() {
-    for name in ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q8_0"] {
+    for name in ["q2_k", "q3_k_m", "q4_k_m", "q5_0", "q5_1", "q5_k_m", "q6_k", "q8_0"] {
         agrees(&mut gguf(&format!("mixed-{name}")), &format!("mixed-{name}.dequantized"), 0.64);
     }
-    for name in ["q4_1", "q5_0", "q5_1"] {
-        agrees(&mut gguf(&format!("mixed-{name}")), &format!("mixed-{name}.dequantized"), 0.068);
-    }
+    agrees(&mut gguf("mixed-q4_1"), "mixed-q4_1.dequantized", 0.068);
 }
