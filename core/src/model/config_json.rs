@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::{
-    Activation, Architecture, AttentionBias, DecoderConfig,
+    Activation, Architecture, AttentionBias, DecoderConfig, Rope, RopeScaling,
     family::{Family, Neutral, PARTICULAR},
     json_fields::{Fields, shown},
     layers_json::sliding_window,
@@ -60,9 +60,9 @@ impl DecoderConfig {
             norm_offset: family.norm_offset,
             qk_norm: family.qk_norm,
             activation: activation(fields, family)?,
+            max_positions: stretched(&rope, max_positions),
             rope,
             local_rope,
-            max_positions,
             sliding_window: sliding_window(fields, architecture, layers)?,
             attention_bias: AttentionBias::new(bias || family.qkv_bias, bias),
             mlp_bias: fields.bool("mlp_bias")?.unwrap_or(false),
@@ -199,12 +199,19 @@ fn refuse_quantized(fields: Fields<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The longest context that the rotation was made for. Configs that were given YaRN later, as the cards of Qwen 2.5 and 3
+/// tell their readers to, keep `max_position_embeddings` at the context of pre-training.
+fn stretched(rope: &Rope, max_positions: usize) -> usize {
+    match rope.scaling {
+        RopeScaling::Yarn { factor, original_max_positions, .. } => {
+            max_positions.max((factor * original_max_positions as f64) as usize)
+        }
+        _ => max_positions,
+    }
+}
+
 /// Fields that change the computation, in an architecture that does not have them.
 fn refuse_foreign(fields: Fields<'_>, architecture: Architecture) -> Result<()> {
-    // transformers once split matrix products by it; other readers do not know it.
-    if fields.usize("pretraining_tp")?.is_some_and(|n| n > 1) {
-        return Err(fields.wrong("pretraining_tp", "1"));
-    }
     for (name, neutral) in PARTICULAR.iter().filter(|(name, _)| !architecture.family().has(name)) {
         let (is_neutral, expected) = match neutral {
             Neutral::Absent => (fields.get(name).is_none(), "no such field".to_owned()),

@@ -305,7 +305,9 @@ impl DecoderConfig {
             }
         }
         match &self.sliding_window {
-            Some(window) if window.size == 0 => fail("sliding_window", "is 0; expected at least 1, or none".into()),
+            Some(window) if window.size == 0 || window.size > LARGEST => {
+                fail("sliding_window", format!("is {}; expected 1 to {LARGEST}, or none", window.size))
+            }
             Some(window) if window.layers.len() != self.layers => fail(
                 "sliding_window",
                 format!("is for {} layers; expected all {} of them", window.layers.len(), self.layers),

@@ -107,6 +107,8 @@ fn known_keys(kind: &str) -> &'static [&'static str] {
             "mscale",
             "mscale_all_dim",
             "truncate",
+            // Beside `factor` in configs of DeepSeek: llama.cpp's name of a number that transformers does not read.
+            "attn_factor",
         ],
         _ => &["factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"],
     }

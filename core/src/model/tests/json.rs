@@ -222,7 +222,6 @@ fn what_config_json_has_wrong_is_named_with_its_value() {
             with(json!({ "rope_parameters": { "full_attention": { "rope_type": "default" } } })),
             &["rope_parameters.full_attention"],
         ),
-        (with(json!({ "pretraining_tp": 2 })), &["pretraining_tp", "is 2", "expected 1"]),
         (
             with(json!({ "layer_types": ["full_attention", "sliding_attention"] })),
             &["layer_types", "sliding_attention"],
@@ -256,4 +255,22 @@ fn what_config_json_has_wrong_is_named_with_its_value() {
             assert!(message.contains(part), "{config}\nlacks {part:?}: {message}");
         }
     }
+}
+
+#[test]
+fn yarn_given_to_a_config_later_stretches_its_context() {
+    // As the card of Qwen2.5-7B-Instruct has it, and with what configs of DeepSeek have beside it.
+    let yarn = json!({
+        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attn_factor": 0.878,
+    });
+    let decoder = read(&with(json!({ "rope_scaling": yarn })));
+    assert_eq!(decoder.max_positions, 2048);
+    let whole = with(json!({ "rope_scaling": yarn, "max_position_embeddings": 4096 }));
+    assert_eq!(read(&whole).max_positions, 4096);
+}
+
+#[test]
+fn what_leaves_the_computation_as_it_is_passes() {
+    // transformers once split its products by it.
+    assert_eq!(read(&with(json!({ "pretraining_tp": 2 }))), read(&config()));
 }

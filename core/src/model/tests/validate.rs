@@ -25,6 +25,9 @@ fn values_that_no_decoder_can_have_are_refused_by_their_name_in_the_file() {
         ("residual_scale", "is NaN", |c| c.residual_scale = f64::NAN),
         ("logit_scale", "is -1", |c| c.logit_scale = -1.0),
         ("logit_soft_cap", "is 0", |c| c.logit_soft_cap = Some(0.0)),
+        ("sliding_window", "expected 1 to 2147483648", |c| {
+            c.sliding_window = Some(SlidingWindow::new(usize::MAX, vec![true; 4]));
+        }),
         ("sliding_window", "is 0", |c| c.sliding_window = Some(SlidingWindow::new(0, vec![true; 4]))),
         ("sliding_window", "3 layers; expected all 4", |c| {
             c.sliding_window = Some(SlidingWindow::new(8, vec![true; 3]));
