@@ -77,7 +77,8 @@ impl Supported {
 }
 
 /// Decides everything about running `info` as `options` says; the context length aside, which is clamped by the
-/// engine and checked at load. The error is the first thing that cannot be run: its name, what it has, what could be run.
+/// engine and checked at load. The error is the first thing that cannot be run: its name, what it has, what could be
+/// run.
 pub(crate) fn check(info: &ModelInfo, options: &LoadOptions, devices: &Devices) -> Result<Supported, String> {
     let (device_info, device) = devices.find(options.device.as_deref())?;
     let decoder = info.decoder.as_ref().map_err(|error| match error {

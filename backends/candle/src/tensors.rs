@@ -14,6 +14,9 @@ use crate::tied::TIED_HEAD;
 /// Checks that every tensor of the model is there, in the right shape and in an encoding that candle reads, and that
 /// no other tensor waits to be ignored.
 pub(crate) fn check(c: &DecoderConfig, layout: Layout, tensors: &[TensorEntry]) -> Result<(), String> {
+    let field = if layout == Layout::Gguf { "block_count" } else { "num_hidden_layers" };
+    let (others, per_layer) = counts(c, layout);
+    check_count(&format!("{field} is {}", c.layers), c.layers, per_layer, others, tensors.len())?;
     let mut left: HashMap<&str, &TensorEntry> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     for BaseTensor { name, shape, .. } in c.base_tensors(layout) {
         let Some(entry) = left.remove(name.as_str()) else {
@@ -43,6 +46,33 @@ pub(crate) fn check(c: &DecoderConfig, layout: Layout, tensors: &[TensorEntry]) 
         }
         None => Ok(()),
     }
+}
+
+/// Refuses a number of `layers` that a checkpoint of `found` tensors cannot hold, each layer having `per_layer` and no
+/// layer `others`: before they are listed, because a config of a few bytes could ask for millions. While not more than
+/// a layer's tensors are missing, there is a better answer, which is the name of one. `fields` says what was read.
+pub(crate) fn check_count(
+    fields: &str,
+    layers: usize,
+    per_layer: usize,
+    others: usize,
+    found: usize,
+) -> Result<(), String> {
+    let expected = layers.saturating_mul(per_layer).saturating_add(others);
+    if expected <= found.saturating_add(per_layer) {
+        return Ok(());
+    }
+    Err(format!("{fields}, which makes at least {expected} tensors, but the checkpoint has {found}"))
+}
+
+/// How many tensors are of no layer, and how many of each.
+fn counts(c: &DecoderConfig, layout: Layout) -> (usize, usize) {
+    let mut small = c.clone();
+    small.layers = 1;
+    let all = small.base_tensors(layout).len();
+    small.layers = 0;
+    let others = small.base_tensors(layout).len();
+    (others, all - others)
 }
 
 /// The tensors that scale rotary frequencies.

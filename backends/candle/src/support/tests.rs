@@ -92,6 +92,7 @@ fn what_a_description_can_say_is_computed_or_refused_by_name() {
         json!({ "attention_bias": true, "mlp_bias": true }),
         json!({ "model_type": "mistral", "sliding_window": 32 }),
         json!({ "rope_scaling": { "rope_type": "linear", "factor": 2.0 } }),
+        json!({ "pretraining_tp": 2 }),
     ];
     for changes in supported {
         ask(&dense(changes.clone(), |_| ()), &cpu()).unwrap_or_else(|why| panic!("{changes}: {why}"));
@@ -99,7 +100,6 @@ fn what_a_description_can_say_is_computed_or_refused_by_name() {
     let table: &[(Value, &[&str])] = &[
         (json!({ "num_local_experts": 8 }), &["num_local_experts is 8"]),
         (json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }), &["dynamic"]),
-        (json!({ "pretraining_tp": 2 }), &["pretraining_tp is 2"]),
         (json!({ "rms_norm_eps": null }), &["rms_norm_eps is missing"]),
         (json!({ "hidden_act": "swish2" }), &["hidden_act"]),
     ];
@@ -156,6 +156,22 @@ fn tensors_that_are_missing_misshaped_unreadable_or_left_over_are_named() {
     refused(&extra("model.layers.0.self_attn.q_proj.bias"), &cpu(), &["q_proj.bias"]);
     ask(&extra("lm_head.weight"), &cpu()).unwrap();
     ask(&extra("model.layers.0.self_attn.rotary_emb.inv_freq"), &cpu()).unwrap();
+}
+
+#[test]
+fn layers_beyond_the_tensors_there_are_refused_before_they_are_listed() {
+    let few = dense(json!({}), |_| ()).tensors;
+    let with_layers = |layers: usize| {
+        let config = Arc::new(config(&json!({ "num_hidden_layers": layers })));
+        ModelInfo::new("m", ModelFormat::Safetensors { config }, few.to_vec())
+    };
+    let all = ["num_hidden_layers is 65536", "589826 tensors", "the checkpoint has 20"];
+    refused(&with_layers(65_536), &cpu(), &all);
+    refused(&with_layers(4), &cpu(), &["num_hidden_layers is 4", "38 tensors", "has 20"]);
+    // One layer too many: what is missing is named.
+    refused(&with_layers(3), &cpu(), &["model.layers.2.input_layernorm.weight", "missing"]);
+    let blocks = gguf(&[("llama.block_count", GgufValue::Int(5))], |_| ());
+    refused(&blocks, &cpu(), &["block_count is 5", "47 tensors", "has 20"]);
 }
 
 #[test]

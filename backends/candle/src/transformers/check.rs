@@ -57,13 +57,14 @@ fn describe(
     {
         return Err(fields.wrong("architectures", &format!("[{:?}]", family.class)));
     }
-    let description = (family.describe)(fields)?;
+    let description = (family.describe)(fields, tensors.len())?;
     fields.nothing_overlooked(family.class)?;
     check_tensors(&description, tensors)?;
     match dtype {
         ComputeDtype::Auto | ComputeDtype::F32 => Ok(description),
         other => Err(format!(
-            "dtype is {}; candle-transformers' {} rounds positions to the dtype, and is right in f32 alone: ask for f32 or auto",
+            "dtype is {}; candle-transformers' {} rounds positions to the dtype, and is right in f32 alone: ask for f32 or \
+             auto",
             format!("{other:?}").to_lowercase(),
             family.name
         )),

@@ -7,6 +7,7 @@ use candle_nn::VarBuilder;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use crate::tensors::check_count;
 
 /// A model of candle-transformers, as far as this backend knows it.
 #[derive(Clone)]
@@ -18,10 +19,11 @@ pub(super) struct Description {
     pub(super) tensors: Vec<(String, Vec<usize>)>,
     /// The longest context in which what is computed is right, in tokens.
     pub(super) max_context: usize,
-    /// Whether a prompt can be computed in several steps of more than one token. Some masks of candle-transformers leave
-    /// out the keys that are there already.
+    /// Whether a prompt can be computed in several steps of more than one token. Some masks of candle-transformers
+    /// leave out the keys that are there already.
     pub(super) takes_chunks: bool,
-    /// The fields of candle-transformers' `Config`, some of which are private to it but can be read from JSON; without the length of its rotary table.
+    /// The fields of candle-transformers' `Config`, some of which are private to it but can be read from JSON; without
+    /// the length of its rotary table.
     pub(super) config: Value,
     pub(super) build: Build,
 }
@@ -61,6 +63,8 @@ pub(super) struct Sizes {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) max_positions: usize,
+    /// Experts of each layer; 0 where it has none.
+    pub(super) experts: usize,
 }
 
 impl Sizes {
@@ -88,6 +92,7 @@ impl Sizes {
             kv_heads,
             head_dim: hidden / heads,
             max_positions: f.size("max_position_embeddings")?,
+            experts: 0,
         })
     }
 
@@ -119,13 +124,20 @@ impl Sizes {
 pub(super) struct Tensors(Vec<(String, Vec<usize>)>);
 
 impl Tensors {
-    /// The embedding, and what `layer` adds for the prefix of each layer, `model.layers.N`.
-    pub(super) fn of_layers(s: &Sizes, layer: impl Fn(&mut Self, &str)) -> Self {
+    /// The embedding, and what `layer` adds for the prefix of each layer, `model.layers.N`. Refuses layers that a
+    /// checkpoint of `found` tensors cannot hold.
+    pub(super) fn of_layers(s: &Sizes, found: usize, layer: impl Fn(&mut Self, &str)) -> Result<Self, String> {
         let mut tensors = Self(vec![("model.embed_tokens.weight".into(), vec![s.vocab, s.hidden])]);
-        for n in 0..s.layers {
+        layer(&mut tensors, "model.layers.0");
+        let fields = match s.experts {
+            0 => format!("config.json: num_hidden_layers is {}", s.layers),
+            experts => format!("config.json: num_hidden_layers is {} and num_local_experts is {experts}", s.layers),
+        };
+        check_count(&fields, s.layers, tensors.0.len() - 1, 1, found)?;
+        for n in 1..s.layers {
             layer(&mut tensors, &format!("model.layers.{n}"));
         }
-        tensors
+        Ok(tensors)
     }
 
     /// Queries, keys, values with biases if `qkv_bias`; the output projection `output` with one if `output_bias`.

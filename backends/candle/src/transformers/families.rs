@@ -10,13 +10,18 @@ use super::{
     fields::Fields,
 };
 
+/// Experts of a layer that are believed: twice those of the widest model published, Switch-C (arXiv:2101.03961). The
+/// tensors of one layer are listed before they are counted.
+const MOST_EXPERTS: usize = 4096;
+
 /// An architecture of candle-transformers.
 pub(super) struct Family {
     /// `model_type` of config.json.
     pub(super) name: &'static str,
     /// The class in `architectures` of config.json.
     pub(super) class: &'static str,
-    pub(super) describe: fn(&Fields<'_>) -> Result<Description, String>,
+    /// What a config comes to, of a checkpoint with so many tensors.
+    pub(super) describe: fn(&Fields<'_>, usize) -> Result<Description, String>,
 }
 
 /// All of them.
@@ -30,16 +35,20 @@ pub(super) const FAMILIES: [Family; 5] = [
 
 /// Sparse experts. The sliding window reaches one key too far and not beyond a step's own tokens, so that the context
 /// ends where it begins to count.
-fn mixtral(f: &Fields<'_>) -> Result<Description, String> {
+fn mixtral(f: &Fields<'_>, found: usize) -> Result<Description, String> {
     let s = Sizes::read(f)?;
     let (theta, _) = f.rope(1e6, None)?;
     f.only_bool("tie_word_embeddings", false, false)?;
     let max_context = window_or_all(f, &s)?;
     let (experts, per_token) = (f.size("num_local_experts")?, f.size("num_experts_per_tok")?);
-    if experts > 1 << 16 || per_token > experts {
-        return Err(f.wrong("num_experts_per_tok", &format!("at most num_local_experts, which is {experts} of 65536")));
+    if experts > MOST_EXPERTS {
+        return Err(f.wrong("num_local_experts", &format!("at most {MOST_EXPERTS}")));
     }
-    let mut tensors = Tensors::of_layers(&s, |t, layer| {
+    if per_token > experts {
+        return Err(f.wrong("num_experts_per_tok", &format!("at most num_local_experts, which is {experts}")));
+    }
+    let s = Sizes { experts, ..s };
+    let mut tensors = Tensors::of_layers(&s, found, |t, layer| {
         t.norm(&format!("{layer}.input_layernorm"), s.hidden, false);
         t.attention(&s, &format!("{layer}.self_attn"), "o_proj", false, false);
         t.norm(&format!("{layer}.post_attention_layernorm"), s.hidden, false);
@@ -50,7 +59,7 @@ fn mixtral(f: &Fields<'_>) -> Result<Description, String> {
             t.linear(&format!("{expert}.w2"), s.hidden, s.ffn, false);
             t.linear(&format!("{expert}.w3"), s.ffn, s.hidden, false);
         }
-    });
+    })?;
     tensors.norm("model.norm", s.hidden, false);
     tensors.linear("lm_head", s.vocab, s.hidden, false);
     let more = json!({
@@ -73,16 +82,16 @@ fn mixtral(f: &Fields<'_>) -> Result<Description, String> {
 }
 
 /// Norms without weights, with the epsilon 1e-5.
-fn olmo(f: &Fields<'_>) -> Result<Description, String> {
+fn olmo(f: &Fields<'_>, found: usize) -> Result<Description, String> {
     let s = Sizes::read(f)?;
     let (theta, _) = f.rope(1e4, None)?;
     let tied = f.bool("tie_word_embeddings", false)?;
     let bias = f.bool("attention_bias", false)?;
     f.only_size("pretraining_tp", 1)?;
-    let mut tensors = Tensors::of_layers(&s, |t, layer| {
+    let mut tensors = Tensors::of_layers(&s, found, |t, layer| {
         t.attention(&s, &format!("{layer}.self_attn"), "o_proj", bias, bias);
         gated(t, &s, layer);
-    });
+    })?;
     if !tied {
         tensors.linear("lm_head", s.vocab, s.hidden, false);
     }
@@ -105,18 +114,18 @@ fn olmo(f: &Fields<'_>) -> Result<Description, String> {
 
 /// Attention and feed-forward block side by side. Its norms of queries and keys are built in the wrong shape, and its
 /// mask is as wide as a step's own tokens.
-fn phi(f: &Fields<'_>) -> Result<Description, String> {
+fn phi(f: &Fields<'_>, found: usize) -> Result<Description, String> {
     let s = Sizes::read(f)?;
     let (theta, part) = f.rope(1e4, Some(0.5))?;
     s.check_rotated(part)?;
     f.only_bool("tie_word_embeddings", false, false)?;
     f.only_bool("qk_layernorm", false, false)?;
-    let mut tensors = Tensors::of_layers(&s, |t, layer| {
+    let mut tensors = Tensors::of_layers(&s, found, |t, layer| {
         t.norm(&format!("{layer}.input_layernorm"), s.hidden, true);
         t.attention(&s, &format!("{layer}.self_attn"), "dense", true, true);
         t.linear(&format!("{layer}.mlp.fc1"), s.ffn, s.hidden, true);
         t.linear(&format!("{layer}.mlp.fc2"), s.hidden, s.ffn, true);
-    });
+    })?;
     tensors.norm("model.final_layernorm", s.hidden, true);
     tensors.linear("lm_head", s.vocab, s.hidden, true);
     let more = json!({
@@ -138,7 +147,7 @@ fn phi(f: &Fields<'_>) -> Result<Description, String> {
 }
 
 /// Neither parallel residuals nor norms of queries and keys are there.
-fn stablelm(f: &Fields<'_>) -> Result<Description, String> {
+fn stablelm(f: &Fields<'_>, found: usize) -> Result<Description, String> {
     let s = Sizes::read(f)?;
     let (theta, part) = f.rope(1e4, Some(0.25))?;
     s.check_rotated(part)?;
@@ -146,12 +155,12 @@ fn stablelm(f: &Fields<'_>) -> Result<Description, String> {
     f.only_bool("qk_layernorm", false, false)?;
     f.only_bool("use_parallel_residual", false, false)?;
     let bias = f.bool("use_qkv_bias", false)?;
-    let mut tensors = Tensors::of_layers(&s, |t, layer| {
+    let mut tensors = Tensors::of_layers(&s, found, |t, layer| {
         t.norm(&format!("{layer}.input_layernorm"), s.hidden, true);
         t.attention(&s, &format!("{layer}.self_attn"), "o_proj", bias, false);
         t.norm(&format!("{layer}.post_attention_layernorm"), s.hidden, true);
         gated(t, &s, layer);
-    });
+    })?;
     tensors.norm("model.norm", s.hidden, true);
     tensors.linear("lm_head", s.vocab, s.hidden, false);
     let more = json!({
@@ -173,7 +182,7 @@ fn stablelm(f: &Fields<'_>) -> Result<Description, String> {
 }
 
 /// The head is always the embedding. The sliding window is as wrong as Mixtral's.
-fn starcoder2(f: &Fields<'_>) -> Result<Description, String> {
+fn starcoder2(f: &Fields<'_>, found: usize) -> Result<Description, String> {
     let s = Sizes::read(f)?;
     let (theta, _) = f.rope(1e4, None)?;
     f.only_bool("tie_word_embeddings", true, true)?;
@@ -181,13 +190,13 @@ fn starcoder2(f: &Fields<'_>) -> Result<Description, String> {
     f.only_text("mlp_type", "default")?;
     let max_context = window_or_all(f, &s)?;
     let bias = f.bool("use_bias", true)?;
-    let mut tensors = Tensors::of_layers(&s, |t, layer| {
+    let mut tensors = Tensors::of_layers(&s, found, |t, layer| {
         t.norm(&format!("{layer}.input_layernorm"), s.hidden, true);
         t.attention(&s, &format!("{layer}.self_attn"), "o_proj", bias, bias);
         t.norm(&format!("{layer}.post_attention_layernorm"), s.hidden, true);
         t.linear(&format!("{layer}.mlp.c_fc"), s.ffn, s.hidden, bias);
         t.linear(&format!("{layer}.mlp.c_proj"), s.hidden, s.ffn, bias);
-    });
+    })?;
     tensors.norm("model.norm", s.hidden, true);
     let more = json!({ "norm_epsilon": f.number("norm_epsilon")?, "rope_theta": theta, "use_bias": bias });
     Ok(Description {

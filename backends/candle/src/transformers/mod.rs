@@ -1,6 +1,10 @@
 //! Architectures that [`DecoderConfig`](llm_local_core::model::DecoderConfig) does not describe, through
 //! candle-transformers: safetensors alone, in f32 alone, without sessions.
 //!
+//! Phi computes a whole prompt in one step, whatever its length: candle-transformers' mask of it is as wide as a step's
+//! own tokens. A generation that is cancelled or dropped, and whatever else the worker is asked for, waits for that step
+//! to end. The others compute a prompt in steps, and look between them.
+//!
 //! | module | what it holds |
 //! |---|---|
 //! | `fields` | config.json, of which no field is overlooked |

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::{description::Description, *};
 use crate::{device::Devices, load::Loading};
 
-/// With each the largest difference to be expected, three times the measured ones or less: 2.6e-5 for Mixtral, 8e-6 else.
+/// With each the largest difference to be expected, three times the measured ones or less: 2.6e-5 for Mixtral, 8e-6
+/// else.
 const MODELS: [(&str, f32); 5] =
     [("phi", 2e-5), ("starcoder2", 2e-5), ("stablelm", 2e-5), ("mixtral", 1e-4), ("olmo", 2e-5)];
 
@@ -249,6 +250,30 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     ask(&with).unwrap();
     let why = refused("olmo", |t| t.iter_mut().for_each(|t| t.shape.reverse()));
     assert!(why.contains("model.embed_tokens.weight") && why.contains("[64, 384]"), "{why}");
+}
+
+#[test]
+fn layers_and_experts_beyond_the_tensors_there_are_refused_before_they_are_listed() {
+    // Listed, the largest would take a hundred gigabytes.
+    let table: &[(&str, Value, &[&str])] = &[
+        ("mixtral", json!({ "num_local_experts": 65_536 }), &["num_local_experts is 65536", "at most 4096"]),
+        (
+            "mixtral",
+            json!({ "num_hidden_layers": 65_536, "num_local_experts": 4096 }),
+            &["num_hidden_layers is 65536", "num_local_experts is 4096", "805765121 tensors", "has 60"],
+        ),
+        ("mixtral", json!({ "num_hidden_layers": 65_537 }), &["num_hidden_layers is 65537", "65536"]),
+        ("phi", json!({ "num_hidden_layers": 65_536 }), &["num_hidden_layers is 65536", "917505 tensors"]),
+        ("olmo", json!({ "num_hidden_layers": 5 }), &["num_hidden_layers is 5", "36 tensors"]),
+        // One layer too many: what is missing is named.
+        ("olmo", json!({ "num_hidden_layers": 4 }), &["model.layers.3.", "missing", "4 layers"]),
+    ];
+    for (name, changes, expected) in table {
+        let why = ask(&changed(name, changes.clone(), |_| {})).expect_err(&changes.to_string());
+        assert!(expected.iter().all(|part| why.contains(part)), "{changes}: {expected:?}: {why}");
+    }
+    let empty = changed("mixtral", json!({ "num_hidden_layers": 65_536 }), Vec::clear);
+    assert!(ask(&empty).unwrap_err().contains("has 0"));
 }
 
 #[test]

@@ -15,8 +15,8 @@ use crate::{
     steps,
 };
 
-/// A model of candle-transformers. Each keeps its KV cache inside, without a way to take it out: a sequence gets a model
-/// of its own, over the same weights.
+/// A model of candle-transformers. Each keeps its KV cache inside, without a way to take it out: a sequence gets a
+/// model of its own, over the same weights.
 pub(crate) struct Wrapped {
     what: Supported,
     tensors: VarBuilder<'static>,
