@@ -15,8 +15,8 @@ struct Queue {
 }
 
 impl Claims {
-    /// Claims all of `sessions` together, behind the claims that are there. Whoever needs two sessions gets both at once
-    /// or waits with none, so no two can wait for each other.
+    /// Claims all of `sessions` together, behind the claims that are there. Whoever needs two sessions gets both at
+    /// once or waits with none, so no two can wait for each other.
     pub(super) fn claim(&self, sessions: Vec<SessionId>) -> Claim {
         let mut queue = self.0.borrow_mut();
         queue.made += 1;

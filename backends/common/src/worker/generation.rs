@@ -9,7 +9,7 @@ use super::{
     claims::{Claim, Claims},
     events::Outlet,
     prompt,
-    sequence::Sequence,
+    sequence::{Advance, Sequence},
     sessions::{Key, Sessions},
     task::{Next, Turn},
 };
@@ -109,19 +109,19 @@ impl<C> Generating<C> {
             && let Some(kept) = self.session.as_ref().and_then(|session| turn.sessions.take(&session.key))
         {
             running.sequence.resume(kept, turn.model)?;
-            self.usage.cached_tokens = running.sequence.computed();
         }
-        let from = running.sequence.computed();
-        let chosen = match running.sequence.advance(turn)? {
+        let Advance { tokens, logits } = running.sequence.advance(turn)?;
+        let chosen = match logits {
             Some(mut logits) => Some(running.sampler.sample(&mut logits, running.sequence.tokens())?),
             None => None,
         };
-        let tokens = running.sequence.computed() - from;
         let time = (turn.clock)().saturating_sub(started);
-        if from < self.usage.prompt_tokens {
+        if self.usage.generated_tokens == 0 {
+            self.usage.cached_tokens = running.sequence.resumed();
             self.stats.prefill += time;
             self.stats.prefill_tokens += tokens;
         } else {
+            // Of a sequence that is computed anew behind its first token, the prompt too.
             self.stats.decode += time;
             self.stats.decode_tokens += tokens;
         }

@@ -34,7 +34,7 @@ impl<C> Computing<C> {
             self.sequence = Some(Sequence::new(tokens));
         }
         let sequence = self.sequence.as_mut().ok_or_else(|| Error::generation("the request had failed before"))?;
-        let Some(logits) = sequence.advance(turn)? else {
+        let Some(logits) = sequence.advance(turn)?.logits else {
             return Ok(Next::Again);
         };
         // Before the answer: whoever has it may look at the memory in use.

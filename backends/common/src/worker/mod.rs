@@ -27,12 +27,15 @@
 //! - A prompt may fill the context exactly; then its generation ends at once, without a token, with
 //!   `FinishReason::Length`. So does one with `max_tokens` 0. Nothing is computed for either.
 //! - A token is computed only if another is to follow it.
-//! - A session belongs to one request at a time: a generation, or a call such as `end_session`. Later ones wait in order,
-//!   and are passed over like a generation without room. A generation that nobody reads keeps its session; what waits
-//!   for that session waits on, and can be cancelled or dropped.
-//! - A generation takes its session's cache when it computes its first token, keeps of it what its prompt begins with, and
-//!   gives back all that is computed when it ends: finished, cancelled or dropped. After an error or a panic the cache is
-//!   dropped. One that computes nothing leaves the session as it was.
+//! - A session belongs to one request at a time: a generation, or a call such as `end_session`. Later ones wait in
+//!   order, and are passed over like a generation without room. A generation that nobody reads keeps its session; what
+//!   waits for that session waits on, and can be cancelled or dropped.
+//! - A generation takes its session's cache when it computes its first token, keeps of it what its prompt begins with,
+//!   and gives back all that is computed when it ends: finished, cancelled or dropped. After an error or a panic the
+//!   cache is dropped. One that computes nothing leaves the session as it was.
+//! - A cache that does not hold the tokens that its sequence has come to ([`StepModel::holds`]) is dropped, and the
+//!   sequence computed anew like a prompt: chunk by chunk, a turn for each, and counted. Before the first token of an
+//!   answer nothing was cached then; behind it, what is computed anew counts with the tokens decoded.
 //! - The last token of a prompt is always computed, because its logits choose the next one.
 //! - Trimming the sessions drops the caches of those that no generation is using; `unload` drops all.
 //! - Dropping the last handle ends the thread once the generations that are still held have ended; `unload` cuts them.

@@ -15,8 +15,17 @@ use super::{
 pub(super) struct Sequence<C> {
     tokens: Vec<u32>,
     computed: usize,
+    /// Tokens of [`Sequence::resume`] that are still in use.
+    resumed: usize,
     /// Made for the first chunk, so that a request that computes nothing takes no memory.
     cached: Option<Cached<C>>,
+}
+
+/// What a step has computed.
+pub(super) struct Advance {
+    pub(super) tokens: usize,
+    /// After the last token, once all are computed.
+    pub(super) logits: Option<Vec<f32>>,
 }
 
 /// A KV cache, counted.
@@ -48,7 +57,7 @@ impl<C> Cached<C> {
 
 impl<C> Sequence<C> {
     pub(super) fn new(tokens: Vec<u32>) -> Self {
-        Self { tokens, computed: 0, cached: None }
+        Self { tokens, computed: 0, resumed: 0, cached: None }
     }
 
     pub(super) fn tokens(&self) -> &[u32] {
@@ -57,6 +66,11 @@ impl<C> Sequence<C> {
 
     pub(super) fn computed(&self) -> usize {
         self.computed
+    }
+
+    /// Tokens that were in the cache of [`Sequence::resume`], unless that had to be given up.
+    pub(super) fn resumed(&self) -> usize {
+        self.resumed
     }
 
     pub(super) fn push(&mut self, id: u32) {
@@ -74,23 +88,27 @@ impl<C> Sequence<C> {
         }
         cached.bytes.set(model.cache_bytes(&cached.cache, common));
         self.cached = Some(cached);
-        self.computed = common;
+        (self.computed, self.resumed) = (common, common);
         Ok(())
     }
 
-    /// Computes the next chunk. Gives the logits after the last token once all are computed.
-    pub(super) fn advance<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Option<Vec<f32>>> {
+    /// Computes the next chunk; the first one again, if the cache cannot go on with the tokens that there are now.
+    pub(super) fn advance<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Advance> {
+        let count = self.tokens.len();
+        if let Some(cached) = self.cached.take_if(|cached| !turn.model.holds(&cached.cache, count)) {
+            tracing::debug!(model = turn.info.model, tokens = count, computed = self.computed, "computing anew");
+            (self.computed, self.resumed) = (0, 0);
+            // Before there is another: two would take twice the memory.
+            cached.free()?;
+        }
         let Cached { cache, bytes } = match &mut self.cached {
             Some(cached) => cached,
-            empty => empty.insert(Cached {
-                cache: turn.model.new_cache(self.tokens.len())?,
-                bytes: KvBytes::new(turn.shared.clone()),
-            }),
+            empty => empty.insert(new_cache(turn, count)?),
         };
-        let end = self.tokens.len().min(self.computed + turn.prefill_chunk);
-        let chunk = &self.tokens[self.computed..end];
-        turn.shared.count_step(chunk.len());
-        let logits = turn.model.forward(cache, chunk, self.computed)?;
+        let from = self.computed;
+        let end = count.min(from + turn.prefill_chunk);
+        turn.shared.count_step(end - from);
+        let logits = turn.model.forward(cache, &self.tokens[from..end], from)?;
         self.computed = end;
         bytes.set(turn.model.cache_bytes(cache, end));
         if logits.len() != turn.info.vocab_size {
@@ -100,7 +118,7 @@ impl<C> Sequence<C> {
                 turn.info.vocab_size
             )));
         }
-        Ok((end == self.tokens.len()).then_some(logits))
+        Ok(Advance { tokens: end - from, logits: (end == count).then_some(logits) })
     }
 
     /// Takes out what is computed, if anything is.
@@ -115,4 +133,16 @@ impl<C> Sequence<C> {
     pub(super) fn release(&mut self) -> Result<()> {
         self.cached.take().map_or(Ok(()), Cached::free)
     }
+}
+
+/// An empty cache for `tokens` tokens.
+fn new_cache<M: StepModel>(turn: &mut Turn<'_, M>, tokens: usize) -> Result<Cached<M::Cache>> {
+    let cache = turn.model.new_cache(tokens)?;
+    if !turn.model.holds(&cache, tokens) {
+        // It would be made anew with every step, for ever.
+        return Err(Error::generation(format!(
+            "the backend made a KV cache for {tokens} tokens that holds fewer or more"
+        )));
+    }
+    Ok(Cached { cache, bytes: KvBytes::new(turn.shared.clone()) })
 }

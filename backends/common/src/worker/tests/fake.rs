@@ -1,6 +1,7 @@
 //! The model of these tests.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     path::PathBuf,
     sync::{
@@ -35,6 +36,7 @@ pub(super) struct Step {
 
 type Hook = Box<dyn FnMut(Step) -> Result<()> + Send>;
 type Truncate = Box<dyn FnMut(usize, usize) -> Result<bool> + Send>;
+type Holds = Box<dyn Fn(usize, usize) -> bool + Send>;
 type Logits = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
 
 /// A model to load.
@@ -50,6 +52,8 @@ pub(super) struct Setup {
     pub(super) keeps_sessions: bool,
     /// Whether a cache of so many tokens can be cut to so many.
     pub(super) truncate: Truncate,
+    /// Whether a cache made for so many tokens holds so many.
+    pub(super) holds: Holds,
     pub(super) trim: Box<dyn FnMut(TrimLevel) -> Result<u64> + Send>,
     /// What is dropped is sent here.
     pub(super) drops: mpsc::Sender<&'static str>,
@@ -68,6 +72,7 @@ impl Default for Setup {
             new_cache: Box::new(|| Ok(())),
             keeps_sessions: false,
             truncate: Box::new(|_, _| Ok(true)),
+            holds: Box::new(|_, _| true),
             trim: Box::new(|_| Ok(7)),
             drops: mpsc::channel().0,
             panics_on_drop: "",
@@ -111,19 +116,23 @@ impl Setup {
             text: text(),
             prefill_chunk: self.prefill_chunk,
             reservation: Some(Box::new(Dropped("reservation", Mutex::new(self.drops.clone()), ""))),
-            model: Fake { dropped: dropped("model", &self), setup: self },
+            model: Fake { asked: Cell::new(0), dropped: dropped("model", &self), setup: self },
         }
     }
 }
 
 pub(super) struct Fake {
     setup: Setup,
+    /// What [`StepModel::holds`] was asked about for the next step.
+    asked: Cell<usize>,
     #[expect(dead_code, reason = "its drop is what matters")]
     dropped: Dropped,
 }
 
 pub(super) struct Cache {
     tokens: Vec<u32>,
+    /// Tokens that it was made for.
+    made_for: usize,
     #[expect(dead_code, reason = "its drop is what matters")]
     dropped: Dropped,
 }
@@ -144,22 +153,30 @@ impl Drop for Dropped {
 }
 
 impl Fake {
-    fn cache(&mut self, tokens: &[u32]) -> Result<Cache> {
+    fn cache(&mut self, tokens: &[u32], made_for: usize) -> Result<Cache> {
         (self.setup.new_cache)()?;
-        Ok(Cache { tokens: tokens.to_vec(), dropped: dropped("cache", &self.setup) })
+        Ok(Cache { tokens: tokens.to_vec(), made_for, dropped: dropped("cache", &self.setup) })
     }
 }
 
 impl StepModel for Fake {
     type Cache = Cache;
 
-    fn new_cache(&mut self, _: usize) -> Result<Cache> {
-        self.cache(&[])
+    fn new_cache(&mut self, prompt: usize) -> Result<Cache> {
+        self.cache(&[], prompt)
+    }
+
+    fn holds(&self, cache: &Cache, tokens: usize) -> bool {
+        self.asked.set(tokens);
+        (self.setup.holds)(cache.made_for, tokens)
     }
 
     fn forward(&mut self, cache: &mut Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
         assert_eq!(cache.tokens.len(), position, "a step begins where the last one ended");
         assert!(!tokens.is_empty());
+        let asked = self.asked.take();
+        assert!((self.setup.holds)(cache.made_for, asked), "a step with a cache that does not hold {asked} tokens");
+        assert!(asked >= position + tokens.len(), "asked about {asked} tokens, but there are more");
         cache.tokens.extend_from_slice(tokens);
         assert!(cache.tokens.len() <= self.setup.context_length, "a step beyond the context");
         (self.setup.hook)(Step { prompt: cache.tokens[0], position, tokens: tokens.len() })?;
@@ -189,7 +206,7 @@ impl StepModel for Fake {
     }
 
     fn copy_cache(&mut self, cache: &Cache) -> Result<Cache> {
-        self.cache(&cache.tokens)
+        self.cache(&cache.tokens, cache.made_for)
     }
 
     fn export_cache(&mut self, cache: &Cache) -> Result<(BTreeMap<String, String>, Vec<SessionTensor>)> {
@@ -200,7 +217,7 @@ impl StepModel for Fake {
         if state.metadata != metadata() || state.tensors != [tensor(&state.tokens)] {
             return Err(Error::invalid_spec("state", format!("it is {state:?} with the tensors {:?}", state.tensors)));
         }
-        self.cache(&state.tokens)
+        self.cache(&state.tokens, state.tokens.len())
     }
 
     fn trim(&mut self, level: TrimLevel) -> Result<u64> {

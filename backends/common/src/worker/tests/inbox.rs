@@ -12,8 +12,8 @@ use super::super::command::{Command, Inbox, Reply};
 
 #[test]
 fn a_command_that_is_sent_while_the_inbox_closes_is_answered_or_refused() {
-    // A sender that is caught between taking its place in the queue and filling it is chance; without the draining, each
-    // of twenty runs of this test met some.
+    // A sender that is caught between taking its place in the queue and filling it is chance; without the draining,
+    // each of twenty runs of this test met some.
     for _ in 0..80 {
         let (commands, receiver) = mpsc::unbounded_channel();
         let mut inbox = Inbox::new(receiver);
