@@ -314,7 +314,12 @@ impl Sampling {
     }
 }
 
-/// The name of a session.
+/// The name of a session: of requests, one after the other, that share a KV cache.
+///
+/// A session holds its KV cache from its first generation on, until it is ended
+/// ([`LoadedModel::end_session`](crate::LoadedModel::end_session)), the model is unloaded, or
+/// [`TrimLevel::Sessions`](crate::TrimLevel::Sessions) frees it. Nothing else bounds how many there are: that is for the
+/// application to do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(String);
 

@@ -4,8 +4,8 @@
 //!
 //! - `format`: [`FORMAT`];
 //! - `session`: a [`Saved`] as JSON;
-//! - `sha256`: the SHA-256, as hex, over `format`, `session`, and of each tensor, in the backend's order, its name, dtype,
-//!   shape and data, each after its length as eight little-endian bytes.
+//! - `sha256`: the SHA-256, as hex, over `format`, `session`, and of each tensor, in the backend's order, its name,
+//!   dtype, shape and data, each after its length as eight little-endian bytes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -38,6 +38,7 @@ pub(super) struct Saved {
     pub(super) messages: Vec<Message>,
     /// Without it, no model has answered yet.
     pub(super) made_by: Option<MadeBy>,
+    /// Never without `made_by`: nobody could tell which model it fits.
     pub(super) cache: Option<Cache>,
 }
 
@@ -165,6 +166,10 @@ impl Reader<'_> {
             return Err(self.damaged(format!("sha256 {digest}"), format!("sha256 {sum}")));
         }
         let saved = found.map_err(|e| self.other(format!("its entry `session` is not as expected: {e}")))?;
+        if saved.cache.is_some() && saved.made_by.is_none() {
+            let expected = "`made_by`, the model whose KV cache it has, in its entry `session`";
+            return Err(self.damaged(expected.to_owned(), "a KV cache without it".to_owned()));
+        }
         Ok((saved, tensors))
     }
 

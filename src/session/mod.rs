@@ -35,13 +35,19 @@ use crate::engine::{Engine, Identity, Model, WeakModel, generate};
 
 /// A chat with the model of a spec. It keeps the messages; the backend keeps the KV cache.
 ///
-/// It does not keep the model in memory: a turn after an unload loads the model again and computes the chat anew. With a
-/// backend that keeps no KV caches ([`Model::keeps_sessions`]) it works too, and each turn computes the whole chat.
+/// It does not keep the model in memory: a turn after an unload loads the model again and computes the chat anew. With
+/// a backend that keeps no KV caches ([`Model::keeps_sessions`]) it works too, and each turn computes the whole chat.
 ///
-/// A chat that has outgrown the context fails with [`Error::ContextLengthExceeded`] and is left as it was; which messages
-/// to give up ([`Session::undo`], [`Session::truncate`], [`Session::reset`]) is the application's choice.
+/// A chat that has outgrown the context fails with [`Error::ContextLengthExceeded`] and is left as it was; which
+/// messages to give up ([`Session::undo`], [`Session::truncate`], [`Session::reset`]) is the application's choice.
 ///
-/// Dropping it frees its KV cache.
+/// # Memory
+///
+/// From its first turn on it holds a KV cache, which grows with the chat, until it is dropped or [reset](Session::reset)
+/// or the model is unloaded. A memory plan counts the cache of one full context: how many sessions there are is for the
+/// application to bound. [`Model::trim`] with [`TrimLevel::Sessions`](llm_local_core::TrimLevel::Sessions) frees the
+/// caches of all sessions of a model without a running turn; the chats stay, and the next turn of each computes its
+/// chat anew. [`Model::memory`] tells how much they take.
 ///
 /// ```no_run
 /// use llm_local::{Engine, ModelSpec, TurnOptions};

@@ -51,8 +51,8 @@ impl Session {
 }
 
 impl Engine {
-    /// The chat that [`Session::save`] wrote to `path`, with its KV cache: the next turn computes only what is new. Loads
-    /// the model of `spec`.
+    /// The chat that [`Session::save`] wrote to `path`, with its KV cache: the next turn computes only what is new.
+    /// Loads the model of `spec`.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] that names both sides if the chat was saved with another base or other adapters (by

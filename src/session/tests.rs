@@ -90,6 +90,23 @@ fn a_file_with_any_bit_changed_is_refused() {
 }
 
 #[test]
+fn a_cache_that_no_model_is_named_for_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.safetensors");
+    let (mut saved, tensors) = chat(true);
+    saved.made_by = None;
+    write(&path, &saved, &tensors).unwrap();
+    let error = read(&path).unwrap_err();
+    assert_eq!(error.code(), "integrity_failed");
+    let text = error.to_string();
+    assert!(text.contains("made_by") && text.contains("KV cache") && text.contains("chat.safetensors"), "{text}");
+    // A chat that no model has answered is whole without both.
+    saved.cache = None;
+    write(&path, &saved, &[]).unwrap();
+    assert_eq!(read(&path).unwrap(), (saved, vec![]));
+}
+
+#[test]
 fn other_files_are_told_from_damaged_ones() {
     let folder = tempfile::tempdir().unwrap();
     let error = read(&folder.path().join("none")).unwrap_err();

@@ -14,7 +14,8 @@ const STEPS_AHEAD: u64 = 3;
 const SMALL_CONTEXT: usize = 512;
 
 /// Checks a loaded model with `prompt`, which the context must hold with 32 tokens more. The model is unloaded at the
-/// end; what it makes of sessions, [`sessions`](super::sessions) says. A context of at most 512 tokens is filled once; to have that checked, load the model with a small one.
+/// end; what it makes of sessions, [`sessions`](super::sessions) says. A context of at most 512 tokens is filled once;
+/// to have that checked, load the model with a small one.
 ///
 /// - the same request gives the same tokens and text, greedy or with a seed;
 /// - token counts and statistics are true, ids lie below the vocabulary's size, and `max_tokens` is kept;

@@ -8,14 +8,14 @@ use llm_local_core::{
 /// Tokens that a turn of the chat generates.
 const TOKENS: usize = 8;
 
-/// Share of the logits' whole range by which two tokens may differ that are taken to be equally good. A cache is made of
-/// other chunks than a prompt is, and quantized products may round those otherwise: the largest that was met in 360 turns
-/// on candle with a tiny model in Q4_0 and Q8_0 was 0.014.
+/// Share of the logits' whole range by which two tokens may differ that are taken to be equally good. A cache is made
+/// of other chunks than a prompt is, and quantized products may round those otherwise: the largest that was met in 360
+/// turns on candle with a tiny model in Q4_0 and Q8_0 was 0.014.
 const NEARLY: f32 = 0.03;
 
-/// Checks what a loaded model makes of sessions. `capabilities` are those that its backend gave for it; `prompt` must be
-/// one that [`loaded_model`](super::loaded_model) takes, and the context must hold 96 tokens. Nothing else may use the
-/// model meanwhile. It stays loaded: call this suite first.
+/// Checks what a loaded model makes of sessions. `capabilities` are those that its backend gave for it; `prompt` must
+/// be one that [`loaded_model`](super::loaded_model) takes, and the context must hold 96 tokens. Nothing else may use
+/// the model meanwhile. It stays loaded: call this suite first.
 ///
 /// Where sessions are kept:
 /// - greedy tokens are the same with a session as without, whether a prompt goes on, begins anew or branches off; up to
