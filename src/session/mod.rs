@@ -43,8 +43,8 @@ use crate::engine::{Engine, Identity, Model, WeakModel, generate};
 ///
 /// # Memory
 ///
-/// From its first turn on it holds a KV cache, which grows with the chat, until it is dropped or [reset](Session::reset)
-/// or the model is unloaded. A memory plan counts the cache of one full context: how many sessions there are is for the
+/// From its first turn on it holds a KV cache, which grows with the chat, until it is dropped or
+/// [reset](Session::reset) or the model is unloaded. A memory plan counts the cache of one full context: how many sessions there are is for the
 /// application to bound. [`Model::trim`] with [`TrimLevel::Sessions`](llm_local_core::TrimLevel::Sessions) frees the
 /// caches of all sessions of a model without a running turn; the chats stay, and the next turn of each computes its
 /// chat anew. [`Model::memory`] tells how much they take.

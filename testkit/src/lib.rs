@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models and their sessions |
 //! | [`fakes`] | small, deterministic implementations that count what is asked of them |
-//! | `mocks` (feature `mocks`) | `MockInferenceBackend`, `MockModelSource`, `MockAdapterSource`, `MockLoadedModel`, made by mockall |
+//! | `mocks` (feature `mocks`) | `MockInferenceBackend`, `MockModelSource` and others, made by mockall |
 //!
 //! # A source under test
 //!

@@ -2,8 +2,8 @@
 //! candle-transformers: safetensors alone, in f32 alone, without sessions.
 //!
 //! Phi computes a whole prompt in one step, whatever its length: candle-transformers' mask of it is as wide as a step's
-//! own tokens. A generation that is cancelled or dropped, and whatever else the worker is asked for, waits for that step
-//! to end. The others compute a prompt in steps, and look between them.
+//! own tokens. A generation that is cancelled or dropped, and whatever else the worker is asked for, waits for that
+//! step to end. The others compute a prompt in steps, between which the worker looks.
 //!
 //! | module | what it holds |
 //! |---|---|
