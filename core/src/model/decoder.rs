@@ -271,7 +271,8 @@ impl DecoderConfig {
             ("vocab_size", self.vocab_size, LARGEST),
             ("hidden_size", self.hidden_size, LARGEST),
             ("intermediate_size", self.intermediate_size, LARGEST),
-            ("layers", self.layers, 1 << 16),
+            // Every tensor of every layer is listed by name, and the number may come from a small file.
+            ("layers", self.layers, 1 << 12),
             ("heads", self.heads, 1 << 16),
             ("kv_heads", self.kv_heads, 1 << 16),
             ("head_dim", self.head_dim, 1 << 16),

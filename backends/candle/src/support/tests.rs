@@ -92,6 +92,8 @@ fn what_a_description_can_say_is_computed_or_refused_by_name() {
         json!({ "attention_bias": true, "mlp_bias": true }),
         json!({ "model_type": "mistral", "sliding_window": 32 }),
         json!({ "rope_scaling": { "rope_type": "linear", "factor": 2.0 } }),
+        // Up to the context that the model was made for, it changes nothing.
+        json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }),
         json!({ "pretraining_tp": 2 }),
     ];
     for changes in supported {
@@ -99,7 +101,25 @@ fn what_a_description_can_say_is_computed_or_refused_by_name() {
     }
     let table: &[(Value, &[&str])] = &[
         (json!({ "num_local_experts": 8 }), &["num_local_experts is 8"]),
-        (json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }), &["dynamic"]),
+        (
+            json!({ "rope_scaling": {
+                "type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 4096
+            } }),
+            &["dynamic", "4096 of 8192"],
+        ),
+        (
+            json!({ "rope_scaling": {
+                "type": "longrope", "short_factor": vec![1.0; 8], "long_factor": vec![1.0; 8],
+                "original_max_position_embeddings": 1
+            } }),
+            &["longrope", "inf"],
+        ),
+        (
+            json!({ "rope_scaling": {
+                "type": "yarn", "factor": 4.0, "mscale": -10.0, "mscale_all_dim": 1.0
+            } }),
+            &["yarn", "attention factor of -"],
+        ),
         (json!({ "rms_norm_eps": null }), &["rms_norm_eps is missing"]),
         (json!({ "hidden_act": "swish2" }), &["hidden_act"]),
     ];
@@ -165,8 +185,8 @@ fn layers_beyond_the_tensors_there_are_refused_before_they_are_listed() {
         let config = Arc::new(config(&json!({ "num_hidden_layers": layers })));
         ModelInfo::new("m", ModelFormat::Safetensors { config }, few.to_vec())
     };
-    let all = ["num_hidden_layers is 65536", "589826 tensors", "the checkpoint has 20"];
-    refused(&with_layers(65_536), &cpu(), &all);
+    let all = ["num_hidden_layers is 4096", "36866 tensors", "the checkpoint has 20"];
+    refused(&with_layers(4096), &cpu(), &all);
     refused(&with_layers(4), &cpu(), &["num_hidden_layers is 4", "38 tensors", "has 20"]);
     // One layer too many: what is missing is named.
     refused(&with_layers(3), &cpu(), &["model.layers.2.input_layernorm.weight", "missing"]);

@@ -18,6 +18,7 @@ fn keys_that_are_missing_or_wrong_are_named_with_their_values() {
         ("embedding_length_out", Some(int(64)), &["64", "128"]),
         ("block_count", Some(int(0)), &["is 0"]),
         ("block_count", Some(int(-4)), &["-4"]),
+        ("block_count", Some(int(65_536)), &["is 65536", "1 to 4096"]),
         ("feed_forward_length", Some(GgufValue::Ints(vec![1, 2])), &["an array of 2 integers"]),
         ("attention.head_count", None, &["missing"]),
         ("attention.head_count_kv", Some(int(3)), &["is 3", "4 heads"]),
