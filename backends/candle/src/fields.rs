@@ -1,6 +1,9 @@
 //! Values of a description that the decoder does not compute.
 
-use llm_local_core::model::{Activation, DecoderConfig, Layout, QkNorm, RopeScaling};
+use llm_local_core::{
+    Error,
+    model::{Activation, DecoderConfig, Layout, QkNorm, Rope, RopeScaling},
+};
 
 /// Says which value cannot be run, what it is and what would be.
 pub(crate) fn check(c: &DecoderConfig, layout: Layout) -> Result<(), String> {
@@ -24,23 +27,59 @@ pub(crate) fn check(c: &DecoderConfig, layout: Layout) -> Result<(), String> {
         &format!("{:?}", c.qk_norm),
         "norms per head or projection",
     )?;
-    for rope in [Some(&c.rope), c.local_rope.as_ref()].into_iter().flatten() {
-        let known = matches!(
-            rope.scaling,
-            RopeScaling::None
-                | RopeScaling::Linear { .. }
-                | RopeScaling::Llama3 { .. }
-                | RopeScaling::Yarn { .. }
-                | RopeScaling::LongRope { .. }
-                | RopeScaling::Divisors { .. }
-                | RopeScaling::LongRopeTensors { .. }
-        );
-        refuse(
-            !known,
-            ("rope_type", "rope.scaling.type"),
-            rope.scaling.name(),
-            "default, linear, llama3, yarn and longrope",
-        )?;
+    let long = frequencies(&c.rope, c.max_positions)?;
+    let local = c.local_rope.as_ref().map(|rope| frequencies(rope, c.max_positions)).transpose()?.flatten();
+    match (long, local) {
+        (Some(all), Some(local)) if all != local => Err(format!(
+            "rotary frequencies change beyond {all} tokens, and those of windowed layers beyond {local}; this backend runs one such length"
+        )),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Computes what the load will compute, unless that needs tensors: those are there only then. Gives the length beyond
+/// which the frequencies are others.
+fn frequencies(rope: &Rope, max_positions: usize) -> Result<Option<usize>, String> {
+    if matches!(rope.scaling, RopeScaling::Divisors { .. } | RopeScaling::LongRopeTensors { .. }) {
+        return Ok(None);
+    }
+    let mut tensor = |name: &str| Err(Error::load(name, "rotary frequencies without tensors asked for one"));
+    match rope.resolve("", max_positions, &mut tensor) {
+        Ok(resolved) => Ok(resolved.beyond.map(|(original, _)| original)),
+        // Without the model's id: whoever passes this on says which model it is about.
+        Err(Error::UnsupportedModelFormat { reason, .. }) => Err(reason),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_local_core::model::Architecture;
+
+    use super::*;
+    use crate::reference_tests::description;
+
+    fn longrope(original_max_positions: usize) -> Rope {
+        let (short_factor, long_factor) = (vec![1.0; 8], vec![2.0; 8]);
+        let scaling = RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_max_positions,
+            attention_factor: None,
+            factor: None,
+        };
+        Rope::new(1e4, 16).with_scaling(scaling)
+    }
+
+    #[test]
+    fn frequencies_change_at_one_length() {
+        let mut c = description("arch-phi3", Some("arch-phi3.longrope"));
+        assert_eq!((c.architecture, check(&c, Layout::HuggingFace)), (Architecture::Phi3, Ok(())));
+        for (local, fits) in [(Rope::new(1e4, 16), true), (longrope(40), true), (longrope(41), false)] {
+            c.local_rope = Some(local);
+            let found = check(&c, Layout::HuggingFace);
+            assert_eq!(found.is_ok(), fits);
+            assert!(fits || found.unwrap_err().contains("beyond 40 tokens, and those of windowed layers beyond 41"));
+        }
+    }
 }

@@ -58,8 +58,8 @@ fn heads(x: &Tensor, first: usize, count: usize, head_dim: usize) -> Result<Tens
 }
 
 impl Attention {
-    /// The block's output for `x`, shape (queries, hidden); the keys and values of these positions go into `cache`. With
-    /// `last` only the last query's output is computed.
+    /// The block's output for `x`, shape (queries, hidden); the keys and values of these positions go into `cache`.
+    /// With `last` only the last query's output is computed.
     pub(crate) fn forward(
         &self,
         x: &Tensor,

@@ -13,11 +13,9 @@ pub(crate) struct Cache {
     pub(crate) layers: Vec<LayerCache>,
     /// Tokens computed.
     pub(crate) tokens: usize,
-    /// Those tokens, where they may have to be computed anew.
-    pub(crate) history: Vec<u32>,
-    /// Tokens that the sequence is expected to have.
+    /// Tokens that the sequence is expected to have, so that room for them is made at once.
     pub(crate) expected: usize,
-    /// Whether it was computed with the rotary frequencies of long sequences.
+    /// Whether it is computed with the rotary frequencies of long sequences.
     pub(crate) long: bool,
 }
 
@@ -48,6 +46,12 @@ pub(crate) struct LayerCache {
 impl LayerCache {
     pub(crate) fn new(window: Option<usize>) -> Self {
         Self { buffers: None, window, first: 0, rows: 0 }
+    }
+
+    /// The rows that are worth restoring once `tokens` tokens are computed begin at this position: those of one window
+    /// are seen, and those of another let the sequence be cut.
+    pub(crate) fn restored_from(window: Option<usize>, tokens: usize) -> usize {
+        window.map_or(0, |w| tokens.saturating_sub(2 * w))
     }
 
     /// A cache with copies of `rows`, keys and values of shape (kv_heads, rows, head_dim), from position `first` on.
@@ -88,9 +92,9 @@ impl LayerCache {
         self.buffers.iter().flatten().map(bytes).sum()
     }
 
-    /// Puts `keys` and `values`, shape (kv_heads, n, head_dim), behind the rows there are. Returns those that queries at
-    /// these positions may see, from [`first_visible`] on. `expected` is the length that the sequence is expected to
-    /// have.
+    /// Puts `keys` and `values`, shape (kv_heads, n, head_dim), behind the rows there are. Returns those that queries
+    /// at these positions may see, from [`first_visible`] on. `expected` is the length that the sequence is expected
+    /// to have.
     pub(crate) fn append(
         &mut self,
         keys: &Tensor,

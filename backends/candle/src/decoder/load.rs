@@ -16,12 +16,7 @@ use super::{
     rotary::Rotary,
     weights::Weights,
 };
-use crate::{
-    elements::read_f32,
-    load::{Loading, prefill_chunk},
-    support::Supported,
-    tied,
-};
+use crate::{elements::read_f32, load::Loading, support::Supported, tied};
 
 impl Decoder {
     /// Reads every tensor of the model once. Caches will hold up to `context_length` tokens.
@@ -67,7 +62,6 @@ impl Decoder {
                 device: s.device.clone(),
             },
             vocab_size: c.vocab_size,
-            chunk: prefill_chunk(s.device_info.kind),
             weight_bytes: weights.bytes,
         })
     }

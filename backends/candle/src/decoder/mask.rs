@@ -8,8 +8,8 @@ pub(crate) fn first_visible(position: usize, window: Option<usize>) -> usize {
 }
 
 /// What is added to the scores of `queries` queries from `position` on, shape (queries, keys), for keys from
-/// [`first_visible`] to the last query: 0 where query `i` sees key `j`, which is `j <= i` and `i - j < window`, and else
-/// -inf. A single query sees them all, and needs none.
+/// [`first_visible`] to the last query: 0 where query `i` sees key `j`, which is `j <= i` and `i - j < window`, and
+/// else -inf. A single query sees them all, and needs none.
 pub(crate) fn mask(
     position: usize,
     queries: usize,

@@ -5,6 +5,7 @@
 //! | `load`, `weights` | from tensors by name to a decoder |
 //! | `embedding`, `layer`, `attention`, `linear`, `norm`, `rotary`, `mask` | the computation |
 //! | `cache` | keys and values of one sequence |
+//! | `views` | what layers share within a step |
 //! | `step` | one step, and what a worker asks for |
 //! | `session` | caches that are cut, copied, saved and restored |
 
@@ -19,6 +20,7 @@ mod norm;
 mod rotary;
 mod session;
 mod step;
+mod views;
 mod weights;
 
 pub(crate) use cache::LayerCache;
@@ -41,8 +43,6 @@ pub(crate) struct Decoder {
     logit_soft_cap: Option<f64>,
     dimensions: Dimensions,
     vocab_size: usize,
-    /// Tokens computed in one step where a sequence is computed anew.
-    chunk: usize,
     weight_bytes: u64,
 }
 

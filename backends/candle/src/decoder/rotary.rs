@@ -29,33 +29,20 @@ impl Rotary {
         self.is_long(usize::MAX)
     }
 
-    /// The angles of `count` positions from `position` on, of a sequence that is long or not: for layers with full
-    /// attention, and for windowed ones.
-    pub(crate) fn angles(
-        &self,
-        position: usize,
-        count: usize,
-        long: bool,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<(Angles, Angles)> {
-        let of = |rope| Angles::new(frequencies(rope, long), position, count, dtype, device);
-        let global = of(&self.global)?;
-        let local = self.local.as_ref().map_or_else(|| Ok(global.clone()), of)?;
-        Ok((global, local))
-    }
-}
-
-fn frequencies(rope: &ResolvedRope, long: bool) -> &RopeFrequencies {
-    match &rope.beyond {
-        Some((_, far)) if long => far,
-        _ => &rope.base,
+    /// The frequencies of a sequence that is long or not, for layers with full attention or for windowed ones.
+    pub(crate) fn frequencies(&self, windowed: bool, long: bool) -> &RopeFrequencies {
+        let rope = self.local.as_ref().filter(|_| windowed).unwrap_or(&self.global);
+        match &rope.beyond {
+            Some((_, far)) if long => far,
+            _ => &rope.base,
+        }
     }
 }
 
 impl Angles {
-    /// Computed as they are needed: a table for a long context is larger than many a model's cache.
-    fn new(
+    /// Those of `count` positions from `position` on. Computed as they are needed: a table for a long context is larger
+    /// than many a model's cache.
+    pub(crate) fn new(
         frequencies: &RopeFrequencies,
         position: usize,
         count: usize,
@@ -87,5 +74,11 @@ impl Angles {
         }
         let rotated = turn(&x.narrow(2, 0, dims)?.contiguous()?)?;
         Tensor::cat(&[&rotated, &x.narrow(2, dims, width - dims)?], 2)
+    }
+
+    /// What tells one table from another.
+    #[cfg(test)]
+    pub(super) fn id(&self) -> candle_core::TensorId {
+        self.cos.id()
     }
 }

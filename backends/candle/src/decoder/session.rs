@@ -28,7 +28,6 @@ impl Cache {
             return false;
         }
         self.layers.iter_mut().for_each(|layer| layer.truncate(tokens));
-        self.history.truncate(tokens);
         self.tokens = tokens;
         self.expected = 0;
         true
@@ -39,7 +38,6 @@ impl Cache {
         Ok(Self {
             layers: self.layers.iter().map(LayerCache::copied).collect::<candle_core::Result<_>>()?,
             tokens: self.tokens,
-            history: self.history.clone(),
             expected: self.expected,
             long: self.long,
         })
@@ -106,14 +104,20 @@ impl Decoder {
                 let mut part = |part| self.rows(&mut left, &format!("layers.{i}.{part}"), tokens - first);
                 Some((part("keys")?, part("values")?))
             };
+            let restored = || -> candle_core::Result<_> {
+                // A chunk may have left more rows than a window needs, and a crafted state any number.
+                let from = first.max(LayerCache::restored_from(*window, tokens));
+                let newest = |t: &Tensor| t.narrow(1, from - first, tokens - from);
+                let rows = rows.as_ref().map(|(k, v)| candle_core::Result::Ok((newest(k)?, newest(v)?))).transpose()?;
+                LayerCache::from_rows(*window, from, rows.as_ref())
+            };
             let failed = |e| generation_error("candle could not restore a KV cache", e);
-            layers.push(LayerCache::from_rows(*window, first, rows.as_ref()).map_err(failed)?);
+            layers.push(restored().map_err(failed)?);
         }
         if let Some(name) = left.into_keys().next() {
             return Err(refused(name, "this model has no such tensor".into()));
         }
-        let history = if self.rotary.changes() { state.tokens.clone() } else { Vec::new() };
-        Ok(Cache { layers, tokens, history, expected: 0, long })
+        Ok(Cache { layers, tokens, expected: 0, long })
     }
 
     /// Takes the tensor `name` out of `left`, if it is one of `rows` positions of a layer.

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use llm_local_backend_common::worker::StepModel;
-use llm_local_core::{Result, SessionState, SessionTensor};
+use llm_local_core::{Error, Result, SessionState, SessionTensor};
 
 use super::{
     Decoder,
-    attention::View,
     cache::{Cache, LayerCache},
-    mask::mask,
+    views::Views,
 };
 use crate::{errors::generation_error, steps};
 
@@ -31,10 +30,8 @@ impl Decoder {
 
     fn run(&self, cache: &mut Cache, tokens: &[u32], position: usize, wanted: Positions) -> Result<Vec<f32>> {
         steps::check(tokens, position, cache.tokens, self.dimensions.context_length, self.vocab_size)?;
-        let mut compute = || {
-            self.choose_frequencies(cache, position + tokens.len())?;
-            self.logits(cache, tokens, wanted)?.flatten_all()?.to_vec1()
-        };
+        self.check_frequencies(cache, position + tokens.len())?;
+        let mut compute = || self.logits(cache, tokens, wanted)?.flatten_all()?.to_vec1();
         // On a thread of candle's pool, its operations do not wait for one each.
         let computed =
             if self.device().is_cpu() { candle_core::utils::with_threadpool(&mut compute) } else { compute() };
@@ -43,39 +40,29 @@ impl Decoder {
         })
     }
 
-    /// Computes the sequence anew if with `end` tokens it has other frequencies than it was computed with.
-    fn choose_frequencies(&self, cache: &mut Cache, end: usize) -> candle_core::Result<()> {
-        let long = self.rotary.is_long(end.max(cache.expected));
-        if long == cache.long {
+    /// Checks that a sequence that has `end` tokens or more can have the frequencies that it is computed with.
+    fn check_frequencies(&self, cache: &Cache, end: usize) -> Result<()> {
+        if cache.long || !self.rotary.is_long(end) {
             return Ok(());
         }
-        cache.long = long;
-        cache.tokens = 0;
-        cache.layers = self.windows.iter().map(|window| LayerCache::new(*window)).collect();
-        let history = std::mem::take(&mut cache.history);
-        history.chunks(self.chunk).try_for_each(|tokens| self.logits(cache, tokens, Positions::Last).map(drop))
+        Err(Error::generation(format!(
+            "a sequence of {end} tokens has other rotary frequencies than its KV cache was computed with; compute it in a new one"
+        )))
     }
 
     /// Computes `tokens` behind those that are computed: logits in f32, shape (positions, vocab).
     fn logits(&self, cache: &mut Cache, tokens: &[u32], wanted: Positions) -> candle_core::Result<Tensor> {
         let (position, count, expected) = (cache.tokens, tokens.len(), cache.expected);
         let (dtype, device) = (self.dtype(), self.device());
-        let (global, local) = self.rotary.angles(position, count, cache.long, dtype, device)?;
-        let window = self.windows.iter().copied().find(Option::is_some).flatten();
-        let full = View { angles: global, mask: mask(position, count, None, dtype, device)? };
-        let windowed = View { angles: local, mask: mask(position, count, window, dtype, device)? };
-
+        let views = Views::new(&self.rotary, &self.windows, position, count, cache.long, dtype, device)?;
         let mut x = self.embedding.forward(&Tensor::new(tokens, device)?, dtype)?;
         let last = self.layers.len() - 1;
         for (i, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
-            let view = if self.windows[i].is_some() { &windowed } else { &full };
+            let view = views.of(self.windows[i]);
             let only_last = i == last && wanted == Positions::Last;
             x = layer.forward(&x, view, cache, expected, only_last, &self.dimensions)?;
         }
         cache.tokens += count;
-        if self.rotary.changes() {
-            cache.history.extend_from_slice(tokens);
-        }
         let mut logits = self.head.forward(&self.norm.forward(&x)?)?.to_dtype(candle_core::DType::F32)?;
         if self.logit_scale != 1.0 {
             logits = (logits * self.logit_scale)?;
@@ -94,10 +81,14 @@ impl StepModel for Decoder {
         Ok(Cache {
             layers: self.windows.iter().map(|window| LayerCache::new(*window)).collect(),
             tokens: 0,
-            history: Vec::new(),
             expected: prompt,
             long: self.rotary.is_long(prompt),
         })
+    }
+
+    /// Where the rotary frequencies change with the length, a cache is for sequences up to that or for longer ones.
+    fn holds(&self, cache: &Cache, tokens: usize) -> bool {
+        cache.long == self.rotary.is_long(tokens)
     }
 
     fn forward(&mut self, cache: &mut Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>> {

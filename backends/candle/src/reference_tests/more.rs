@@ -1,30 +1,6 @@
 //! Architectures, config values and block types beyond those of `architectures` and `quantized`.
 
-use llm_local_core::model::Architecture;
-
 use super::*;
-
-/// Gemma's bound tells the tanh GELU from the exact one, which changes these logits by 0.0017 to 0.003.
-fn bound(name: &str) -> f32 {
-    if name.contains("gemma") { 5e-4 } else { 1e-3 }
-}
-
-#[track_caller]
-fn dense(model: &str, architecture: Architecture) {
-    let checkpoint = dense_checkpoint(model, None);
-    assert_eq!(checkpoint.info.decoder.as_ref().unwrap().architecture, architecture);
-    agrees(&mut load(&checkpoint, ComputeDtype::F32), model, bound(model));
-}
-
-#[track_caller]
-fn variant(model: &str, name: &str) {
-    agrees(&mut load(&dense_checkpoint(model, Some(name)), ComputeDtype::F32), name, bound(name));
-}
-
-#[track_caller]
-fn twin(name: &str) {
-    agrees(&mut gguf(name), name, bound(name));
-}
 
 #[test]
 fn granite_agrees_with_its_four_multipliers() {
@@ -88,9 +64,9 @@ fn blocks_that_candle_cannot_read_are_refused_by_name() {
     assert!(why.contains("blk.0.") && why.contains("IQ4_NL"), "{why}");
 }
 
-/// Files of llama.cpp's quantizer, in the mixed types that it chooses. With each what rounding activations to 8 bits may
-/// cost: about a third more than what was measured. llama.cpp itself is off by 0.30 to 1.1, as this is by 0.37 to 0.53;
-/// on Q4_1, which is always widened but for the head in Q8_0 and such, by 0.049.
+/// Files of llama.cpp's quantizer, in the mixed types that it chooses. With each what rounding activations to 8 bits
+/// may cost: about a third more than what was measured. llama.cpp itself is off by 0.30 to 1.1, as this is by 0.37 to
+/// 0.53; on Q4_1, which is always widened but for the head in Q8_0 and such, by 0.049.
 #[test]
 fn mixed_block_types_agree_within_what_eight_bit_activations_cost() {
     for name in ["q2_k", "q3_k_m", "q4_k_m", "q5_0", "q5_1", "q5_k_m", "q6_k", "q8_0"] {
