@@ -5,7 +5,7 @@ mod verdict;
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use candle_core::DType;
@@ -23,6 +23,9 @@ use verdict::Verdict;
 
 /// One side of a pair takes at least about so long; a model that is quicker runs more than once.
 const SHORTEST: Duration = Duration::from_millis(500);
+
+/// After so long, no further round of chunks is tried.
+const LONG: Duration = Duration::from_secs(20);
 
 /// Chunks of a prompt that the yardstick is tried with, beside the whole prompt.
 const CHUNKS: [usize; 3] = [32, 64, 128];
@@ -148,13 +151,17 @@ fn prompt(count: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// In how many tokens at a time the bare loop computes the prompt fastest: the best median of up to three runs, taken in
-/// turn. It warms up with the first.
+/// turn until that takes long. It warms up with the first.
 fn best_chunk(bare: &mut Bare, prompt: &[u32], pairs: u16) -> Result<usize> {
     let mut chunks: Vec<usize> = CHUNKS.into_iter().filter(|chunk| *chunk < prompt.len()).collect();
     chunks.push(prompt.len());
     bare.run(prompt, chunks[0], 2)?;
     let mut times = vec![Vec::new(); chunks.len()];
-    for _ in 0..pairs.min(3) {
+    let start = Instant::now();
+    for round in 0..pairs.min(3) {
+        if round > 0 && start.elapsed() > LONG {
+            break;
+        }
         for (chunk, times) in chunks.iter().zip(&mut times) {
             times.push(bare.run(prompt, *chunk, 1)?.prefill.as_secs_f64());
         }
