@@ -48,9 +48,9 @@ impl LayerCache {
         Self { buffers: None, window, first: 0, rows: 0 }
     }
 
-    /// The rows that are worth restoring once `tokens` tokens are computed begin at this position: those of one window
-    /// are seen, and those of another let the sequence be cut.
-    pub(crate) fn restored_from(window: Option<usize>, tokens: usize) -> usize {
+    /// Where the rows begin that are worth saving once `tokens` tokens are computed: those of one window are seen, and
+    /// those of another let the sequence be cut.
+    pub(crate) fn saved_from(window: Option<usize>, tokens: usize) -> usize {
         window.map_or(0, |w| tokens.saturating_sub(2 * w))
     }
 
@@ -73,17 +73,24 @@ impl LayerCache {
 
     /// Keys and values, if there are any: shape (kv_heads, rows, head_dim).
     pub(crate) fn rows(&self) -> Result<Option<(Tensor, Tensor)>> {
+        self.rows_behind(0)
+    }
+
+    /// The rows that are worth saving, and the position of the first.
+    pub(crate) fn saved(&self) -> Result<(usize, Option<(Tensor, Tensor)>)> {
+        let from = self.first.max(Self::saved_from(self.window, self.first + self.rows));
+        Ok((from, self.rows_behind(from - self.first)?))
+    }
+
+    /// All but the first `skipped` rows.
+    fn rows_behind(&self, skipped: usize) -> Result<Option<(Tensor, Tensor)>> {
+        let count = self.rows - skipped;
         match &self.buffers {
-            Some([keys, values]) if self.rows > 0 => {
-                Ok(Some((keys.narrow(1, 0, self.rows)?, values.narrow(1, 0, self.rows)?)))
+            Some([keys, values]) if count > 0 => {
+                Ok(Some((keys.narrow(1, skipped, count)?, values.narrow(1, skipped, count)?)))
             }
             _ => Ok(None),
         }
-    }
-
-    /// The position of row 0.
-    pub(crate) fn first(&self) -> usize {
-        self.first
     }
 
     /// Bytes allocated.

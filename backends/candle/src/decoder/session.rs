@@ -45,7 +45,7 @@ impl Cache {
 }
 
 impl Decoder {
-    /// The rows of every layer, with what [`Decoder::import`] checks.
+    /// The rows of every layer that are worth saving, with what [`Decoder::import`] checks.
     pub(super) fn export(&self, cache: &Cache) -> Result<(BTreeMap<String, String>, Vec<SessionTensor>)> {
         let mut metadata = BTreeMap::from([
             ("format".to_owned(), FORMAT.to_owned()),
@@ -54,9 +54,10 @@ impl Decoder {
         ]);
         let mut tensors = Vec::new();
         for (i, layer) in cache.layers.iter().enumerate() {
-            metadata.insert(format!("layers.{i}.first"), layer.first().to_string());
             let failed = |e| generation_error("candle could not read a KV cache", e);
-            let Some((keys, values)) = layer.rows().map_err(failed)? else { continue };
+            let (first, rows) = layer.saved().map_err(failed)?;
+            metadata.insert(format!("layers.{i}.first"), first.to_string());
+            let Some((keys, values)) = rows else { continue };
             for (part, rows) in [("keys", keys), ("values", values)] {
                 let data = little_endian(&rows).map_err(failed)?;
                 let name = format!("layers.{i}.{part}");
@@ -105,8 +106,8 @@ impl Decoder {
                 Some((part("keys")?, part("values")?))
             };
             let restored = || -> candle_core::Result<_> {
-                // A chunk may have left more rows than a window needs, and a crafted state any number.
-                let from = first.max(LayerCache::restored_from(*window, tokens));
+                // A crafted state may have any number of rows.
+                let from = first.max(LayerCache::saved_from(*window, tokens));
                 let newest = |t: &Tensor| t.narrow(1, from - first, tokens - from);
                 let rows = rows.as_ref().map(|(k, v)| candle_core::Result::Ok((newest(k)?, newest(v)?))).transpose()?;
                 LayerCache::from_rows(*window, from, rows.as_ref())

@@ -153,13 +153,28 @@ fn a_restored_window_has_the_rows_that_it_needs_and_no_more() {
     let mut cache = model.new_cache(0).unwrap();
     let logits = prefill(&mut model, &mut cache, &JUNK, 0, usize::MAX);
     let bytes_of = |rows: usize| (c.layers * 2 * rows * c.kv_heads * c.head_dim * 4) as u64;
-    // One chunk that is longer than a window, all of which is still there, and so in the state.
+    // One chunk that is longer than a window, all of which is still there.
     assert!(JUNK.len() > 2 * window && model.cache_bytes(&cache, JUNK.len()) >= bytes_of(JUNK.len()));
     let (metadata, tensors) = model.export_cache(&cache).unwrap();
-    assert_eq!(tensors[0].shape[1], JUNK.len());
+    assert_eq!(tensors[0].shape[1], 2 * window);
     let state = SessionState::new(JUNK.to_vec(), metadata, tensors);
     let mut restored = model.import_cache(&state).unwrap();
     assert_eq!(model.cache_bytes(&restored, JUNK.len()), bytes_of(2 * window));
+    assert_eq!(model.export_cache(&restored).unwrap(), (state.metadata.clone(), state.tensors.clone()));
+    // More rows than that, as a crafted state may have.
+    let mut crafted = state.clone();
+    for layer in 0..c.layers {
+        crafted.metadata.insert(format!("layers.{layer}.first"), "0".into());
+    }
+    for tensor in &mut crafted.tensors {
+        let head = tensor.data.len() / c.kv_heads;
+        let row = head / tensor.shape[1];
+        let before = vec![7; (JUNK.len() - tensor.shape[1]) * row];
+        tensor.data = tensor.data.chunks(head).flat_map(|rows| [&before[..], rows].concat()).collect();
+        tensor.shape[1] = JUNK.len();
+    }
+    let cut = model.import_cache(&crafted).unwrap();
+    assert_eq!(model.export_cache(&cut).unwrap(), (state.metadata, state.tensors));
     // What a repeated request asks for.
     let last = JUNK.len() - 1;
     assert!(model.truncate(&mut restored, last).unwrap());
