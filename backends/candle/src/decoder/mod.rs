@@ -1,4 +1,4 @@
-//! The decoder: any [`DecoderConfig`], dense or quantized, on any device of candle.
+//! The decoder: any [`DecoderConfig`](llm_local_core::model::DecoderConfig), dense or quantized, on any device of candle.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -174,6 +174,7 @@ fn a_restored_window_has_the_rows_that_it_needs_and_no_more() {
         tensor.shape[1] = JUNK.len();
     }
     let cut = model.import_cache(&crafted).unwrap();
+    assert_eq!(model.cache_bytes(&cut, JUNK.len()), bytes_of(2 * window));
     assert_eq!(model.export_cache(&cut).unwrap(), (state.metadata, state.tensors));
     // What a repeated request asks for.
     let last = JUNK.len() - 1;
