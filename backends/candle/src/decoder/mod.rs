@@ -1,4 +1,5 @@
-//! The decoder: any [`DecoderConfig`](llm_local_core::model::DecoderConfig), dense or quantized, on any device of candle.
+//! The decoder: any [`DecoderConfig`](llm_local_core::model::DecoderConfig), dense or quantized, on any device of
+//! candle.
 //!
 //! | module | what it holds |
 //! |---|---|
