@@ -19,8 +19,8 @@ pub(crate) enum Views {
 }
 
 impl Views {
-    /// Those of `count` positions from `position` on, in a sequence that is long or not. `windows` has for each layer the
-    /// keys that a query sees; where it is not all of them, they are equally many.
+    /// Those of `count` positions from `position` on, in a sequence that is long or not. `windows` has for each layer
+    /// the keys that a query sees; where it is not all of them, they are equally many.
     pub(crate) fn new(
         rotary: &Rotary,
         windows: &[Option<usize>],

@@ -1,5 +1,5 @@
-//! Frequencies that change with the length: the original context of this variant, 40 tokens, is between the lengths of the
-//! reference's two prompts.
+//! Frequencies that change with the length: the original context of this variant, 40 tokens, is between the lengths of
+//! the reference's two prompts.
 
 use std::sync::Arc;
 

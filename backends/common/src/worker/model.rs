@@ -17,10 +17,10 @@ pub trait StepModel: 'static {
     /// Whatever keeps the model from it; it ends the generation that the cache is for.
     fn new_cache(&mut self, prompt: usize) -> Result<Self::Cache>;
 
-    /// Whether `cache` can go on as that of a sequence of `tokens` tokens. Asked before every step, with all tokens that
-    /// the sequence has then: the whole prompt, and each token generated so far. If not, the cache is dropped and all of
-    /// the sequence computed anew in a new one, which must hold what it was made for. A model whose computation of every
-    /// token depends on the length of the sequence says no when that changes.
+    /// Whether `cache` can go on as that of a sequence of `tokens` tokens. Asked before every step, with all tokens
+    /// that the sequence has then: the whole prompt, and each token generated so far. If not, the cache is dropped and
+    /// all of the sequence computed anew in a new one, which must hold what it was made for. A model whose computation
+    /// of every token depends on the length of the sequence says no when that changes.
     fn holds(&self, cache: &Self::Cache, tokens: usize) -> bool {
         let _ = (cache, tokens);
         true
