@@ -27,6 +27,7 @@ mod elements;
 mod errors;
 mod estimate;
 mod fields;
+mod heap;
 mod load;
 #[cfg(test)]
 mod reference_tests;

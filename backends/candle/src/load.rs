@@ -11,7 +11,12 @@ use llm_local_core::{
     ProgressHandler, Result, TensorSource,
 };
 
-use crate::{backend::NAME, decoder::Decoder, support::Supported};
+use crate::{
+    backend::NAME,
+    decoder::Decoder,
+    heap::{self, TrimOnDrop},
+    support::Supported,
+};
 
 /// Tokens of a prompt computed in one step, which is what a cancelled generation has to wait for.
 pub(crate) fn prefill_chunk(device: DeviceKind) -> usize {
@@ -60,7 +65,10 @@ pub(crate) async fn spawn<M: StepModel>(
         // First, because it is quick to fail.
         let text = TextPipeline::open(&id, &w.text)?;
         let Loaded { model, info, prefill_chunk } = load(&*source, o.context_length, Loading::new(&o, tensors))?;
-        Ok(Built { model, info, text, prefill_chunk, reservation: w.reservation })
+        // What was read and is not needed any more, before what it leaves in the heap is given back.
+        drop((source, w.info, w.text));
+        heap::trim();
+        Ok(Built { model, info, text, prefill_chunk, reservation: Some(Box::new(TrimOnDrop::new(w.reservation))) })
     })
     .await;
     loaded.map_err(|error| of_model(&name, error))
