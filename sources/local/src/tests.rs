@@ -46,6 +46,7 @@ fn refused(path: impl AsRef<Path>, want: Want, code: &str, words: &[&str]) {
 }
 
 const WEIGHTS: (&str, &str) = ("model.safetensors", "models/tiny-llama/model.safetensors");
+const TWO_GGUF: [(&str, &str); 2] = [("a.gguf", "gguf/tiny-llama-q8_0.gguf"), ("b.gguf", "gguf/tiny-llama-q4_0.gguf")];
 const CONFIG: (&str, &str) = ("config.json", "models/tiny-llama/config.json");
 const ADAPTER: (&str, &str) = ("adapter_model.safetensors", "bad-adapters/_control-good/adapter_model.safetensors");
 const ADAPTER_CONFIG: (&str, &str) = ("adapter_config.json", "bad-adapters/_control-good/adapter_config.json");
@@ -112,7 +113,7 @@ fn a_gguf_file_is_a_model_by_its_path_and_as_the_only_one_of_a_folder() {
     assert_eq!(paths(&manifest), ["tiny.gguf", "generation_config.json", "tokenizer.json"]);
     let bare = resolve(whole.path().join("tiny.gguf"), Want::Model).unwrap();
     assert_eq!(paths(&bare), ["tiny.gguf"], "files beside a bare file may be another model's");
-    refused(fixture("gguf"), Want::Model, "load_failed", &["4 GGUF files", "tiny-llama-f16.gguf", "one of them"]);
+    refused(folder(&TWO_GGUF).path(), Want::Model, "load_failed", &["2 GGUF files", "b.gguf", "one of them"]);
     let part = folder(&[("m-00001-of-00002.gguf", GGUF)]);
     refused(part.path().join("m-00001-of-00002.gguf"), Want::Model, "unsupported_model_format", &["split", "--merge"]);
 }
@@ -250,7 +251,7 @@ fn what_is_no_adapter_says_what_it_is_and_what_to_do() {
     refused(fixture("models/tiny-llama"), a, "unsupported_model_format", &["is a model", "pass it as model"]);
     refused(fixture(GGUF), a, "unsupported_model_format", &["GGUF model", "pass it as model"]);
     refused(folder(&[("m.gguf", GGUF)]).path(), a, "unsupported_model_format", &["GGUF model"]);
-    refused(fixture("gguf"), a, "load_failed", &["4 GGUF files"]);
+    refused(folder(&TWO_GGUF).path(), a, "load_failed", &["2 GGUF files"]);
     let empty = folder(&[]);
     refused(empty.path(), a, "not_found", &["folder is empty"]);
     refused(empty.path().join("none"), a, "not_found", &["no such file or folder"]);
