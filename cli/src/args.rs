@@ -33,9 +33,6 @@ pub(crate) struct Run {
     pub(crate) spec: Spec,
     #[command(flatten)]
     pub(crate) how: How,
-    /// The system's message, for models with a chat template.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) system: Option<String>,
     /// Take the prompt as it is, without the model's chat template.
     #[arg(long, conflicts_with = "system")]
     pub(crate) raw: bool,
@@ -49,9 +46,6 @@ pub(crate) struct Chat {
     pub(crate) spec: Spec,
     #[command(flatten)]
     pub(crate) how: How,
-    /// The system's message.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) system: Option<String>,
     /// Goes on with the chat in this file, if it is there, and saves to it at the end.
     #[arg(long, value_name = "FILE")]
     pub(crate) session: Option<PathBuf>,
@@ -59,6 +53,9 @@ pub(crate) struct Chat {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct How {
+    /// The system's message, for models with a chat template.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
     /// Generate at most this many tokens.
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,

@@ -28,7 +28,7 @@ pub(crate) async fn chat(engine: &Engine, args: Chat) -> Result<ExitCode> {
         _ => engine.session(&spec),
     };
     input.end();
-    if let Some(system) = args.system {
+    if let Some(system) = &args.how.system {
         session.set_system_prompt(system);
     }
     answer::report_model(&model);

@@ -17,7 +17,7 @@ pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     let spec = args.spec.spec()?;
     let cancel = cancel_on_interrupt()?;
     let model = unless_cancelled(engine.load(&spec), &cancel).await?;
-    let input = input(&model, prompt, args.system, args.raw)?;
+    let input = input(&model, prompt, args.how.system.clone(), args.raw)?;
     let mut request = GenerateRequest::new(input).with_sampling(args.how.sampling()).with_cancel(cancel);
     request.max_tokens = args.how.max_tokens;
     match answer::write(model.generate(request)).await? {

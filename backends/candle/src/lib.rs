@@ -16,6 +16,7 @@
 //! | `transformers` | architectures that the decoder does not cover, through candle-transformers |
 //! | `steps` | what every step is checked against |
 //! | `elements`, `tied` | tensor data into candle's tensors; heads stored beside their embedding |
+//! | `heap` | what loads and models leave in the heap |
 //! | `errors` | candle's errors as those of the contract |
 //!
 //! [`DecoderConfig`]: llm_local_core::model::DecoderConfig
