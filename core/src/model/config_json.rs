@@ -4,13 +4,14 @@
 use serde_json::Value;
 
 use super::{
-    Activation, Architecture, AttentionBias, DecoderConfig, Rope, RopeScaling,
+    Activation, Architecture, AttentionBias, ConfigFields, DecoderConfig, Rope, RopeScaling,
+    config_fields::shown,
     family::{Family, Neutral, PARTICULAR},
-    json_fields::{Fields, shown},
+    json_fields::Fields,
     layers_json::sliding_window,
     rope_json::ropes,
 };
-use crate::Result;
+use crate::{Error, Result};
 
 impl DecoderConfig {
     /// Reads `config.json` of a Hugging Face folder: the forms of transformers 4 (`rope_theta`, `rope_scaling`) and
@@ -20,9 +21,15 @@ impl DecoderConfig {
     /// # Errors
     /// [`crate::Error::UnsupportedModelFormat`] that names the field, what it has and what was expected: an
     /// architecture that is none of [`Architecture::ALL`], a field that is missing, of the wrong type or out of range,
-    /// fields that disagree, and values that would change the computation in a way that is not described here.
+    /// fields that disagree, values that would change the computation in a way that is not described here, and fields
+    /// that are not understood ([`ConfigFields::refuse_unread`]).
     pub fn from_config(id: &str, config: &Value) -> Result<Self> {
-        let fields = Fields::new(id, "", config)?;
+        let Value::Object(map) = config else {
+            let reason = format!("config.json: the file is {}; expected an object", shown(config));
+            return Err(Error::unsupported_format(id, reason));
+        };
+        let top = ConfigFields::new(map);
+        let fields = Fields::new(id, map, &top);
         let architecture = architecture(fields)?;
         let family = architecture.family();
         refuse_quantized(fields)?;
@@ -85,6 +92,8 @@ impl DecoderConfig {
             tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(family.tied),
             experts: experts(fields)?,
         };
+        top.refuse_unread(&format!("the architecture {}", architecture.name()), family.class)
+            .map_err(|reason| fields.error(reason))?;
         decoder.validate(id, &|name| format!("config.json: {}", field_name(name)))?;
         Ok(decoder)
     }
@@ -173,12 +182,11 @@ fn activation(fields: Fields<'_>, family: &Family) -> Result<Activation> {
 
 /// Experts per block, by whichever name a file has for them.
 fn experts(fields: Fields<'_>) -> Result<usize> {
+    let mut experts = 0;
     for name in ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"] {
-        if let Some(n) = fields.usize(name)?.filter(|n| *n > 1) {
-            return Ok(n);
-        }
+        experts = experts.max(fields.usize(name)?.filter(|n| *n > 1).unwrap_or(0));
     }
-    Ok(0)
+    Ok(experts)
 }
 
 /// Weights that a quantizer packed, in whichever of the two fields it says so. mlx-lm writes both, and names itself in
@@ -210,7 +218,7 @@ fn stretched(rope: &Rope, max_positions: usize) -> usize {
     }
 }
 
-/// Fields that change the computation, in an architecture that does not have them.
+/// Fields that change the computation of some architectures, in one that does not have them.
 fn refuse_foreign(fields: Fields<'_>, architecture: Architecture) -> Result<()> {
     for (name, neutral) in PARTICULAR.iter().filter(|(name, _)| !architecture.family().has(name)) {
         let (is_neutral, expected) = match neutral {

@@ -51,7 +51,8 @@ pub(super) enum Neutral {
     One,
 }
 
-/// Fields that change the computation in some architectures and are no part of others, which would ignore them.
+/// Fields that change the computation in some architectures, here or elsewhere, and what others write down for not having
+/// them. What is neither here nor read is refused ([`super::ConfigFields::refuse_unread`]).
 pub(super) const PARTICULAR: &[(&str, Neutral)] = &[
     ("attention_bias", Neutral::Bool(false)),
     ("mlp_bias", Neutral::Bool(false)),
@@ -60,16 +61,7 @@ pub(super) const PARTICULAR: &[(&str, Neutral)] = &[
     ("use_sliding_window", Neutral::Bool(false)),
     ("sliding_window_pattern", Neutral::Absent),
     ("_sliding_window_pattern", Neutral::Absent),
-    ("attention_chunk_size", Neutral::Absent),
-    ("use_bidirectional_attention", Neutral::Bool(false)),
-    ("is_causal", Neutral::Bool(true)),
-    ("is_encoder_decoder", Neutral::Bool(false)),
-    ("add_cross_attention", Neutral::Bool(false)),
     ("parallel_attn", Neutral::Bool(false)),
-    ("per_layer_config", Neutral::Absent),
-    ("use_qk_norm", Neutral::Bool(false)),
-    ("qk_norm", Neutral::Bool(false)),
-    ("clip_qkv", Neutral::Absent),
     ("query_pre_attn_scalar", Neutral::Absent),
     ("attn_logit_softcapping", Neutral::Absent),
     ("final_logit_softcapping", Neutral::Absent),
@@ -77,12 +69,11 @@ pub(super) const PARTICULAR: &[(&str, Neutral)] = &[
     ("attention_multiplier", Neutral::Absent),
     ("residual_multiplier", Neutral::One),
     ("logits_scaling", Neutral::One),
-    ("logit_scale", Neutral::One),
     ("alibi", Neutral::Bool(false)),
-    ("use_mrope", Neutral::Bool(false)),
-    ("rope_interleaved", Neutral::Bool(false)),
+    // Of Phi-4 mini, whose own code has a factor and a layer pattern that no checkpoint uses.
+    ("full_attn_mod", Neutral::One),
+    ("interpolate_factor", Neutral::One),
     ("rope_local_base_freq", Neutral::Absent),
-    ("no_rope_layers", Neutral::Absent),
 ];
 
 const LLAMA: Family = Family {

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::config_fields::{ConfigFields, shown};
 use crate::{Error, Result};
 
 /// An object of config.json. `null` counts as absent, as in transformers.
@@ -11,24 +12,21 @@ pub(super) struct Fields<'a> {
     /// The path of this object in the file: empty, or `rope_parameters.`.
     prefix: &'a str,
     map: &'a Map<String, Value>,
+    /// The same at the top of the file, where what is read is remembered.
+    top: Option<&'a ConfigFields<'a>>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(id: &'a str, prefix: &'a str, value: &'a Value) -> Result<Self> {
-        match value {
-            Value::Object(map) => Ok(Self { id, prefix, map }),
-            other => {
-                let what = if prefix.is_empty() { "the file" } else { prefix.trim_end_matches('.') };
-                Err(Error::unsupported_format(
-                    id,
-                    format!("config.json: {what} is {}; expected an object", shown(other)),
-                ))
-            }
-        }
+    /// The top of the file, which is `map`.
+    pub(super) fn new(id: &'a str, map: &'a Map<String, Value>, top: &'a ConfigFields<'a>) -> Self {
+        Self { id, prefix: "", map, top: Some(top) }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|v| !v.is_null())
+        match self.top {
+            Some(top) => top.get(name),
+            None => self.map.get(name).filter(|v| !v.is_null()),
+        }
     }
 
     /// Whether the field is written down, be it as `null`.
@@ -90,20 +88,13 @@ impl<'a> Fields<'a> {
         self.read(name, "a list of numbers", |v| v.as_array()?.iter().map(Value::as_f64).collect())
     }
 
-    pub(super) fn object(&self, name: &'a str, prefix: &'a str) -> Result<Option<Fields<'a>>> {
-        self.get(name).map(|v| Fields::new(self.id, prefix, v)).transpose()
+    /// The object `name`, which has to refuse itself what it does not understand. `prefix` is its path in the file.
+    pub(super) fn object(&self, name: &str, prefix: &'a str) -> Result<Option<Fields<'a>>> {
+        let object = |v: &'a Value| Some(Fields { id: self.id, prefix, map: v.as_object()?, top: None });
+        self.read(name, "an object", object)
     }
 
     pub(super) fn required<T>(&self, name: &str, value: Option<T>, expected: &str) -> Result<T> {
         value.ok_or_else(|| self.wrong(name, expected))
-    }
-}
-
-/// A value for a message, cut to a length that a reader can take in.
-pub(super) fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
     }
 }

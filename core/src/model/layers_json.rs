@@ -20,6 +20,12 @@ pub(super) fn sliding_window(
     layers: usize,
 ) -> Result<Option<SlidingWindow>> {
     let family = architecture.family();
+    // Beside it in configs of Gemma 2, for other readers.
+    let (written, again) = (fields.usize("sliding_window")?, fields.usize("sliding_window_size")?);
+    if again.is_some() && again != written {
+        let expected = written.map_or("no such field".to_owned(), |size| format!("{size}, as sliding_window has"));
+        return Err(fields.wrong("sliding_window_size", &format!("{expected}; remove the one that is wrong")));
+    }
     let is_off = family.window == Window::UpperLayers && !fields.bool("use_sliding_window")?.unwrap_or(false);
     let size = match usize_or_default(fields, family, "sliding_window")? {
         Some(_) if is_off => None,

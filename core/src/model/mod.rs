@@ -1,11 +1,13 @@
 //! What a model is, as data: read from its config and tensor headers before any weight is.
 
+mod config_fields;
 mod config_json;
 mod decoder;
 mod family;
 mod frequencies;
 mod gguf;
 mod gguf_config;
+mod harmless;
 mod json_fields;
 mod layers_json;
 mod names;
@@ -14,6 +16,7 @@ mod rope_json;
 #[cfg(test)]
 mod tests;
 
+pub use config_fields::ConfigFields;
 pub use decoder::{Activation, Architecture, AttentionBias, DecoderConfig, NormPlacement, QkNorm, SlidingWindow};
 pub use frequencies::{ResolvedRope, RopeFrequencies};
 pub use gguf::{GgufMetadata, GgufValue};

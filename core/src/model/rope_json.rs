@@ -16,6 +16,8 @@ pub(super) fn ropes(
     let new = config.object("rope_parameters", "rope_parameters.")?;
     let old = config.object("rope_scaling", "rope_scaling.")?;
     let model = Model { config, architecture, head_dim, max_positions };
+    // Phi-3 has it without a scaling too, for which alone it counts.
+    config.usize("original_max_position_embeddings")?;
     let Some(local_theta) = family.local_theta else {
         return Ok((model.rope(new, old, "rope_theta", family.theta)?, None));
     };

@@ -309,6 +309,8 @@ fn what_an_architecture_does_not_have_is_refused_by_name() {
         ("logits_scaling", json!(2), &["granite"]),
         ("logit_scale", json!(0.5), &[]),
         ("alibi", json!(true), &[]),
+        ("full_attn_mod", json!(2), &[]),
+        ("interpolate_factor", json!(2.0), &[]),
         ("use_mrope", json!(true), &[]),
         ("rope_interleaved", json!(true), &[]),
         ("rope_local_base_freq", json!(2e4), &["gemma3_text"]),
@@ -333,7 +335,7 @@ fn what_changes_nothing_passes() {
         "bos_token_id": 1, "eos_token_id": [1, 2], "pad_token_id": null, "use_cache": true, "cache_implementation": "hybrid",
         "transformers_version": "5.23.0", "pretraining_tp": 1, "rope_scaling": null, "rope_parameters": null,
         "attention_chunk_size": null, "mlp_bias": false, "logits_scaling": 1.0, "is_causal": true, "use_mrope": false,
-        "layer_types": null, "lm_head_bias": false, "embd_pdrop": 0.1, "quantization_config": null, "mystery": [1],
+        "layer_types": null, "lm_head_bias": false, "embd_pdrop": 0.1, "quantization_config": null,
     });
     for architecture in Architecture::ALL.map(Architecture::name) {
         assert_eq!(of(architecture, harmless.clone()), of(architecture, json!({ "head_dim": 16 })), "{architecture}");

@@ -6,6 +6,8 @@ mod frequencies;
 mod gguf;
 mod json;
 mod names;
+mod overlooked;
+mod published;
 mod validate;
 
 use serde_json::{Value, json};
