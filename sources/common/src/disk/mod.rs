@@ -1,0 +1,30 @@
+//! Files on their way to disk.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `key` | the name of a file's content, and what lies under it below the store's root |
+//! | `lock` | one at a time, across processes |
+//! | `partial` | a file that is not all there yet, and which of its bytes are |
+//! | `state` | how that is written down |
+//! | `hasher` | digests that follow a partial as it grows |
+//! | `publish` | a whole file, moved to its place in one step |
+//! | `folder` | folders, small files and links, written so that a crash leaves the old or the new |
+//! | `space` | free bytes, before the first one comes |
+
+mod folder;
+mod hasher;
+mod key;
+mod lock;
+mod partial;
+mod positioned;
+mod publish;
+mod space;
+mod state;
+
+pub(crate) use folder::{prepare_root, write_text_atomically, write_text_staged};
+pub(crate) use hasher::{Hasher, digest_file};
+pub(crate) use key::FileKey;
+pub(crate) use lock::FileLock;
+pub(crate) use partial::{Partial, Writer};
+pub(crate) use publish::{Target, link, publish};
+pub(crate) use space::check as check_space;

@@ -1,0 +1,91 @@
+//! Free bytes, before the first one comes.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use llm_local_core::{Error, Result};
+
+/// Whether every file system has room for the bytes that are `needed` below each path, of which nothing need be there
+/// yet.
+///
+/// # Errors
+/// [`Error::InsufficientStorage`] with the bytes needed and free of the first file system that has too few, and
+/// [`Error::Io`] that names a path whose file system does not say.
+pub(crate) fn check(needed: &[(PathBuf, u64)]) -> Result<()> {
+    check_with(needed, |path| fs4::available_space(path))
+}
+
+/// As [`check`], where `available` says how many bytes are free on the file system of a path.
+///
+/// # Errors
+/// As [`check`].
+fn check_with(needed: &[(PathBuf, u64)], available: impl Fn(&Path) -> io::Result<u64>) -> Result<()> {
+    let mut volumes = BTreeMap::<_, (PathBuf, u64)>::new();
+    for (path, bytes) in needed {
+        let failed = |e| Error::io("find the file system of", path, e);
+        // What is not there yet will be on the file system of the folder that it will be made in.
+        let absolute = std::path::absolute(path).map_err(failed)?;
+        let there = absolute.ancestors().find(|p| p.exists()).unwrap_or(&absolute);
+        let entry = volumes.entry(volume(there).map_err(failed)?).or_insert_with(|| (there.to_owned(), 0));
+        entry.1 = entry.1.saturating_add(*bytes);
+    }
+    for (path, required) in volumes.into_values() {
+        let available = available(&path).map_err(|e| Error::io("ask for the free space of", &path, e))?;
+        if required > available {
+            return Err(Error::insufficient_storage(required, available));
+        }
+    }
+    Ok(())
+}
+
+/// What is one for all paths on one file system.
+#[cfg(unix)]
+fn volume(path: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.dev())
+}
+
+/// What is one for all paths on one drive. Another file system mounted in a folder of it is taken for the drive.
+#[cfg(not(unix))]
+fn volume(path: &Path) -> io::Result<std::ffi::OsString> {
+    let path = path.canonicalize()?;
+    Ok(path.components().next().map(|c| c.as_os_str().to_owned()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_on_one_file_system_is_added_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let needed = [(folder.path().join("a/b"), 60), (folder.path().join("c"), 40)];
+        check_with(&needed, |_| Ok(100)).unwrap();
+        let error = check_with(&needed, |path| {
+            assert_eq!(path, folder.path());
+            Ok(99)
+        });
+        assert!(matches!(error, Err(Error::InsufficientStorage { required: 100, available: 99, .. })));
+        check_with(&[], |_| Ok(0)).unwrap();
+    }
+
+    #[test]
+    fn the_disk_of_this_folder_has_room_for_a_byte_and_not_for_all() {
+        let folder = tempfile::tempdir().unwrap();
+        check(&[(folder.path().to_owned(), 1)]).unwrap();
+        // Sizes come from remote listings: together they may be more than any number.
+        let all = [(folder.path().join("a"), u64::MAX), (folder.path().join("b"), 1)];
+        assert!(matches!(check(&all), Err(Error::InsufficientStorage { required: u64::MAX, .. })));
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_answer_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = check_with(&[(folder.path().to_owned(), 1)], |_| Err(io::ErrorKind::PermissionDenied.into()));
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains(&folder.path().display().to_string()), "{text}");
+    }
+}
