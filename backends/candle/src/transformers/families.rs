@@ -188,6 +188,14 @@ fn starcoder2(f: &Fields<'_>, found: usize) -> Result<Description, String> {
     f.only_bool("tie_word_embeddings", true, true)?;
     f.only_text("norm_type", "layer_norm")?;
     f.only_text("mlp_type", "default")?;
+    // Published checkpoints have them, and transformers computes without.
+    f.unused(&[
+        "activation_function",
+        "attention_softmax_in_fp32",
+        "layer_norm_epsilon",
+        "scale_attention_softmax_in_fp32",
+        "scale_attn_weights",
+    ]);
     let max_context = window_or_all(f, &s)?;
     let bias = f.bool("use_bias", true)?;
     let mut tensors = Tensors::of_layers(&s, found, |t, layer| {

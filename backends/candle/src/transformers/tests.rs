@@ -182,7 +182,34 @@ fn config_values_that_would_be_ignored_are_refused_by_name() {
         ("phi", json!({ "architectures": ["PhiForSequenceClassification"] }), &["architectures", "PhiForCausalLM"]),
         ("phi", json!({ "quantization_config": { "bits": 4 } }), &["quantization_config", "bits"]),
         ("phi", json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }), &["rope_scaling", "linear", "default"]),
+        ("phi", json!({ "mystery": false }), &["mystery is false", "expected no such field", "a copy of the model"]),
+        ("phi", json!({ "_sliding_window_pattern": 6 }), &["_sliding_window_pattern is 6"]),
+        ("phi", json!({ "is_encoder_decoder": true }), &["is_encoder_decoder is true", "expected false"]),
+        (
+            "phi",
+            json!({ "auto_map": { "AutoModelForCausalLM": "mine.MyForCausalLM" } }),
+            &["auto_map", "mine.MyForCausalLM", "PhiForCausalLM"],
+        ),
         ("phi", json!({ "rope_theta": 5000 }), &["rope_theta", "5000", "rope_parameters"]),
+        (
+            "phi",
+            json!({ "rope_theta": null, "rope_scaling": { "type": "default", "rope_theta": 5000 } }),
+            &["rope_scaling.rope_theta is 5000", "rope_parameters.rope_theta is 10000", "remove the one that is wrong"],
+        ),
+        (
+            "stablelm",
+            json!({
+                "rope_theta": null, "partial_rotary_factor": 0.5, "rope_parameters": { "rope_theta": 10000 },
+                "rope_scaling": { "partial_rotary_factor": 0.25 },
+            }),
+            &["partial_rotary_factor is 0.5", "rope_scaling.partial_rotary_factor is 0.25"],
+        ),
+        (
+            "phi",
+            json!({ "rope_scaling": { "rope_theta": "1e4" } }),
+            &["rope_scaling.rope_theta is \"1e4\"", "a number above 0"],
+        ),
+        ("mixtral", json!({ "rope_scaling": { "partial_rotary_factor": 0.5 } }), &["rope_scaling", "0.5", "default"]),
         ("phi", json!({ "partial_rotary_factor": 0.25 }), &["partial_rotary_factor", "0.25", "rope_parameters"]),
         ("phi", json!({ "rope_parameters": null, "partial_rotary_factor": 1.0 }), &["partial_rotary_factor", "1.0"]),
         ("phi", json!({ "rope_parameters": null, "partial_rotary_factor": 0.2 }), &["3 of the 16 dimensions"]),
@@ -225,8 +252,42 @@ fn configs_of_transformers_4_and_5_are_read_and_absent_fields_have_their_default
     );
     assert_eq!(config("stablelm")["partial_rotary_factor"], 0.25);
     assert_eq!(config("mixtral")["rope_theta"], 1e6);
-    let real = json!({ "_name_or_path": "x", "embd_pdrop": 0.0, "attention_dropout": 0.0, "use_cache": true });
-    ask(&changed("phi", real, |_| {})).unwrap();
+    // What rope_scaling has counts beside rope_parameters too.
+    let scaling = json!({
+        "rope_theta": null, "partial_rotary_factor": null, "rope_parameters": { "rope_type": "default" },
+        "rope_scaling": { "type": "default", "rope_theta": 5000, "partial_rotary_factor": 0.75 },
+    });
+    let read = ask(&changed("phi", scaling, |_| {})).unwrap().config;
+    assert_eq!((read["rope_theta"].as_f64(), read["partial_rotary_factor"].as_f64()), (Some(5e3), Some(0.75)));
+}
+
+#[test]
+fn what_published_configs_have_beside_it_passes() {
+    for (name, more) in [
+        (
+            "phi",
+            json!({
+                "_name_or_path": "microsoft/phi-2", "embd_pdrop": 0.0, "resid_pdrop": 0.1, "attention_dropout": 0.0,
+                "use_cache": true, "rope_scaling": null,
+                "auto_map": { "AutoConfig": "configuration_phi.PhiConfig",
+                    "AutoModelForCausalLM": "modeling_phi.PhiForCausalLM" },
+            }),
+        ),
+        (
+            "starcoder2",
+            json!({
+                "activation_function": "gelu", "attention_softmax_in_fp32": true, "embedding_dropout": 0.1,
+                "residual_dropout": 0.1, "layer_norm_epsilon": 1e-5, "scale_attention_softmax_in_fp32": true,
+                "scale_attn_weights": true,
+            }),
+        ),
+        ("mixtral", json!({ "output_router_logits": false, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0 })),
+        ("olmo", json!({ "pretraining_tp": 1, "rope_scaling": null, "attention_dropout": 0.0 })),
+        ("stablelm", json!({ "hidden_dropout": 0.0, "bos_token_id": 0, "transformers_version": "4.38.0" })),
+    ] {
+        let as_written = ask(&checkpoint(name).info).unwrap().config;
+        assert_eq!(ask(&changed(name, more, |_| {})).unwrap().config, as_written, "{name}");
+    }
 }
 
 #[test]
