@@ -63,10 +63,12 @@ pub use lora::{AdapterSet, LoraAdapter, LoraModule};
 pub use manifest::{Digest, Manifest, ManifestFile, Want};
 pub use model::{DecoderConfig, GgufMetadata, GgufValue, ModelFormat, ModelInfo};
 pub use plugin::{Plugin, PluginContext};
-pub use progress::{DownloadProgress, ProgressEvent, ProgressHandler};
+pub use progress::{DownloadProgress, FileProgress, ProgressEvent, ProgressHandler};
 pub use registry::{Registry, Resolution};
 pub use session::{SessionState, SessionTensor};
-pub use source::{AdapterSource, ArtifactSource, FetchContext, ModelSource, Opened, Revision};
+pub use source::{
+    AdapterSource, ArtifactSource, FetchContext, ModelSource, Opened, PlacedFile, Placement, Refusal, Request, Revision,
+};
 pub use spec::{AdapterSpec, BackendPreference, ComputeDtype, ContextLength, ModelSpec};
 pub use tensor::{Encoding, FloatType, GgmlType, IntType, TensorData, TensorEntry, TensorSource};
 

@@ -30,6 +30,12 @@ pub struct Manifest {
     pub revision: String,
     /// The files, each path once.
     pub files: Vec<ManifestFile>,
+    /// The licence, in the source's words, where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// Whether its owner grants access to those who ask, where the source tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gated: Option<bool>,
 }
 
 /// A manifest as data from anywhere, before its names were looked at.
@@ -39,13 +45,17 @@ struct Unchecked {
     want: Want,
     revision: String,
     files: Vec<ManifestFile>,
+    license: Option<String>,
+    gated: Option<bool>,
 }
 
 impl TryFrom<Unchecked> for Manifest {
     type Error = Error;
 
     fn try_from(m: Unchecked) -> Result<Self> {
-        Self::new(m.reference, m.want, m.revision, m.files)
+        let mut manifest = Self::new(m.reference, m.want, m.revision, m.files)?;
+        (manifest.license, manifest.gated) = (m.license, m.gated);
+        Ok(manifest)
     }
 }
 
@@ -60,7 +70,7 @@ impl Manifest {
         revision: impl Into<String>,
         files: Vec<ManifestFile>,
     ) -> Result<Self> {
-        let manifest = Self { reference, want, revision: revision.into(), files };
+        let manifest = Self { reference, want, revision: revision.into(), files, license: None, gated: None };
         let mut seen = std::collections::HashSet::new();
         for file in &manifest.files {
             check_relative_path(&file.path)
@@ -75,6 +85,18 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Sets the licence.
+    pub fn with_license(mut self, license: impl Into<String>) -> Self {
+        self.license = Some(license.into());
+        self
+    }
+
+    /// Sets whether its owner grants access.
+    pub fn with_gated(mut self, gated: bool) -> Self {
+        self.gated = Some(gated);
+        self
+    }
+
     /// The file at `path`, if there is one.
     pub fn file(&self, path: &str) -> Option<&ManifestFile> {
         self.files.iter().find(|f| f.path == path)
@@ -86,7 +108,9 @@ impl Manifest {
     }
 }
 
-/// Says why `path` is not a plain relative path: `/`-separated, without `..`, root, drive, backslash or NUL.
+/// Says why `path` is not a plain relative path that every file system takes: `/`-separated, without `..`, root, drive,
+/// backslash or control character, no part that Windows reserves (`NUL`, `com1.txt`) or would shorten (`a.`, `a `), and
+/// at most 255 bytes in a part.
 ///
 /// # Errors
 /// The reason, as text that names the path.
@@ -101,7 +125,24 @@ pub fn check_relative_path(path: &str) -> std::result::Result<(), String> {
     if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return bad("is absolute, or has an empty, `.` or `..` part");
     }
+    if path.split('/').any(|part| part.ends_with(['.', ' ']) || is_reserved(part)) {
+        return bad("has a part that ends in a dot or a space, or that Windows reserves for a device");
+    }
+    if path.split('/').any(|part| part.len() > 255) {
+        return bad("has a part of more than 255 bytes, which no file system takes");
+    }
     Ok(())
+}
+
+/// Whether Windows takes `part` for a device, whatever its extension.
+fn is_reserved(part: &str) -> bool {
+    let stem = part.split('.').next().unwrap_or(part).trim_end().to_ascii_uppercase();
+    let numbered = |s: &str| {
+        let mut digits = s.chars();
+        matches!((digits.next(), digits.next()), (Some('1'..='9' | '¹' | '²' | '³'), None))
+    };
+    matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
+        || stem.strip_prefix("COM").or_else(|| stem.strip_prefix("LPT")).is_some_and(numbered)
 }
 
 /// One file of a manifest.
@@ -201,14 +242,14 @@ mod tests {
     #[test]
     fn a_manifest_refuses_names_that_leave_its_folder() {
         let reference: ArtifactRef = "hf:a/b".parse().unwrap();
-        for path in ["", "/a", "../a", "a/../b", "a//b", "a\\b", "C:a", "a\0b", "./a", "a/"] {
+        for path in ["", "/a", "../a", "a/../b", "a//b", "a\\b", "C:a", "a\0b", "./a", "a/", "nul", "x/Com1.txt", "a./b", "a "] {
             let files = vec![ManifestFile::new(path, 1)];
             let error = Manifest::new(reference.clone(), Want::Model, "1", files).unwrap_err();
             assert!(error.to_string().contains("file name"), "{path:?}: {error}");
         }
         let twice = vec![ManifestFile::new("a", 1), ManifestFile::new("a", 2)];
         assert!(Manifest::new(reference.clone(), Want::Model, "1", twice).is_err());
-        let good = vec![ManifestFile::new("a/b.json", 1), ManifestFile::new("..a", 2)];
+        let good = vec![ManifestFile::new("a/b.json", 1), ManifestFile::new("..a", 2), ManifestFile::new("com.txt", 0)];
         let manifest = Manifest::new(reference, Want::Model, "1", good).unwrap();
         assert_eq!(manifest.total_bytes(), 3);
         let json = serde_json::to_string(&manifest).unwrap();

@@ -6,6 +6,7 @@ use std::{fmt, ops::Range, path::PathBuf, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::Stream;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{ArtifactRef, Error, Manifest, ManifestFile, ProgressHandler, Result, Want};
@@ -35,6 +36,24 @@ pub trait ArtifactSource: Send + Sync {
         range: Range<u64>,
         cx: &FetchContext,
     ) -> Result<Opened>;
+
+    /// Where the files of `manifest` are published. Without an answer, which is the default, the engine's own store
+    /// takes them; a source that shares the cache of other tools says where that cache wants them. Called after
+    /// [`ArtifactSource::resolve`]; makes no request and writes nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if the cache cannot hold such an artifact.
+    fn placement(&self, manifest: &Manifest) -> Result<Option<Placement>> {
+        let _ = manifest;
+        Ok(None)
+    }
+
+    /// The error for an answer that refuses a request of [`ArtifactSource::open`], from the host that the request named,
+    /// in the source's own words: which token, which licence. `None`, the default, leaves it to the transfer engine.
+    fn explain(&self, manifest: &Manifest, file: &ManifestFile, refusal: &Refusal) -> Option<Error> {
+        let _ = (manifest, file, refusal);
+        None
+    }
 
     /// The revisions that there are, newest first.
     ///
@@ -178,6 +197,79 @@ impl fmt::Debug for Request {
             None => url.to_owned(),
         };
         f.debug_struct("Request").field("url", &url).field("headers", &names).finish()
+    }
+}
+
+/// An HTTP answer that is no file. `Debug` shows no header values.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// The status: 401, 403, 404, ...
+    pub status: u16,
+    /// Its headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Refusal {
+    /// An answer of `status` with `headers`, whose names are in lower case.
+    pub fn new(status: u16, headers: Vec<(String, String)>) -> Self {
+        Self { status, headers }
+    }
+
+    /// The first header called `name`, in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusal").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// Where the files of an artifact are published, in the cache of another tool: content under the name of its digest, and
+/// a tree of links to it for each revision. Everything is an absolute path below [`Placement::root`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Placement {
+    /// The folder of that cache which holds all of it.
+    pub root: PathBuf,
+    /// One for each file of the manifest, in its order.
+    pub files: Vec<PlacedFile>,
+    /// Small text files that name the revision, with their content. Written last, each only once every file is there.
+    pub refs: Vec<(PathBuf, String)>,
+    /// The folder of all trees of links: content that a link below it points to is in use.
+    pub links: PathBuf,
+}
+
+impl Placement {
+    /// Content and links of an artifact below `root`, all trees of links below `links`.
+    pub fn new(root: impl Into<PathBuf>, links: impl Into<PathBuf>, files: Vec<PlacedFile>) -> Self {
+        Self { root: root.into(), files, refs: Vec::new(), links: links.into() }
+    }
+
+    /// Adds a text file that names the revision.
+    pub fn with_ref(mut self, path: impl Into<PathBuf>, content: impl Into<String>) -> Self {
+        self.refs.push((path.into(), content.into()));
+        self
+    }
+}
+
+/// Where one file is published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PlacedFile {
+    /// The content, shared by all revisions that have it.
+    pub blob: PathBuf,
+    /// A relative symbolic link to it; the file itself where links are not to be had. This is the path that is used.
+    pub link: PathBuf,
+}
+
+impl PlacedFile {
+    /// The content at `blob`, used through `link`.
+    pub fn new(blob: impl Into<PathBuf>, link: impl Into<PathBuf>) -> Self {
+        Self { blob: blob.into(), link: link.into() }
     }
 }
 
