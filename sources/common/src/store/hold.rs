@@ -1,0 +1,86 @@
+//! What is loaded or being fetched, in whatever process.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use llm_local_core::{Digest, Error, Manifest, Placement, Result};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Store,
+    ledger::{files_ending, read},
+    record::Record,
+};
+use crate::disk::{FileLock, write_text_atomically};
+
+/// How the names of locks and marks of artifacts begin; those of files begin with the kind of their digest.
+const ARTIFACT: &str = "artifact-";
+
+/// An artifact in use: it is neither deleted nor evicted, nor is anything it needs, until this is dropped or the process
+/// ends, however it ends.
+#[derive(Debug)]
+#[must_use = "dropping it ends the hold"]
+pub struct Hold {
+    _lock: FileLock,
+}
+
+/// What an artifact that somebody holds needs; the text of its mark if that cannot be read.
+pub(super) type Held = std::result::Result<Record, String>;
+
+impl Store {
+    /// Marks the artifact as in use, whether its files are here already or are about to come. Take it before its files
+    /// are looked for: what is there then stays there. Any number of holds may be on one artifact.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] as [`Store::record`]; [`Error::Io`], also where the file system knows no locks.
+    pub fn hold(&self, manifest: &Manifest, placement: Option<&Placement>) -> Result<Hold> {
+        self.hold_as(Record::new(self, manifest, None, &Default::default(), placement)?)
+    }
+
+    /// [`Store::hold`] of what `record` says.
+    pub(super) fn hold_as(&self, record: Record) -> Result<Hold> {
+        let needs = record.into_needs().to_text()?;
+        // Holds of one artifact that need other files, by two versions of a program, have marks of their own.
+        let digest = Digest::Sha256(Sha256::digest(&needs).into()).to_string();
+        let mark = self.locks().join(format!("{ARTIFACT}{}.json", digest.trim_start_matches("sha256:")));
+        // Deletes run under the same right, so that none is between its look at the marks and its last file.
+        let _changing = self.change()?;
+        // The mark comes before the lock: a lock that is held has one.
+        if fs::read_to_string(&mark).ok().as_ref() != Some(&needs) {
+            write_text_atomically(&mark, &needs)?;
+        }
+        let path = lock_of(&mark);
+        let lock = FileLock::try_share(&path)?.ok_or_else(|| {
+            let reason = "something that is no part of this program has it for itself";
+            Error::io("lock", &path, io::Error::new(io::ErrorKind::ResourceBusy, reason))
+        })?;
+        Ok(Hold { _lock: lock })
+    }
+
+    /// What is held now. Only for those who have the right to change the store: a look takes each lock for a moment. Marks
+    /// whose holders are gone go.
+    pub(super) fn held(&self) -> Result<Vec<Held>> {
+        let mut held = Vec::new();
+        for mark in files_ending(&self.locks(), ".json")? {
+            if !mark.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ARTIFACT)) {
+                continue;
+            }
+            let lock = lock_of(&mark);
+            if FileLock::try_acquire(&lock)?.is_some() {
+                // Nobody can be about to take it: that needs the right to change the store. What cannot be removed is
+                // tried again the next time.
+                let _ = fs::remove_file(&lock);
+                let _ = fs::remove_file(&mark);
+            } else if let Some(needs) = read(&mark)? {
+                held.push(needs.map_err(|(_, text)| text));
+            }
+        }
+        Ok(held)
+    }
+}
+
+fn lock_of(mark: &Path) -> PathBuf {
+    mark.with_extension("lock")
+}

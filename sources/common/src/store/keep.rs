@@ -1,0 +1,98 @@
+//! Records made and changed.
+
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
+
+use llm_local_core::{ArtifactRef, Digest, Manifest, Placement, Result};
+
+use super::{
+    Store,
+    ledger::Ledger,
+    record::{Record, to_millis},
+};
+
+impl Store {
+    /// Records that every file of `manifest` is here, where `files` says for each path. `computed` has the digests of
+    /// those for which the manifest promised none; `placement` is where the source wants them, if it does; `fetched`
+    /// says whether any of them was brought here now, and not found. What an earlier record of the same artifact knew,
+    /// when it came and whether it is pinned, stays.
+    ///
+    /// A file that lies neither at its placement nor in this store is its owner's: it is recorded and never deleted.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`](llm_local_core::Error::InvalidSpec) if a file lies nowhere, or a path cannot be written
+    /// as text; [`Error::Io`](llm_local_core::Error::Io).
+    pub fn record(
+        &self,
+        manifest: &Manifest,
+        files: &BTreeMap<String, PathBuf>,
+        computed: &BTreeMap<String, Digest>,
+        placement: Option<&Placement>,
+        fetched: bool,
+        now: SystemTime,
+    ) -> Result<()> {
+        let mut record = Record::new(self, manifest, Some(files), computed, placement)?;
+        let _changing = self.change()?;
+        (record.fetched, record.created) = (fetched, to_millis(now));
+        record.last_used = self.ledger()?.next_use(now);
+        if let Some(old) = self.existing(&record)? {
+            record.take_over(old, self.root());
+        }
+        self.write(&record)
+    }
+
+    /// Notes that the artifact is used now. Nothing if there is no record of it.
+    ///
+    /// # Errors
+    /// [`Error::Io`](llm_local_core::Error::Io).
+    pub fn touch(&self, reference: &ArtifactRef, revision: &str, now: SystemTime) -> Result<()> {
+        if !self.artifacts().exists() {
+            return Ok(());
+        }
+        let _changing = self.change()?;
+        let mut ledger = self.ledger()?;
+        let last_used = ledger.next_use(now);
+        let used = ledger.records.iter_mut().filter(|r| r.reference == *reference && r.revision == revision);
+        for record in used {
+            record.last_used = last_used;
+            self.write(record)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what `which` names from eviction: all its revisions, unless it names one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](llm_local_core::Error::NotFound) if there is none; [`Error::Io`](llm_local_core::Error::Io).
+    pub fn pin(&self, which: &ArtifactRef) -> Result<()> {
+        self.set_pinned(which, true)
+    }
+
+    /// Undoes [`Store::pin`].
+    ///
+    /// # Errors
+    /// As [`Store::pin`].
+    pub fn unpin(&self, which: &ArtifactRef) -> Result<()> {
+        self.set_pinned(which, false)
+    }
+
+    fn set_pinned(&self, which: &ArtifactRef, pinned: bool) -> Result<()> {
+        // So that asking for what is not there makes no folder.
+        self.ledger()?.find(which)?;
+        let _changing = self.change()?;
+        let mut ledger = self.ledger()?;
+        for i in ledger.find(which)? {
+            ledger.records[i].pinned = pinned;
+            self.write(&ledger.records[i])?;
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    /// The time of a use at `now`: later than all before it, even by a clock that was set back, so that the order of
+    /// uses stays true.
+    fn next_use(&self, now: SystemTime) -> u64 {
+        let latest = self.records.iter().map(|r| r.last_used).max();
+        to_millis(now).max(latest.map_or(0, |latest| latest.saturating_add(1)))
+    }
+}

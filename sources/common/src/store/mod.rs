@@ -1,0 +1,99 @@
+//! What is kept: records of artifacts, and how they are listed, verified, deleted and evicted.
+//!
+//! Below the store's root:
+//!
+//! | place | what it holds |
+//! |---|---|
+//! | `artifacts/<hex>.json` | a record for each artifact: its ref, revision, files and their digests, source, times |
+//! | `blobs/<key>` | content that no other tool's cache takes |
+//! | `partials/<key>/` | files on their way |
+//! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
+//!
+//! Content in the cache of another tool lies there, below [`Placement::root`](llm_local_core::Placement); only its
+//! record is here.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `record` | the form of a record |
+//! | `below` | paths that stay below a folder, whatever a file says |
+//! | `ledger` | reads and writes records |
+//! | `keep` | [`Store::record`], [`Store::touch`], [`Store::pin`] |
+//! | `hold` | [`Store::hold`]: what is loaded or being fetched |
+//! | `list` | [`Store::list`], [`Store::size`] |
+//! | `verify`, `repair` | [`Store::verify`], [`Store::remove_damaged`] |
+//! | `delete` | [`Store::delete`] |
+//! | `evict` | [`Store::evict`] |
+//! | `partials` | [`Store::clear_partials`] |
+//! | `removal`, `tree`, `traces`, `usage` | what a deletion may take, in which order, and what it leaves |
+//!
+//! Every call blocks. Processes change a store one at a time, under a lock; to read it takes none, since each record is
+//! replaced in one step, and one that vanishes meanwhile is as good as never read.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::disk::FileKey;
+
+mod below;
+mod delete;
+mod evict;
+mod hold;
+mod keep;
+mod ledger;
+mod list;
+mod partials;
+mod record;
+mod removal;
+mod repair;
+mod traces;
+mod tree;
+mod usage;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use delete::Deleted;
+pub use hold::Hold;
+pub use list::{Artifact, Listing, Size, UnreadableRecord};
+pub use verify::{Outcome, Verified};
+
+/// Artifacts on this machine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: Arc<Path>,
+}
+
+impl Store {
+    /// The store at `root`, which is made with the first thing that is kept.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        // Records must mean the same in whatever folder a process is.
+        let root = std::path::absolute(&root).unwrap_or(root);
+        Self { root: root.into() }
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where content of this key is published.
+    pub(crate) fn blob(&self, key: &FileKey) -> PathBuf {
+        key.blob(&self.root)
+    }
+
+    fn artifacts(&self) -> PathBuf {
+        self.root.join("artifacts")
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    fn locks(&self) -> PathBuf {
+        self.root.join("locks")
+    }
+}

@@ -1,0 +1,284 @@
+//! The form of a record.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use llm_local_core::{ArtifactRef, Digest, Error, Manifest, ManifestFile, Placement, Result, Want};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{Store, below::Below};
+use crate::disk::FileKey;
+
+/// The version of the form that is written.
+const VERSION: u32 = 1;
+
+/// What is known of an artifact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u32,
+    pub(super) reference: ArtifactRef,
+    pub(super) want: Want,
+    pub(super) revision: String,
+    pub(super) files: Vec<RecordFile>,
+    /// The other tool's cache that holds it, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cache: Option<Cache>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) license: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gated: Option<bool>,
+    /// Whether we brought it here; else it was found.
+    pub(super) fetched: bool,
+    pub(super) pinned: bool,
+    /// Milliseconds since 1970.
+    pub(super) created: u64,
+    /// Milliseconds since 1970, and later than any earlier use of anything: a clock that was set back does not make the
+    /// latest use the oldest.
+    pub(super) last_used: u64,
+}
+
+/// A cache of another tool, as [`Placement`] tells of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Cache {
+    pub(super) root: PathBuf,
+    pub(super) links: Below,
+    pub(super) refs: Vec<(Below, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct RecordFile {
+    pub(super) path: String,
+    pub(super) size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) digest: Option<Digest>,
+    /// What a file without a promised digest had when it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) computed: Option<Digest>,
+    pub(super) place: Place,
+}
+
+/// Where a file lies.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Place {
+    /// Below the store's root.
+    Blob(Below),
+    /// Below the root of another tool's cache.
+    Linked { blob: Below, link: Below },
+    /// Somewhere on this machine: its owner's, never ours to delete.
+    Elsewhere(PathBuf),
+}
+
+impl Record {
+    /// The record of `manifest`, whose files lie where `files` says, or where they will be published if that says
+    /// nothing of any.
+    pub(super) fn new(
+        store: &Store,
+        manifest: &Manifest,
+        files: Option<&BTreeMap<String, PathBuf>>,
+        computed: &BTreeMap<String, Digest>,
+        placement: Option<&Placement>,
+    ) -> Result<Self> {
+        let bad = |reason: String| Error::invalid_spec(format!("record of {}", manifest.reference), reason);
+        if placement.is_some_and(|p| p.files.len() != manifest.files.len()) {
+            return Err(bad("its placement does not have one place for each file".into()));
+        }
+        let place = |(i, file): (usize, &ManifestFile)| -> Result<RecordFile> {
+            let used =
+                files.map(|files| files.get(&file.path).ok_or_else(|| bad(format!("`{}` lies nowhere", file.path))));
+            let place = place(store, manifest, file, placement.map(|p| (p, i)), used.transpose()?)?;
+            let computed = computed.get(&file.path).copied();
+            Ok(RecordFile { path: file.path.clone(), size: file.size, digest: file.digest, computed, place })
+        };
+        Ok(Self {
+            version: VERSION,
+            reference: manifest.reference.clone(),
+            want: manifest.want,
+            revision: manifest.revision.clone(),
+            files: manifest.files.iter().enumerate().map(place).collect::<Result<_>>()?,
+            cache: placement.map(Cache::new).transpose()?,
+            license: manifest.license.clone(),
+            gated: manifest.gated,
+            fetched: false,
+            pinned: false,
+            created: 0,
+            last_used: 0,
+        })
+    }
+
+    /// The record that `text` holds, or why it holds none.
+    pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let broken = |e: serde_json::Error| format!("it is not a record: {e}");
+        let Version { version } = serde_json::from_str(text).map_err(broken)?;
+        if version != VERSION {
+            return Err(format!(
+                "it has version {version}, and this program knows version {VERSION}; update the program"
+            ));
+        }
+        let record: Self = serde_json::from_str(text).map_err(broken)?;
+        record.check().map(|()| record)
+    }
+
+    /// A record is data from disk: what deletes must not believe more of it than this.
+    fn check(&self) -> std::result::Result<(), String> {
+        let stray = |file: &&RecordFile| matches!(&file.place, Place::Blob(blob) if blob.part_below("blobs").is_none());
+        if let Some(file) = self.files.iter().find(stray) {
+            return Err(format!("the content of `{}` is not where this store has such", file.path));
+        }
+        let Some(cache) = &self.cache else {
+            let linked = self.files.iter().any(|f| matches!(f.place, Place::Linked { .. }));
+            return if linked { Err("it has links, but no cache that holds them".into()) } else { Ok(()) };
+        };
+        if !cache.root.is_absolute() || cache.root.parent().is_none() {
+            return Err(format!("`{}` is not the folder of a cache", cache.root.display()));
+        }
+        let plain = |part| !matches!(part, std::path::Component::ParentDir | std::path::Component::CurDir);
+        if !cache.root.components().all(plain) {
+            return Err(format!("the folder `{}` of its cache has a `..`", cache.root.display()));
+        }
+        for file in &self.files {
+            if let Place::Linked { blob, link } = &file.place
+                && (tree_of(link, cache).is_none() || blob.part_below(cache.links.as_str()).is_some())
+            {
+                return Err(format!("the link or the content of `{}` is not where its cache has such", file.path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what `old`, of the same artifact, knows and this does not. Files that it no longer lists, since other
+    /// ones are wanted now, are still its own while they are there: nobody else would ever delete them.
+    pub(super) fn take_over(&mut self, old: Self, store: &Path) {
+        (self.fetched, self.created, self.pinned) = (self.fetched || old.fetched, old.created, old.pinned);
+        for file in &mut self.files {
+            let before = old.files.iter().find(|f| f.path == file.path && f.size == file.size);
+            file.computed = file.computed.or(before.and_then(|f| f.computed));
+        }
+        for file in &old.files {
+            let is_new = self.files.iter().all(|f| f.path != file.path);
+            if is_new && old.used_path(store, file).exists() {
+                self.files.push(file.clone());
+            }
+        }
+        if let (Some(cache), Some(old)) = (&mut self.cache, old.cache) {
+            let refs = old.refs.into_iter().filter(|(path, _)| cache.refs.iter().all(|(p, _)| p != path));
+            let refs: Vec<_> = refs.collect();
+            cache.refs.extend(refs);
+        }
+    }
+
+    /// What of it says which files the artifact needs; the same for every hold of it.
+    pub(super) fn into_needs(mut self) -> Self {
+        self.files.iter_mut().for_each(|file| file.computed = None);
+        Self { license: None, gated: None, fetched: false, pinned: false, created: 0, last_used: 0, ..self }
+    }
+
+    /// As text.
+    pub(super) fn to_text(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self);
+        text.map_err(|e| Error::invalid_spec(format!("record of {}", self.reference), e.to_string()))
+    }
+
+    /// The name of its files.
+    pub(super) fn key(&self) -> String {
+        let (mut hash, reference) = (Sha256::new(), self.reference.to_string());
+        let want = if self.want == Want::Model { "model" } else { "adapter" };
+        // In two caches it is there twice.
+        let root = self.cache_root().as_os_str().as_encoded_bytes();
+        for part in [reference.as_bytes(), want.as_bytes(), self.revision.as_bytes(), root] {
+            hash.update(part);
+            hash.update([0]);
+        }
+        let digest = Digest::Sha256(hash.finalize().into()).to_string();
+        digest.trim_start_matches("sha256:").to_owned()
+    }
+
+    /// Whether `which` names it: the same place and part, and its revision, as it was asked for or pinned, if `which`
+    /// has one.
+    pub(super) fn is(&self, which: &ArtifactRef) -> bool {
+        let r = &self.reference;
+        (r.scheme(), r.locator(), r.fragment()) == (which.scheme(), which.locator(), which.fragment())
+            && which.revision().is_none_or(|it| it == self.revision || Some(it) == r.revision())
+    }
+
+    /// The path through which `file` is used.
+    pub(super) fn used_path(&self, store: &Path, file: &RecordFile) -> PathBuf {
+        match &file.place {
+            Place::Blob(blob) => blob.at(store),
+            Place::Linked { link, .. } => link.at(self.cache_root()),
+            Place::Elsewhere(path) => path.clone(),
+        }
+    }
+
+    /// The name of the tree of links that `file` is in, if it is in one.
+    pub(super) fn tree<'a>(&'a self, file: &'a RecordFile) -> Option<&'a str> {
+        match (&file.place, &self.cache) {
+            (Place::Linked { link, .. }, Some(cache)) => tree_of(link, cache),
+            _ => None,
+        }
+    }
+
+    /// The root of its cache; nothing for those that have none, which have no links either.
+    pub(super) fn cache_root(&self) -> &Path {
+        self.cache.as_ref().map_or(Path::new(""), |cache| &cache.root)
+    }
+}
+
+impl Cache {
+    fn new(placement: &Placement) -> Result<Self> {
+        let refs = placement.refs.iter();
+        let refs = refs.map(|(path, text)| Ok((Below::new(&placement.root, path)?, text.clone())));
+        let links = Below::new(&placement.root, &placement.links)?;
+        Ok(Self { root: placement.root.clone(), links, refs: refs.collect::<Result<_>>()? })
+    }
+}
+
+/// The name of the tree of links that `link` is in: the folder right below that of all trees.
+fn tree_of<'a>(link: &'a Below, cache: &Cache) -> Option<&'a str> {
+    let tree = link.part_below(cache.links.as_str())?;
+    (link.as_str().len() > cache.links.as_str().len() + 1 + tree.len()).then_some(tree)
+}
+
+fn place(
+    store: &Store,
+    manifest: &Manifest,
+    file: &ManifestFile,
+    placed: Option<(&Placement, usize)>,
+    used: Option<&PathBuf>,
+) -> Result<Place> {
+    let (base, blob, link) = match placed {
+        Some((placement, i)) => {
+            (placement.root.as_path(), placement.files[i].blob.clone(), Some(&placement.files[i].link))
+        }
+        None => (store.root(), store.blob(&FileKey::new(manifest, file)), None),
+    };
+    match used {
+        Some(used) if used != link.unwrap_or(&blob) => Ok(Place::Elsewhere(used.clone())),
+        _ => {
+            let blob = Below::new(base, &blob)?;
+            Ok(match link {
+                Some(link) => Place::Linked { blob, link: Below::new(base, link)? },
+                None => Place::Blob(blob),
+            })
+        }
+    }
+}
+
+/// Milliseconds since 1970; 0 before that.
+pub(super) fn to_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The time so many milliseconds after 1970, as far as the system has one.
+pub(super) fn from_millis(millis: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
+}
