@@ -2,25 +2,35 @@
 
 use std::{
     io::Read,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use llm_local_core::{AdapterSet, Digest, Error, LoraAdapter, Manifest, Result};
 use sha2::{Digest as _, Sha256};
 
-use crate::{blocking::blocking, fetch::Files};
+use crate::{
+    blocking::{Wanted, blocking_while_wanted},
+    fetch::Files,
+};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 18;
 
-/// What a model is made of, by content: the same on every machine, in every folder, and from every source.
+/// What a model is made of, by content: the same on every machine, in every folder, and from every source that lists the
+/// same files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ModelDigest {
     /// Of the base: `sha256:` and the SHA-256 over a line per file, sorted by name, of name, size and the SHA-256 of its
-    /// bytes. A base without files, run by an engine elsewhere, has `revision:` and that of its ref and revision.
+    /// bytes. The name says what a file is for (`tokenizer.json`) or which of several weight files it is; the one weight
+    /// file of a base, whatever it is called, has an empty one. A base without files, run by an engine elsewhere, has
+    /// `revision:` and that of its ref and revision.
     pub base: String,
     /// Of the adapters, as [`AdapterSet::digest`]: digest and weight of each in order; empty for the base alone.
     pub adapters: String,
@@ -34,11 +44,16 @@ pub(crate) struct Identity {
     revision: String,
     files: Vec<IdentityFile>,
     adapters: String,
-    base: Mutex<Option<String>>,
+    base: Mutex<Option<Reading>>,
 }
+
+/// The digest of a base while it is computed, and then. It goes on when those who wait for it are gone, since they may
+/// ask again; not when the model is.
+type Reading = Shared<BoxFuture<'static, Result<String>>>;
 
 #[derive(Clone)]
 struct IdentityFile {
+    /// As [`ModelDigest::base`] has it.
     name: String,
     path: PathBuf,
     size: u64,
@@ -67,6 +82,10 @@ impl Identity {
                 digest: file.digest,
             });
         }
+        let mut weights = listed.iter_mut().filter(|file| is_weights(&file.name));
+        if let (Some(only), None) = (weights.next(), weights.next()) {
+            only.name.clear();
+        }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         let set = adapters.iter().fold(AdapterSet::new(), |set, (adapter, weight)| set.with(adapter.clone(), *weight));
         Ok(Self {
@@ -78,48 +97,53 @@ impl Identity {
         })
     }
 
-    /// The digest; the first call reads every file whose SHA-256 its source did not say.
+    /// The digest; the first call reads every file whose SHA-256 its source did not say. Calls that come meanwhile, or
+    /// after the first was dropped, wait for that reading.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::LoadFailed`] if a file has changed since the model was loaded.
     pub(crate) async fn digest(&self) -> Result<ModelDigest> {
-        let known = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let base = match known {
-            Some(base) => base,
-            None => {
-                let base = self.read().await?;
-                self.base.lock().unwrap_or_else(PoisonError::into_inner).insert(base).clone()
-            }
-        };
+        let base = self.reading().await?;
         Ok(ModelDigest { base, adapters: self.adapters.clone() })
     }
 
-    async fn read(&self) -> Result<String> {
+    /// The reading that runs or has succeeded, else a new one.
+    fn reading(&self) -> Reading {
+        let mut slot = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*slot {
+            Some(reading) if !matches!(reading.clone().now_or_never(), Some(Err(_))) => reading.clone(),
+            _ => slot.insert(self.read()).clone(),
+        }
+    }
+
+    fn read(&self) -> Reading {
         if self.files.is_empty() {
-            return Ok(format!("revision:{}", hex(Sha256::digest(&self.revision))));
+            let revision = format!("revision:{}", hex(Sha256::digest(&self.revision)));
+            return async { Ok(revision) }.boxed().shared();
         }
         let (files, model) = (self.files.clone(), self.model.clone());
-        blocking("digest", move || {
+        let read = blocking_while_wanted("digest", move |wanted| {
             let mut all = Sha256::new();
             for file in &files {
                 let digest = match file.digest {
                     Some(digest @ Digest::Sha256(_)) => digest,
-                    _ => Digest::Sha256(file.hash(&model)?),
+                    _ => Digest::Sha256(file.hash(&model, wanted)?),
                 };
                 all.update(format!("{}\0{}\0{digest}\n", file.name, file.size));
             }
             Ok(format!("sha256:{}", hex(all.finalize())))
-        })
-        .await
+        });
+        read.boxed().shared()
     }
 }
 
 impl IdentityFile {
-    fn hash(&self, model: &str) -> Result<[u8; 32]> {
+    fn hash(&self, model: &str, wanted: &Wanted) -> Result<[u8; 32]> {
         let failed = |e| Error::io("read", &self.path, e);
         let mut file = fs_err::File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))?;
         let (mut sum, mut size, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
         loop {
+            wanted.check()?;
             match file.read(&mut chunk).map_err(failed)? {
                 0 => break,
                 n => {
@@ -139,8 +163,13 @@ impl IdentityFile {
     }
 }
 
+/// Whether a file that its source calls `name` has weights.
+fn is_weights(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf") || e.eq_ignore_ascii_case("safetensors"))
+}
+
 /// When the file at `path` was written; `None` on a system that does not keep that.
-fn modified(path: &PathBuf) -> Result<Option<SystemTime>> {
+fn modified(path: &Path) -> Result<Option<SystemTime>> {
     let meta = fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?;
     Ok(meta.modified().ok())
 }
@@ -156,11 +185,15 @@ mod tests {
     use llm_local_core::{ManifestFile, Want};
     use pollster::block_on;
 
-    /// A folder with two files, and its identity. `digests` are what the source says of them.
+    /// A folder with two files, and its identity. `known`: whether the source says their digests.
     fn folder(weights: &[u8], known: bool) -> (tempfile::TempDir, Identity) {
+        with_files(&[("weights", weights), ("config", b"{}")], known)
+    }
+
+    fn with_files(named: &[(&str, &[u8])], known: bool) -> (tempfile::TempDir, Identity) {
         let folder = tempfile::tempdir().unwrap();
         let (mut files, mut listed) = (Files::new(), Vec::new());
-        for (name, bytes) in [("weights", weights), ("config", b"{}")] {
+        for &(name, bytes) in named {
             std::fs::write(folder.path().join(name), bytes).unwrap();
             files.insert(name.into(), folder.path().join(name));
             let file = ManifestFile::new(name, bytes.len() as u64);
@@ -188,6 +221,65 @@ mod tests {
     /// By coreutils: `printf 'config\x002\x00sha256:%s\nweights\x003\x00sha256:%s\n' $A $B | sha256sum`, with the sums of
     /// `{}` and `abc`.
     const EXPECTED: &str = "sha256:0d7226e56f7413482388c058eb59cb3e95fb2dade4b06bee6f471dbde5b83e83";
+
+    #[test]
+    fn the_one_weight_file_may_have_any_name_and_others_may_not() {
+        let base = |named: &[(&str, &[u8])]| {
+            let (_keep, identity) = with_files(named, false);
+            block_on(identity.digest()).unwrap().base
+        };
+        assert_eq!(base(&[("model.gguf", b"abc")]), base(&[("Model-Q4_0.GGUF", b"abc")]));
+        assert_ne!(base(&[("model.gguf", b"abc")]), base(&[("model.gguf", b"abd")]));
+        // Sorted as the unnamed file that it is: first.
+        let one = base(&[("a.safetensors", b"abc"), ("config", b"{}")]);
+        assert_eq!(one, base(&[("z.safetensors", b"abc"), ("config", b"{}")]));
+        assert_eq!(one, UNNAMED);
+        // What a file is for is in its name, and of several weight files each one's place.
+        assert_ne!(one, base(&[("a.safetensors", b"abc"), ("tokenizer", b"{}")]));
+        let shards = base(&[("1.safetensors", b"abc"), ("2.safetensors", b"abd")]);
+        assert_ne!(shards, base(&[("2.safetensors", b"abc"), ("1.safetensors", b"abd")]));
+        assert_ne!(shards, base(&[("1.safetensors", b"abc"), ("3.safetensors", b"abd")]));
+    }
+
+    /// As [`EXPECTED`], with `printf '\x003\x00sha256:%s\nconfig\x002\x00sha256:%s\n' $B $A | sha256sum`.
+    const UNNAMED: &str = "sha256:65c1f201bb7306bd37fcf010aaa2cf0a98bd32fc41d50e2aedac6cb6057422c8";
+
+    #[test]
+    fn a_reading_goes_on_for_the_next_caller_and_is_the_only_one() {
+        let (keep, identity) = folder(b"abc", false);
+        let first = identity.reading();
+        // A caller that gives up.
+        drop(identity.digest().now_or_never());
+        assert!(identity.reading().ptr_eq(&first));
+        let digest = block_on(identity.digest()).unwrap();
+        assert_eq!(digest.base, EXPECTED);
+        // Nothing is read again.
+        std::fs::remove_file(keep.path().join("weights")).unwrap();
+        assert_eq!(block_on(identity.digest()).unwrap(), digest);
+    }
+
+    #[test]
+    fn a_reading_that_failed_is_tried_again() {
+        let (keep, identity) = folder(b"abc", false);
+        let weights = keep.path().join("weights");
+        let modified = modified(&weights).unwrap();
+        std::fs::remove_file(&weights).unwrap();
+        assert_eq!(block_on(identity.digest()).unwrap_err().code(), "io");
+        std::fs::write(&weights, b"abc").unwrap();
+        if let Some(modified) = modified {
+            std::fs::File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
+        }
+        assert_eq!(block_on(identity.digest()).unwrap().base, EXPECTED);
+    }
+
+    #[test]
+    fn a_reading_stops_when_nobody_can_ask_for_it() {
+        let (_keep, identity) = folder(b"abc", false);
+        let wanted = Wanted::new();
+        identity.files[0].hash("m", &wanted).unwrap();
+        wanted.give_up();
+        assert!(matches!(identity.files[0].hash("m", &wanted), Err(Error::Cancelled)));
+    }
 
     #[test]
     fn a_file_that_changed_after_the_load_has_no_digest() {
