@@ -134,6 +134,29 @@ fn a_cancelled_turn_keeps_what_there_is_of_the_answer() {
 }
 
 #[test]
+fn a_turn_that_generates_nothing_leaves_the_chat_as_it_was() {
+    let (engine, spec) = echo();
+    let mut session = engine.session(&spec);
+    block_on(async {
+        let mut ended = async |text: String, options: TurnOptions, reason| {
+            let before = session.messages().to_vec();
+            let turn = session.complete(text, options).await.unwrap();
+            assert_eq!((turn.finish_reason, turn.usage.generated_tokens), (Some(reason), 0));
+            assert_eq!(session.messages(), before);
+        };
+        ended("hello".into(), TurnOptions::new().with_max_tokens(0), FinishReason::Length).await;
+        // A prompt that leaves no room.
+        ended("x".repeat(512), TurnOptions::new(), FinishReason::Length).await;
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        ended("hello".into(), TurnOptions::new().with_cancel(cancel), FinishReason::Cancelled).await;
+        // One token is an answer.
+        session.complete("x".repeat(511), TurnOptions::new()).await.unwrap();
+        assert_eq!(contents(session.messages()), ["x".repeat(511).as_str(), "x"]);
+    });
+}
+
+#[test]
 fn messages_can_be_added_given_up_and_gone_on_from() {
     let (engine, spec) = echo();
     let mut session = engine.session(&spec);
