@@ -11,7 +11,7 @@ mod fetch;
 
 pub use engine::{Engine, EngineBuilder, LoadStats, Model, ModelDigest};
 pub use plan::{Plan, PlannedArtifact};
-pub use session::{Session, Turn, TurnOptions};
+pub use session::{SavedCache, Session, Turn, TurnOptions};
 
 pub use llm_local_core as core;
 pub use llm_local_core::{

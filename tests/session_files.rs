@@ -8,8 +8,18 @@ use std::path::{Path, PathBuf};
 
 use common::{engine, fixture, tiny};
 use llm_local::{ArtifactRef, ComputeDtype, ContextLength, Error, FinishReason, ModelSpec, Session, TurnOptions};
-use llm_local::{BackendPreference, Completion, Engine, GenerateRequest, Message};
-use llm_local_testkit::fakes::FakeBackend;
+use llm_local::{BackendPreference, Completion, Engine, GenerateRequest, Message, SavedCache};
+use llm_local::{
+    GenerationEvent,
+    core::{
+        Capabilities, DeviceInfo, DeviceKind, FloatType, Generation, GenerationStats, LoadedInfo, LoadedModel,
+        MemoryEstimate, SessionState, SessionTensor, Support, Usage,
+    },
+};
+use llm_local_testkit::{
+    fakes::FakeBackend,
+    mocks::{MockInferenceBackend, MockLoadedModel},
+};
 use pollster::block_on;
 
 const QUESTIONS: [&str; 3] = ["Tell me a story about a frog.", "And then?", "Who was that?"];
@@ -27,7 +37,7 @@ async fn saved(spec: &ModelSpec, folder: &Path) -> (PathBuf, Vec<Message>, Compl
     for question in &QUESTIONS[..2] {
         session.complete(*question, options()).await.unwrap();
     }
-    session.save(&path).await.unwrap();
+    assert!(matches!(session.save(&path).await.unwrap(), SavedCache::Kept));
     let messages = session.messages().to_vec();
     let third = session.complete(QUESTIONS[2], options()).await.unwrap();
     assert!(third.usage.cached_tokens > 0);
@@ -53,7 +63,7 @@ async fn refusal(engine: &Engine, spec: &ModelSpec, path: &Path) -> String {
     let error = engine.restore_session(spec, path).await.unwrap_err();
     assert!(matches!(error, Error::InvalidSpec { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("chat.safetensors") && text.contains("Engine::restore_messages"), "{text}");
+    assert!(text.contains("chat.safetensors") && text.contains("restore its messages alone"), "{text}");
     text
 }
 
@@ -150,13 +160,13 @@ fn what_has_no_cache_is_saved_and_restored_too() {
         let mut session = engine.session(&spec);
         session.set_system_prompt("s");
         session.push(Message::user("a"));
-        session.save(&path).await.unwrap();
+        assert!(matches!(session.save(&path).await.unwrap(), SavedCache::Absent));
         let restored = engine.restore_session(&tiny(Some("peft")), &path).await.unwrap();
         assert_eq!((restored.messages(), restored.system_prompt()), (session.messages(), Some("s")));
         // After an unload.
         session.complete(QUESTIONS[0], options()).await.unwrap();
         engine.unload(&spec).await.unwrap();
-        session.save(&path).await.unwrap();
+        assert!(matches!(session.save(&path).await.unwrap(), SavedCache::Absent));
         let text = refusal(&engine, &tiny(Some("peft")), &path).await;
         assert!(text.contains("adapters are none"), "{text}");
         let mut restored = engine.restore_session(&spec, &path).await.unwrap();
@@ -190,19 +200,99 @@ fn a_damaged_file_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_save_replaces_the_file_as_a_whole_or_not_at_all() {
+fn a_chat_is_saved_without_its_cache_if_the_files_of_its_model_are_gone_or_changed() {
     let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.safetensors");
+    let change: fn(&Path) = |file| std::fs::write(file, "{}").unwrap();
+    let remove: fn(&Path) = |file| std::fs::remove_file(file).unwrap();
     block_on(async {
-        let (path, messages, _) = saved(&tiny(None), folder.path()).await;
-        let (keep, spec) = copy("models/tiny-llama", |_| {});
-        let engine = engine();
-        let mut session: Session = engine.session(&spec);
-        session.complete("Hello.", options()).await.unwrap();
-        // Its files have changed under it, so that it cannot be told what it is.
-        std::fs::write(keep.path().join("config.json"), "{}").unwrap();
-        let text = session.save(&path).await.unwrap_err().to_string();
-        assert!(text.contains("config.json has changed since"), "{text}");
-        assert_eq!(engine.restore_session(&tiny(None), &path).await.unwrap().messages(), messages);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        for (why, edit) in [("config.json has changed since", change), ("cannot open", remove)] {
+            let (keep, spec) = copy("models/tiny-llama", |_| {});
+            let engine = engine();
+            let mut session: Session = engine.session(&spec);
+            session.set_system_prompt("Tell stories.");
+            session.complete("Hello.", options()).await.unwrap();
+            let config = keep.path().join("config.json");
+            let original = std::fs::read(&config).unwrap();
+            edit(&config);
+            let SavedCache::Left(reason) = session.save(&path).await.unwrap() else { panic!("{why}: not left") };
+            assert!(reason.to_string().contains(why), "{reason}");
+            // Also for the model that it was, since nothing tells.
+            std::fs::write(&config, original).unwrap();
+            for spec in [&spec, &tiny(None)] {
+                let text = refusal(&engine, spec, &path).await;
+                assert!(text.contains("which model answered") && text.contains(why), "{text}");
+                let mut restored = engine.restore_messages(spec, &path).await.unwrap();
+                assert_eq!(
+                    (restored.messages(), restored.system_prompt()),
+                    (session.messages(), Some("Tell stories."))
+                );
+                assert_eq!(restored.complete(QUESTIONS[1], options()).await.unwrap().usage.cached_tokens, 0);
+            }
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
     });
+}
+
+#[test]
+fn a_renamed_gguf_file_takes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = |name: &str| ModelSpec::new(ArtifactRef::file(folder.path().join(name)).unwrap());
+    std::fs::copy(fixture("gguf/tiny-llama-q8_0.gguf"), folder.path().join("model.gguf")).unwrap();
+    block_on(async {
+        let (path, _, third) = saved(&spec("model.gguf"), folder.path()).await;
+        std::fs::rename(folder.path().join("model.gguf"), folder.path().join("other.gguf")).unwrap();
+        let mut session = engine().restore_session(&spec("other.gguf"), &path).await.unwrap();
+        let answer = session.complete(QUESTIONS[2], options()).await.unwrap();
+        assert_eq!((&answer.tokens, answer.usage), (&third.tokens, third.usage));
+    });
+}
+
+/// An engine whose backend answers "hi" and exports `state`.
+fn exporting(state: impl Fn() -> llm_local::Result<SessionState> + Clone + Send + Sync + 'static) -> Engine {
+    let device = || DeviceInfo::new("cpu", DeviceKind::Cpu, "a processor");
+    let mut backend = MockInferenceBackend::new();
+    backend.expect_name().return_const("mock".to_owned());
+    backend.expect_devices().returning(move || Ok(vec![device()]));
+    backend.expect_supports().returning(|_, _| Support::Yes(Capabilities::new().with_sessions(true)));
+    backend.expect_estimate().returning(|_, _| Ok(MemoryEstimate::new(1, 1)));
+    backend.expect_load().returning(move |_, _| {
+        let mut model = MockLoadedModel::new();
+        let info = LoadedInfo::new("m", "mock", device(), FloatType::F32, 64, 2);
+        model.expect_info().returning(move || info.clone());
+        model.expect_generate().returning(|_| {
+            let end = GenerationEvent::finished(FinishReason::Eos, Usage::new(1, 1), GenerationStats::default());
+            Generation::new(futures_util::stream::iter([GenerationEvent::token(1, "hi"), end].map(Ok)))
+        });
+        let state = state.clone();
+        model.expect_export_session().returning(move |_| state());
+        model.expect_end_session().returning(|_| Ok(()));
+        Ok(std::sync::Arc::new(model) as std::sync::Arc<dyn LoadedModel>)
+    });
+    let registry = llm_local::builtin::registry().unwrap().with_backend(std::sync::Arc::new(backend));
+    Engine::builder().registry(registry).cache_dir(env!("CARGO_TARGET_TMPDIR")).build().unwrap()
+}
+
+#[test]
+fn a_chat_whose_backend_cannot_give_its_cache_is_saved_and_restored_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.safetensors");
+    let spec = tiny(None).with_backend(BackendPreference::Named("mock".into()));
+    let broken = || {
+        let short = SessionTensor::new("keys", FloatType::F32, vec![2], vec![0; 7]);
+        Ok(SessionState::new(vec![1], Default::default(), vec![short]))
+    };
+    let engines = [(exporting(|| Err(Error::generation("on purpose"))), "on purpose"), (exporting(broken), "7 bytes")];
+    for (engine, why) in engines {
+        block_on(async {
+            let mut session = engine.session(&spec);
+            session.complete("Hello.", options()).await.unwrap();
+            let SavedCache::Left(reason) = session.save(&path).await.unwrap() else { panic!("{why}: not left") };
+            assert!(reason.to_string().contains(why), "{reason}");
+            let restored = engine.restore_session(&spec, &path).await.unwrap();
+            assert_eq!(restored.messages(), [Message::user("Hello."), Message::assistant("hi")]);
+            // It still tells its model.
+            refusal(&engine, &tiny(Some("peft")), &path).await;
+        });
+    }
 }

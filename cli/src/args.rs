@@ -49,6 +49,9 @@ pub(crate) struct Chat {
     /// Goes on with the chat in this file, if it is there, and saves to it at the end.
     #[arg(long, value_name = "FILE")]
     pub(crate) session: Option<PathBuf>,
+    /// Takes from that file its messages alone, which any model can go on with; the chat is then computed anew.
+    #[arg(long, requires = "session")]
+    pub(crate) messages_only: bool,
 }
 
 #[derive(Debug, clap::Args)]

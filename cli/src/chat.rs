@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, IsTerminal},
+    path::Path,
     process::ExitCode,
     sync::{
         Arc, Mutex, PoisonError,
@@ -9,7 +10,7 @@ use std::{
     },
 };
 
-use llm_local::{Engine, Error, Result, Session, TurnOptions, core::CancellationToken};
+use llm_local::{Engine, Error, ModelSpec, Result, SavedCache, Session, TurnOptions, core::CancellationToken};
 
 use crate::{
     INTERRUPTED, answer,
@@ -24,7 +25,9 @@ pub(crate) async fn chat(engine: &Engine, args: Chat) -> Result<ExitCode> {
     let loading = input.begin();
     let model = unless_cancelled(engine.load(&spec), &loading).await?;
     let mut session = match &args.session {
-        Some(path) if path.exists() => unless_cancelled(engine.restore_session(&spec, path), &loading).await?,
+        Some(path) if path.exists() => {
+            unless_cancelled(restore(engine, &spec, path, args.messages_only), &loading).await?
+        }
         _ => engine.session(&spec),
     };
     input.end();
@@ -49,9 +52,33 @@ pub(crate) async fn chat(engine: &Engine, args: Chat) -> Result<ExitCode> {
         }
     };
     if let Some(path) = &args.session {
-        session.save(path).await?;
+        save(&session, path).await?;
     }
     end
+}
+
+/// The chat in the file at `path`.
+async fn restore(engine: &Engine, spec: &ModelSpec, path: &Path, messages_only: bool) -> Result<Session> {
+    if messages_only {
+        return engine.restore_messages(spec, path).await;
+    }
+    match engine.restore_session(spec, path).await {
+        Err(Error::InvalidSpec { field, reason }) => Err(match engine.restore_messages(spec, path).await {
+            Ok(_) => Error::invalid_spec(field, format!("{reason} (--messages-only)")),
+            // The file has no chat.
+            Err(_) => Error::InvalidSpec { field, reason },
+        }),
+        result => result,
+    }
+}
+
+/// Writes the chat to `path`, and says so if that is not all there was.
+async fn save(session: &Session, path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    if let SavedCache::Left(reason) = session.save(path).await? {
+        eprintln!("warning: {} has the messages of the chat but not its KV cache: {reason}", path.display());
+    }
+    Ok(())
 }
 
 enum Flow {
@@ -70,7 +97,7 @@ async fn obey(session: &mut Session, how: &How, input: &Input, line: &str) -> Re
         "/system" => session.set_system_prompt(rest),
         "/undo" => drop(session.undo()),
         "/reset" => session.reset().await?,
-        "/save" if !rest.is_empty() => session.save(rest).await?,
+        "/save" if !rest.is_empty() => save(session, rest).await?,
         _ if command.starts_with('/') => {
             let reason = "expected a message, or one of /system TEXT, /undo, /reset, /save FILE";
             return Err(Error::invalid_spec(format!("command `{line}`"), reason));

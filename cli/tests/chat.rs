@@ -3,7 +3,7 @@
 #![cfg(all(feature = "candle", feature = "local"))]
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
 };
@@ -65,6 +65,17 @@ fn a_second_turn_costs_only_its_new_tokens_also_after_a_restart() {
     assert_eq!(format!("{first}{second}"), whole);
     let (ok, _, message) = chat(cache.path(), &["--session", file.to_str().unwrap()], lines[2]);
     assert!(!ok && message.starts_with("error: ") && message.contains("adapters are"), "{message}");
+    // In the program's own words, and these help.
+    assert!(message.contains("(--messages-only)") && !message.contains("Engine::"), "{message}");
+    let (ok, _, statistics) = chat(cache.path(), &["--session", file.to_str().unwrap(), "--messages-only"], "Why?\n");
+    let turn = &turns(&statistics)[0];
+    assert!(ok && turn.cached == 0 && turn.prompt > all[2].prompt, "{statistics}");
+    // It has no chat to offer for a file that is none.
+    std::fs::write(&file, "Once upon a time there was a file.").unwrap();
+    let (ok, _, message) = chat(cache.path(), &["--session", file.to_str().unwrap()], "Why?\n");
+    assert!(!ok && message.contains("session file") && !message.contains("--messages-only"), "{message}");
+    let (ok, _, message) = chat(cache.path(), &["--messages-only"], "Why?\n");
+    assert!(!ok && message.contains("--session"), "{message}");
 }
 
 #[test]
@@ -82,4 +93,48 @@ fn commands_change_the_chat_and_what_is_wrong_does_not_end_it() {
     assert!(ok, "{messages}");
     let alone = turns(&chat(cache.path(), &[], "Hello.\n").2)[0].prompt;
     assert!(turns(&messages)[0].prompt > 2 * alone, "{messages}");
+}
+
+#[test]
+fn a_chat_is_saved_also_if_its_model_has_changed_meanwhile_and_the_program_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/models/tiny-llama")).unwrap()
+    {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let file = folder.path().join("chat.safetensors");
+    let (model_arg, file_arg) = (model.to_str().unwrap(), file.to_str().unwrap());
+    let args = ["--model", model_arg, "--session", file_arg];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_llm-local"))
+        .args([&["chat", "--max-tokens", "24"], &args[..]].concat())
+        .env("LLM_LOCAL_CACHE", folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    stdin.write_all(b"Hello.\n").unwrap();
+    stderr.find(|line| line.contains(" generated at ")).unwrap();
+    let config = std::fs::read(model.join("config.json")).unwrap();
+    std::fs::write(model.join("config.json"), "{}").unwrap();
+    drop(stdin);
+    let messages: Vec<_> = stderr.collect();
+    assert!(child.wait().unwrap().success(), "{messages:?}");
+    let warned = messages.iter().any(|m| m.starts_with("warning: ") && m.contains("config.json has changed since"));
+    assert!(warned, "{messages:?}");
+    std::fs::write(model.join("config.json"), config).unwrap();
+    let (ok, _, message) = chat(folder.path(), &args, "Why?\n");
+    assert!(!ok && message.contains("(--messages-only)"), "{message}");
+    let (ok, _, statistics) = chat(folder.path(), &[&args[..], &["--messages-only"]].concat(), "Why?\n");
+    assert!(ok, "{statistics}");
+    let alone = turns(&chat(folder.path(), &["--model", model_arg], "Why?\n").2)[0].prompt;
+    assert!(turns(&statistics)[0].prompt > alone, "{statistics}");
+    // And it is whole again.
+    let (ok, _, message) = chat(folder.path(), &args, "");
+    assert!(ok, "{message}");
 }

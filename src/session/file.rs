@@ -22,7 +22,7 @@ use safetensors::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::engine::hex;
+use crate::{blocking::Wanted, engine::hex};
 
 /// What the file is, and the version of its form.
 const FORMAT: &str = "llm-local session 1";
@@ -36,8 +36,11 @@ const LENGTH: u64 = 8;
 pub(super) struct Saved {
     pub(super) system_prompt: Option<String>,
     pub(super) messages: Vec<Message>,
-    /// Without it, no model has answered yet.
+    /// Without it and `unknown`, no model has answered yet.
     pub(super) made_by: Option<MadeBy>,
+    /// Why it could not be told which model answered. Only without `made_by`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unknown: Option<String>,
     /// Never without `made_by`: nobody could tell which model it fits.
     pub(super) cache: Option<Cache>,
 }
@@ -64,37 +67,58 @@ pub(super) struct Cache {
     pub(super) tensors: Vec<String>,
 }
 
-/// Writes a chat and the tensors of its cache. The file at `path` is the old one or the whole new one.
-pub(super) fn write(path: &Path, saved: &Saved, tensors: &[SessionTensor]) -> Result<()> {
-    let refused = |reason: String| Error::invalid_spec(format!("session file {}", path.display()), reason);
-    let session = serde_json::to_string(saved).map_err(|e| refused(e.to_string()))?;
-    let mut sum = Sum::new(&session);
+/// Tensors as the file takes them.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] if what the backend gave is not what it says.
+pub(super) fn views<'t>(path: &Path, tensors: &'t [SessionTensor]) -> Result<BTreeMap<&'t str, TensorView<'t>>> {
     let mut views = BTreeMap::new();
     for tensor in tensors {
-        let dtype = dtype(tensor.dtype)
-            .ok_or_else(|| refused(format!("the tensor `{}` is of the type {}", tensor.name, tensor.dtype)))?;
-        let elements = tensor.shape.iter().try_fold(tensor.dtype.size(), |n, &d| n.checked_mul(d));
-        if elements != Some(tensor.data.len()) {
-            let (name, shape, bytes) = (&tensor.name, &tensor.shape, tensor.data.len());
-            return Err(refused(format!("the backend gave the tensor `{name}` of shape {shape:?} with {bytes} bytes")));
+        let SessionTensor { name, shape, data, .. } = tensor;
+        let Some(dtype) = dtype(tensor.dtype) else {
+            return Err(other(path, format!("the tensor `{name}` is of the type {}", tensor.dtype)));
+        };
+        let elements = shape.iter().try_fold(tensor.dtype.size(), |n, &d| n.checked_mul(d));
+        if elements != Some(data.len()) {
+            let bytes = data.len();
+            let reason = format!("the backend gave the tensor `{name}` of shape {shape:?} with {bytes} bytes");
+            return Err(other(path, reason));
         }
-        let view = TensorView::new(dtype, tensor.shape.clone(), &tensor.data).map_err(|e| refused(e.to_string()))?;
-        if views.insert(&*tensor.name, view).is_some() {
-            return Err(refused(format!("the backend gave two tensors the name `{}`", tensor.name)));
+        let view = TensorView::new(dtype, shape.clone(), data).map_err(|e| other(path, e.to_string()))?;
+        if views.insert(name.as_str(), view).is_some() {
+            return Err(other(path, format!("the backend gave two tensors the name `{name}`")));
         }
-        sum.add(&tensor.name, dtype, &tensor.shape, &tensor.data);
+    }
+    Ok(views)
+}
+
+/// Writes a chat and the tensors of its cache. The file at `path` is the old one or the whole new one; it stays the old
+/// one if this is no longer wanted.
+pub(super) fn write(path: &Path, saved: &Saved, tensors: &[SessionTensor], wanted: &Wanted) -> Result<()> {
+    let session = serde_json::to_string(saved).map_err(|e| other(path, e.to_string()))?;
+    let views = views(path, tensors)?;
+    let mut sum = Sum::new(&session);
+    for tensor in tensors {
+        // In the backend's order; all of them are there, or there were no views.
+        if let Some(view) = views.get(&*tensor.name) {
+            sum.add(&tensor.name, view.dtype(), &tensor.shape, &tensor.data);
+        }
     }
     let metadata = HashMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
         ("session".to_owned(), session),
         ("sha256".to_owned(), sum.finish()),
     ]);
-    // It writes a temporary file in the same folder, and renames it; where that is must not change meanwhile.
+    // Where the path leads must not change meanwhile.
     let path = std::path::absolute(path).map_err(|e| Error::io("write", path, e))?;
-    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|error| match error {
-        SafeTensorError::IoError(e) => Error::io("write", path, e),
-        other => refused(other.to_string()),
-    })
+    let failed = |e| Error::io("write", &path, e);
+    let temporary = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(&path)).map_err(failed)?.into_temp_path();
+    safetensors::serialize_to_file(views, Some(metadata), &temporary).map_err(|error| match error {
+        SafeTensorError::IoError(e) => failed(e),
+        e => other(&path, e.to_string()),
+    })?;
+    // A save that was given up must not take the place of one that came after it.
+    wanted.commit(|| temporary.persist(&path).map_err(|e| failed(e.error)))
 }
 
 /// Reads a chat and the tensors of its cache. Nothing in the file is trusted; one that was changed is refused.
@@ -209,8 +233,13 @@ impl Reader<'_> {
 
     /// The file is something else.
     fn other(&self, reason: String) -> Error {
-        Error::invalid_spec(format!("session file {}", self.path.display()), reason)
+        other(self.path, reason)
     }
+}
+
+/// The file at `path` cannot be one of a saved chat.
+fn other(path: &Path, reason: String) -> Error {
+    Error::invalid_spec(format!("session file {}", path.display()), reason)
 }
 
 /// The checksum over a file's content.

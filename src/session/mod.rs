@@ -5,6 +5,7 @@
 //! | [`Session`] | a chat with one model; made by [`Engine::session`] |
 //! | [`Turn`] | a running answer; made by [`Session::send`] |
 //! | [`TurnOptions`] | how an answer is generated |
+//! | [`SavedCache`] | what a saved chat's file has of the KV cache |
 //!
 //! Each turn gives the backend the whole chat, put into text by the model's chat template, and the name of the session.
 //! The backend computes what follows the longest prefix of tokens that the session has computed before. So nothing has
@@ -17,6 +18,7 @@ mod save;
 mod tests;
 mod turn;
 
+pub use save::SavedCache;
 pub use turn::{Turn, TurnOptions};
 
 use std::{
@@ -38,14 +40,16 @@ use crate::engine::{Engine, Identity, Model, WeakModel, generate};
 /// It does not keep the model in memory: a turn after an unload loads the model again and computes the chat anew. With
 /// a backend that keeps no KV caches ([`Model::keeps_sessions`]) it works too, and each turn computes the whole chat.
 ///
-/// A chat that has outgrown the context fails with [`Error::ContextLengthExceeded`] and is left as it was; which
-/// messages to give up ([`Session::undo`], [`Session::truncate`], [`Session::reset`]) is the application's choice.
+/// A turn of a chat that has outgrown the context fails with [`Error::ContextLengthExceeded`], and one that leaves no
+/// room for a token ends with [`FinishReason::Length`](llm_local_core::FinishReason::Length) and none; both leave the
+/// chat as it was. Which messages to give up ([`Session::undo`], [`Session::truncate`], [`Session::reset`]) is the
+/// application's choice.
 ///
 /// # Memory
 ///
 /// From its first turn on it holds a KV cache, which grows with the chat, until it is dropped or
-/// [reset](Session::reset) or the model is unloaded. A memory plan counts the cache of one full context: how many sessions there are is for the
-/// application to bound. [`Model::trim`] with [`TrimLevel::Sessions`](llm_local_core::TrimLevel::Sessions) frees the
+/// [reset](Session::reset) or the model is unloaded. A memory plan counts the cache of one full context: how many
+/// sessions there are is for the application to bound. [`Model::trim`] with [`TrimLevel::Sessions`](llm_local_core::TrimLevel::Sessions) frees the
 /// caches of all sessions of a model without a running turn; the chats stay, and the next turn of each computes its
 /// chat anew. [`Model::memory`] tells how much they take.
 ///
@@ -141,7 +145,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Engine::load`]. What is wrong with the request is the turn's first item: a model without a chat template,
-    /// a chat longer than the context, options out of range. Whatever fails leaves the chat as it was.
+    /// a chat longer than the context, options out of range. Whatever fails leaves the chat as it was, and so does what generates nothing, see [`Turn`].
     pub async fn send(&mut self, text: impl Into<String>, options: TurnOptions) -> Result<Turn<'_>> {
         self.send_messages([Message::user(text)], options).await
     }

@@ -10,43 +10,81 @@ use super::{
     unless_unloaded,
 };
 use crate::{
-    blocking::blocking,
+    blocking::{blocking, blocking_while_wanted},
     engine::{Engine, Model, ModelDigest},
 };
 
+/// What a file that [`Session::save`] wrote has of the KV cache. It has the chat in any case.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum SavedCache {
+    /// All of it.
+    Kept,
+    /// Nothing, as there was none: no turn yet, the model was unloaded or trimmed, or its backend keeps none.
+    Absent,
+    /// Nothing, for this reason. Where the reason is that [`Model::digest`] failed, nothing in the file tells which model
+    /// answered, and only [`Engine::restore_messages`] takes it.
+    Left(Error),
+}
+
 impl Session {
     /// Writes the chat and its KV cache to `path`, a safetensors file, which it replaces as a whole or not at all. The
-    /// cache is in it if the model is loaded and the backend keeps KV caches; the chat is always.
+    /// cache is in it if the model is loaded and the backend keeps KV caches, unless there is a reason against it, which
+    /// is returned; the chat is always. Dropping the future leaves the file as it was, if it is not replaced already.
     ///
     /// The first save of a loaded model reads the files of its base once, for [`Model::digest`].
     ///
     /// # Errors
-    /// [`Error::Io`]; as [`Model::digest`] and [`llm_local_core::LoadedModel::export_session`].
-    pub async fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// [`Error::Io`] if the file could not be written.
+    pub async fn save(&self, path: impl AsRef<Path>) -> Result<SavedCache> {
         let state = match self.cache() {
-            Some(model) => unless_unloaded(None, model.export_session(&self.id).await.map(Some))?,
-            None => None,
+            Some(model) => unless_unloaded(None, model.export_session(&self.id).await.map(Some)),
+            None => Ok(None),
         };
         let made_by = match &self.used {
-            None => None,
-            Some(used) => {
-                let ModelDigest { base, adapters } = used.identity.digest().await?;
-                let (model, backend) = (used.info.model.clone(), used.info.backend.clone());
-                let (dtype, context_length) = (used.info.dtype.to_string(), used.info.context_length);
-                Some(MadeBy { model, base, adapters, backend, dtype, context_length })
-            }
+            Some(used) => used.made_by().await.map(Some),
+            None => Ok(None),
         };
-        let (cache, tensors) = match state {
-            Some(SessionState { tokens, metadata, tensors, .. }) if !tokens.is_empty() => {
-                let names = tensors.iter().map(|t| t.name.clone()).collect();
-                (Some(Cache { tokens, metadata, tensors: names }), tensors)
-            }
-            _ => (None, Vec::new()),
+        let unknown = made_by.as_ref().err().map(Error::to_string);
+        let (made_by, state, mut left) = match (made_by, state) {
+            (Ok(made_by), Ok(state)) => (made_by, state, None),
+            (Ok(made_by), Err(reason)) => (made_by, None, Some(reason)),
+            (Err(reason), _) => (None, None, Some(reason)),
         };
-        let saved =
-            Saved { system_prompt: self.system_prompt.clone(), messages: self.messages.clone(), made_by, cache };
+        let (system_prompt, messages) = (self.system_prompt.clone(), self.messages.clone());
+        let mut saved = Saved { system_prompt, messages, made_by, unknown, cache: None };
         let path = path.as_ref().to_owned();
-        blocking("save session", move || file::write(&path, &saved, &tensors)).await
+        blocking_while_wanted("save session", move |wanted| {
+            let state = state.filter(|state| !state.tokens.is_empty());
+            let mut cached = Vec::new();
+            if let Some(SessionState { tokens, metadata, tensors, .. }) = state {
+                match file::views(&path, &tensors) {
+                    Ok(_) => {
+                        let names = tensors.iter().map(|t| t.name.clone()).collect();
+                        saved.cache = Some(Cache { tokens, metadata, tensors: names });
+                        cached = tensors;
+                    }
+                    Err(reason) => left = Some(reason),
+                }
+            }
+            file::write(&path, &saved, &cached, wanted)?;
+            Ok(match left {
+                Some(reason) => SavedCache::Left(reason),
+                None if saved.cache.is_some() => SavedCache::Kept,
+                None => SavedCache::Absent,
+            })
+        })
+        .await
+    }
+}
+
+impl Used {
+    /// It, as a file has it.
+    async fn made_by(&self) -> Result<MadeBy> {
+        let ModelDigest { base, adapters } = self.identity.digest().await?;
+        let (model, backend) = (self.info.model.clone(), self.info.backend.clone());
+        let (dtype, context_length) = (self.info.dtype.to_string(), self.info.context_length);
+        Ok(MadeBy { model, base, adapters, backend, dtype, context_length })
     }
 }
 
@@ -56,20 +94,26 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] that names both sides if the chat was saved with another base or other adapters (by
-    /// content, see [`Model::digest`]) or, where there is a KV cache, with another backend or dtype;
-    /// [`Engine::restore_messages`] takes it all the same. [`Error::IntegrityFailed`] for a file that is cut off or was
-    /// changed; [`Error::Io`]; as [`Engine::load`], [`Model::digest`] and
-    /// [`llm_local_core::LoadedModel::import_session`].
+    /// content, see [`Model::digest`]) or, where there is a KV cache, with another backend or dtype, and if the model
+    /// that answered could not be told when it was saved; [`Engine::restore_messages`] takes it all the same.
+    /// [`Error::IntegrityFailed`] for a file that is cut off or was changed; [`Error::Io`]; as [`Engine::load`],
+    /// [`Model::digest`] and [`llm_local_core::LoadedModel::import_session`].
     pub async fn restore_session(&self, spec: &ModelSpec, path: impl AsRef<Path>) -> Result<Session> {
         let path = path.as_ref().to_owned();
         let from = path.clone();
         let (saved, tensors) = blocking("restore session", move || file::read(&from)).await?;
+        let refused = |reason: String| Error::invalid_spec(format!("session file {}", path.display()), reason);
+        if let Some(reason) = &saved.unknown {
+            return Err(refused(format!(
+                "nothing in it tells which model answered, because that could not be told when it was saved ({reason}); {FIX}"
+            )));
+        }
         let mut session = self.with_messages(spec, &saved);
         if let Some(made_by) = &saved.made_by {
             let (model, _) = self.ready(spec).await?;
             let reason = made_by.misfit(&model, model.digest().await?, saved.cache.as_ref());
             if let Some(reason) = reason {
-                return Err(Error::invalid_spec(format!("session file {}", path.display()), reason));
+                return Err(refused(reason));
             }
             session.used = Some(Used::new(&model));
             if let Some(Cache { tokens, metadata, .. }) = saved.cache {
@@ -100,7 +144,7 @@ impl Engine {
 }
 
 /// What to do about every mismatch.
-const FIX: &str = "or take its messages alone with `Engine::restore_messages`, and have the chat computed anew";
+const FIX: &str = "restore its messages alone, and have the chat computed anew";
 
 impl MadeBy {
     /// Why a chat that this made cannot go on with `model`, whose digest is `found`.
@@ -117,20 +161,20 @@ impl MadeBy {
         }
         if let Some((what, saved, found)) = pairs.into_iter().find(|(_, saved, found)| saved != found) {
             return Some(format!(
-                "it was saved with `{}`, whose {what} {saved}, but `{}` has {found}; give the spec it was saved with, {FIX}",
+                "it was saved with `{}`, whose {what} {saved}, but `{}` has {found}; give the spec it was saved with, or {FIX}",
                 self.model, info.model
             ));
         }
         let tokens = cache?.tokens.len();
         if tokens > info.context_length {
             return Some(format!(
-                "its KV cache has {tokens} tokens, but the context of `{}` holds {}; load it with a context length of {}, {FIX}",
+                "its KV cache has {tokens} tokens, but the context of `{}` holds {}; load it with a context length of {}, or {FIX}",
                 info.model, info.context_length, self.context_length
             ));
         }
         (!model.keeps_sessions()).then(|| {
             format!(
-                "it has a KV cache, but backend `{}` keeps none for `{}`; use another, {FIX}",
+                "it has a KV cache, but backend `{}` keeps none for `{}`; use another, or {FIX}",
                 info.backend, info.model
             )
         })

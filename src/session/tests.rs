@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, path::Path};
 
 use llm_local_core::{FloatType, Message, Result, SessionTensor};
 
-use super::file::{Cache, MadeBy, Saved, read, write};
+use super::file::{self, Cache, MadeBy, Saved, read};
+use crate::blocking::Wanted;
+
+fn write(path: &Path, saved: &Saved, tensors: &[SessionTensor]) -> Result<()> {
+    file::write(path, saved, tensors, &Wanted::new())
+}
 
 fn chat(cache: bool) -> (Saved, Vec<SessionTensor>) {
     let tensors = if cache {
@@ -27,6 +32,7 @@ fn chat(cache: bool) -> (Saved, Vec<SessionTensor>) {
             dtype: "f32".into(),
             context_length: 64,
         }),
+        unknown: None,
         cache: cache.then(|| Cache {
             tokens: vec![1, 70_000, u32::MAX],
             metadata: BTreeMap::from([("format".into(), "candle 1".into())]),
@@ -141,4 +147,19 @@ fn a_write_that_fails_leaves_the_old_file() {
     assert_eq!(read(&path).unwrap().0, saved);
     let error = write(&folder.path().join("no/such/folder/x"), &saved, &tensors).unwrap_err();
     assert_eq!(error.code(), "io");
+}
+
+#[test]
+fn a_write_that_was_given_up_does_not_replace_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.safetensors");
+    let (newer, tensors) = chat(true);
+    write(&path, &newer, &tensors).unwrap();
+    let wanted = Wanted::new();
+    wanted.give_up();
+    let (older, _) = chat(false);
+    let error = file::write(&path, &older, &[], &wanted).unwrap_err();
+    assert_eq!(error.code(), "cancelled");
+    assert_eq!(read(&path).unwrap(), (newer, tensors));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
 }
