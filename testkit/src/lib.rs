@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models and their sessions |
 //! | [`fakes`] | small, deterministic implementations that count what is asked of them |
+//! | `hub` (feature `hub`) | a server on the loopback that speaks the protocol of the Hugging Face Hub and fails as told |
 //! | `mocks` (feature `mocks`) | `MockInferenceBackend`, `MockModelSource` and others, made by mockall |
 //!
 //! # A source under test
@@ -19,5 +20,7 @@
 
 pub mod conformance;
 pub mod fakes;
+#[cfg(feature = "hub")]
+pub mod hub;
 #[cfg(feature = "mocks")]
 pub mod mocks;
