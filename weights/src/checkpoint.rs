@@ -9,7 +9,7 @@ use std::{
 
 use llm_local_core::{Error, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
 
-use crate::{GgufSource, SafetensorsFiles, SafetensorsSource, is_adapter_file, read_json};
+use crate::{GgufSource, SafetensorsFiles, SafetensorsSource, gguf, is_adapter_file, read_json};
 
 /// Files that complete or replace the text side of a GGUF file's metadata. `config.json` is none of them: beside a GGUF
 /// file it is often that of another model, and its `eos_token_id` would end generations.
@@ -49,22 +49,12 @@ impl Checkpoint {
         if let Some(weights) = SafetensorsFiles::choose(files)? {
             return Self::open_folder(id, files, &weights);
         }
-        let ggufs: Vec<_> = files.iter().filter(|(name, _)| is_gguf(name)).collect();
-        match ggufs.as_slice() {
-            [(_, path)] => Self::open_gguf(id, path, files),
-            [] => Err(no_weights(id, files)),
-            several => {
-                let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
-                Err(Error::load(id, format!("it has several GGUF files ({}); give one of them", names.join(", "))))
-            }
-        }
+        let (_, path) = the_gguf(id, files)?;
+        Self::open_gguf(id, path, files)
     }
 
     fn open_folder(id: &str, files: &BTreeMap<String, PathBuf>, weights: &SafetensorsFiles) -> Result<Self> {
-        let config = files.get("config.json").ok_or_else(|| {
-            Error::load(id, "it has safetensors weights but no config.json, which says what model they are of; add it")
-        })?;
-        let config = read_json(config)?;
+        let config = config(id, files)?;
         let tensors: SafetensorsSource = weights.open(files)?;
         let text = files
             .iter()
@@ -78,10 +68,7 @@ impl Checkpoint {
     fn open_gguf(id: &str, path: &Path, files: &BTreeMap<String, PathBuf>) -> Result<Self> {
         let tensors = GgufSource::open(path)?;
         if tensors.is_adapter() {
-            return Err(Error::unsupported_format(
-                path.display(),
-                "it is an adapter, not a model (general.type); pass it as adapter, with its base as model",
-            ));
+            return Err(gguf::adapter(path));
         }
         let metadata = tensors.metadata().clone();
         let mut text = TextFiles::from_gguf(metadata.clone());
@@ -95,6 +82,26 @@ impl Checkpoint {
     }
 }
 
+/// The content of the `config.json` beside safetensors weights.
+pub(crate) fn config(id: &str, files: &BTreeMap<String, PathBuf>) -> Result<serde_json::Value> {
+    read_json(files.get("config.json").ok_or_else(|| {
+        Error::load(id, "it has safetensors weights but no config.json, which says what model they are of; add it")
+    })?)
+}
+
+/// The one GGUF file of `files`.
+pub(crate) fn the_gguf<'a>(id: &str, files: &'a BTreeMap<String, PathBuf>) -> Result<(&'a str, &'a Path)> {
+    let ggufs: Vec<_> = files.iter().filter(|(name, _)| is_gguf(name)).collect();
+    match ggufs.as_slice() {
+        [(name, path)] => Ok((name, path)),
+        [] => Err(no_weights(id, files)),
+        several => {
+            let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
+            Err(Error::load(id, format!("it has several GGUF files ({}); give one of them", names.join(", "))))
+        }
+    }
+}
+
 /// Whether a file of this name is a pickle (`.bin`, `.pt`, `.pth`, `.ckpt`, `.pkl`, `.pickle`), which can run code when
 /// read, and therefore never is.
 pub fn is_pickle(name: &str) -> bool {
@@ -102,8 +109,18 @@ pub fn is_pickle(name: &str) -> bool {
     ["bin", "pt", "pth", "ckpt", "pkl", "pickle"].iter().any(|e| extension.eq_ignore_ascii_case(e))
 }
 
-fn is_gguf(name: &str) -> bool {
-    Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+/// Whether a file of this name is a GGUF file.
+pub fn is_gguf(name: &str) -> bool {
+    has_extension(name, "gguf")
+}
+
+/// Whether a file of this name is a safetensors file.
+pub fn is_safetensors(name: &str) -> bool {
+    has_extension(name, "safetensors")
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
 /// Says what there is instead of weights.

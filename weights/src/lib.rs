@@ -7,6 +7,8 @@
 //! | [`SafetensorsFiles`], [`ShardIndex`] | which files of a folder hold a model's weights |
 //! | [`GgufSource`] | tensors and metadata of a GGUF file |
 //! | [`read_json`], [`read_json_object`] | a JSON file, bounded in size |
+//! | [`header_end`], [`weight_files`], [`describe`] | the description alone, from the first bytes of weights that are elsewhere |
+//! | [`is_gguf`], [`is_safetensors`] | names of weights |
 //! | [`is_pickle`] | names of files that are never read |
 //!
 //! Nothing here trusts a file: each header is checked against the size of its file before a tensor is handed out.
@@ -14,13 +16,15 @@
 mod checkpoint;
 mod convert;
 mod gguf;
+mod head;
 mod json;
 mod map;
 mod safetensors;
 mod table;
 
-pub use checkpoint::{Checkpoint, GGUF_TEXT_FILES, is_pickle};
+pub use checkpoint::{Checkpoint, GGUF_TEXT_FILES, is_gguf, is_pickle, is_safetensors};
 pub use gguf::GgufSource;
+pub use head::{Head, describe, header_end, weight_files};
 pub use json::{read_json, read_json_object};
 pub use safetensors::{SafetensorsFiles, SafetensorsSource, ShardIndex, is_adapter_file};
 

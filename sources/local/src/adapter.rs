@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use llm_local_core::{Error, Result};
-use llm_local_weights::{GgufSource, SafetensorsFiles, SafetensorsSource, is_pickle};
+use llm_local_weights::{GgufSource, SafetensorsFiles, SafetensorsSource, is_gguf, is_pickle, is_safetensors};
 
 use crate::{
-    folder::{Folder, is_gguf, is_safetensors, pickle},
+    folder::{Folder, pickle},
     path,
 };
 

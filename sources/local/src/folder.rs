@@ -7,7 +7,7 @@ use std::{
 };
 
 use llm_local_core::{Error, Result};
-use llm_local_weights::is_pickle;
+use llm_local_weights::{is_gguf, is_pickle};
 
 /// Pickles that trainers leave beside the weights.
 const TRAINER_STATE: [&str; 6] =
@@ -108,18 +108,4 @@ pub(crate) fn pickle(path: &Path) -> Error {
         path.display(),
         "it is a pickle, which can run code when read, and therefore never is; convert it to safetensors, or get a safetensors version",
     )
-}
-
-/// Whether a file of this name is a GGUF file.
-pub(crate) fn is_gguf(name: &str) -> bool {
-    has_extension(name, "gguf")
-}
-
-/// Whether a file of this name is a safetensors file.
-pub(crate) fn is_safetensors(name: &str) -> bool {
-    has_extension(name, "safetensors")
-}
-
-fn has_extension(name: &str, extension: &str) -> bool {
-    Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }

@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, path::Path};
 
 use llm_local_core::{Error, Result};
-use llm_local_weights::{Checkpoint, GGUF_TEXT_FILES, SafetensorsFiles, ShardIndex, is_adapter_file, is_pickle};
+use llm_local_weights::{
+    Checkpoint, GGUF_TEXT_FILES, SafetensorsFiles, ShardIndex, is_adapter_file, is_gguf, is_pickle, is_safetensors,
+};
 
 use crate::{
     adapter,
-    folder::{Folder, is_gguf, is_safetensors, pickle},
+    folder::{Folder, pickle},
     path,
 };
 

@@ -4,7 +4,7 @@
 //! the preamble, of one value and of one tensor's descriptor are used, and not its reader of a whole file: that one
 //! refuses keys that are in use (`command-r.block_count`, for the hyphen), and tells neither file nor tensor.
 
-use std::{collections::HashSet, ops::Range, path::Path};
+use std::{collections::HashSet, io, ops::Range, path::Path, sync::Arc};
 
 use gguf_rs_lib::{
     GGUFError,
@@ -12,6 +12,7 @@ use gguf_rs_lib::{
 };
 use llm_local_core::{
     Encoding, Error, FloatType, GgmlType, IntType, Result, TensorEntry,
+    error::Cause,
     model::{GgufMetadata, GgufValue},
 };
 
@@ -25,8 +26,28 @@ pub(super) struct Header {
     pub(super) tensors: Vec<(TensorEntry, Range<usize>)>,
 }
 
-/// Reads the header of the file with the content `bytes`.
-pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Header> {
+/// Where the header ends in a file that starts with `prefix`: without the data's padding. `None` if that lies beyond it.
+///
+/// # Errors
+/// As [`read`], for what more bytes would not mend.
+pub(super) fn end(prefix: &[u8], path: &Path) -> Result<Option<u64>> {
+    match read_descriptors(prefix, path) {
+        Ok(read) => Ok(Some((prefix.len() - read.rest) as u64)),
+        Err(error) if is_cut(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A header, before its tensors are located in the file.
+struct Descriptors {
+    metadata: GgufMetadata,
+    tensors: Vec<TensorInfo>,
+    alignment: usize,
+    /// Bytes behind it.
+    rest: usize,
+}
+
+fn read_descriptors(bytes: &[u8], path: &Path) -> Result<Descriptors> {
     let mut rest = bytes;
     let preamble = preamble(&mut rest, path)?;
     let metadata = metadata::read(&mut rest, preamble.metadata_kv_count, path)?;
@@ -44,10 +65,17 @@ pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Header> {
         }
         descriptors.push(tensor);
     }
-    let data = (bytes.len() - rest.len()).checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
+    Ok(Descriptors { metadata, tensors: descriptors, alignment, rest: rest.len() })
+}
+
+/// Reads the header of a file of `size` bytes that starts with `bytes`.
+pub(super) fn read(bytes: &[u8], size: u64, path: &Path) -> Result<Header> {
+    let Descriptors { metadata, tensors: descriptors, alignment, rest } = read_descriptors(bytes, path)?;
+    let data = (bytes.len() - rest).checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
     let mut tensors = Vec::new();
     for tensor in descriptors {
-        tensors.push(locate(&tensor, data, alignment, bytes.len(), path)?);
+        tensors.push(locate(&tensor, data, alignment, size, path)?);
     }
     check_overlap(&tensors, path)?;
     Ok(Header { metadata, tensors })
@@ -57,12 +85,22 @@ pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Header> {
 pub(super) fn broken(path: &Path, what: &str, error: &GGUFError) -> Error {
     let cut = match error {
         GGUFError::UnexpectedEof => true,
-        GGUFError::Io(e) => e.kind() == std::io::ErrorKind::UnexpectedEof,
+        GGUFError::Io(e) => e.kind() == io::ErrorKind::UnexpectedEof,
         _ => false,
     };
     let reason =
         if cut { "the file ends within it; it is cut off, so get it again".to_owned() } else { error.to_string() };
-    Error::load(path.display(), format!("{what}: {reason}"))
+    Error::LoadFailed {
+        model: path.display().to_string(),
+        reason: format!("{what}: {reason}"),
+        source: cut.then(|| Arc::new(io::Error::from(io::ErrorKind::UnexpectedEof)) as Cause),
+    }
+}
+
+/// Whether [`broken`] made `error` of an end that came too early.
+fn is_cut(error: &Error) -> bool {
+    let Error::LoadFailed { source: Some(cause), .. } = error else { return false };
+    cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 fn preamble(rest: &mut &[u8], path: &Path) -> Result<GGUFHeader> {

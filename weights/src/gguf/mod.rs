@@ -32,7 +32,7 @@ impl GgufSource {
     pub fn open(path: &Path) -> Result<Self> {
         refuse_split_name(path)?;
         let file = Map::open(path)?;
-        let header::Header { metadata, tensors } = header::read(&file, path)?;
+        let header::Header { metadata, tensors } = header::read(&file, file.len() as u64, path)?;
         let mut table = TensorTable::default();
         table.add(file, tensors)?;
         Ok(Self { table, metadata: Arc::new(metadata) })
@@ -45,7 +45,7 @@ impl GgufSource {
 
     /// Whether the file says of itself that it is an adapter (`general.type`).
     pub fn is_adapter(&self) -> bool {
-        self.metadata.string("general.type") == Some("adapter")
+        is_adapter(&self.metadata)
     }
 }
 
@@ -61,6 +61,34 @@ impl TensorSource for GgufSource {
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
         self.table.entry(name)
     }
+}
+
+/// Where the header of a GGUF file ends that starts with `prefix`; `None` if beyond it.
+pub(crate) fn header_end(prefix: &[u8], name: &str) -> Result<Option<u64>> {
+    header::end(prefix, Path::new(name))
+}
+
+/// The metadata and tensors of a model that starts with `head`, has `size` bytes and is called `name` in messages.
+pub(crate) fn describe(head: &[u8], size: u64, name: &str) -> Result<(GgufMetadata, Vec<TensorEntry>)> {
+    let path = Path::new(name);
+    refuse_split_name(path)?;
+    let header::Header { metadata, tensors } = header::read(head, size, path)?;
+    if is_adapter(&metadata) {
+        return Err(adapter(path));
+    }
+    Ok((metadata, tensors.into_iter().map(|(entry, _)| entry).collect()))
+}
+
+fn is_adapter(metadata: &GgufMetadata) -> bool {
+    metadata.string("general.type") == Some("adapter")
+}
+
+/// The error for an adapter where a model is expected.
+pub(crate) fn adapter(path: &Path) -> Error {
+    Error::unsupported_format(
+        path.display(),
+        "it is an adapter, not a model (general.type); pass it as adapter, with its base as model",
+    )
 }
 
 /// The error for a part of a model that was split into several files.

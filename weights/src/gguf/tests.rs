@@ -187,7 +187,7 @@ impl Build {
 }
 
 fn parse(bytes: &[u8]) -> Result<header::Header> {
-    header::read(bytes, Path::new("x.gguf"))
+    header::read(bytes, bytes.len() as u64, Path::new("x.gguf"))
 }
 
 #[test]

@@ -59,6 +59,11 @@ impl SafetensorsFiles {
         &self.names
     }
 
+    /// Whether the tensor `name` of the shard `shard` is one of the checkpoint's.
+    pub(crate) fn lists(&self, shard: &str, name: &str) -> bool {
+        self.index.as_ref().is_none_or(|index| index.listed(shard).iter().any(|n| n == name))
+    }
+
     /// Opens them as one source.
     ///
     /// Of an indexed checkpoint, exactly the tensors that the index lists are entries; what else the shards hold is

@@ -1,12 +1,12 @@
 //! The header of a safetensors file.
 //!
-//! The `safetensors` crate parses and has the last word. Its errors, though, name neither file, tensor nor number, and
-//! of a name that stands twice it keeps one; so the header is looked through here first.
+//! The `safetensors` crate parses. Its errors, though, name neither file, tensor nor number, of a name that stands twice
+//! it keeps one, and it wants the data too, which may be elsewhere; so the header is looked through here first.
 
 use std::{ops::Range, path::Path};
 
 use llm_local_core::{Encoding, Error, FloatType, IntType, Result, TensorEntry};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, tensor::Metadata};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -17,11 +17,29 @@ const LENGTH: usize = 8;
 /// The format's own limit for the header (`safetensors`, `MAX_HEADER_SIZE`).
 const LARGEST_HEADER: u64 = 100_000_000;
 
-/// Reads the header of the file with the content `bytes`: its tensors in the order of their data, with their ranges
-/// of `bytes`.
-pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Vec<(TensorEntry, Range<usize>)>> {
-    let data = look_through(bytes).map_err(|reason| Error::load(path.display(), reason))?;
-    let (_, metadata) = SafeTensors::read_metadata(bytes)
+/// Where the header ends in a file that starts with `prefix`; `None` if it does not tell yet.
+///
+/// # Errors
+/// [`Error::LoadFailed`] for a length above the format's limit.
+pub(super) fn end(prefix: &[u8], path: &Path) -> Result<Option<u64>> {
+    let Some((length, _)) = prefix.split_first_chunk::<LENGTH>() else { return Ok(None) };
+    match u64::from_le_bytes(*length) {
+        length if length <= LARGEST_HEADER => Ok(Some(LENGTH as u64 + length)),
+        length => Err(Error::load(path.display(), too_long(length))),
+    }
+}
+
+fn too_long(length: u64) -> String {
+    format!(
+        "its first {LENGTH} bytes give a header of {length} bytes, above the format's limit of {LARGEST_HEADER}; it is not a safetensors file"
+    )
+}
+
+/// Reads the header of a file of `size` bytes that starts with `bytes`: its tensors in the order of their data, with
+/// their ranges of the file.
+pub(super) fn read(bytes: &[u8], size: u64, path: &Path) -> Result<Vec<(TensorEntry, Range<usize>)>> {
+    let data = look_through(bytes, size).map_err(|reason| Error::load(path.display(), reason))?;
+    let metadata: Metadata = serde_json::from_slice(&bytes[LENGTH..data])
         .map_err(|e| Error::load(path.display(), format!("it is not a valid safetensors file: {e}")))?;
     let mut tensors = Vec::new();
     for (name, info) in metadata.tensors() {
@@ -67,7 +85,7 @@ struct Raw {
 }
 
 /// Says what is wrong with a header, or where the data starts.
-fn look_through(bytes: &[u8]) -> Result<usize, String> {
+fn look_through(bytes: &[u8], size: u64) -> Result<usize, String> {
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else {
         return Err(format!(
             "it has {} bytes, fewer than the {LENGTH} that a safetensors file starts with; it is cut off, so get it again",
@@ -76,9 +94,7 @@ fn look_through(bytes: &[u8]) -> Result<usize, String> {
     };
     let length = u64::from_le_bytes(*length);
     if length > LARGEST_HEADER {
-        return Err(format!(
-            "its first {LENGTH} bytes give a header of {length} bytes, above the format's limit of {LARGEST_HEADER}; it is not a safetensors file"
-        ));
+        return Err(too_long(length));
     }
     let header = usize::try_from(length).ok().and_then(|n| rest.get(..n)).ok_or_else(|| {
         format!(
@@ -86,7 +102,7 @@ fn look_through(bytes: &[u8]) -> Result<usize, String> {
             rest.len()
         )
     })?;
-    let data = rest.len() - header.len();
+    let data = size.saturating_sub((LENGTH + header.len()) as u64);
     let header = std::str::from_utf8(header).map_err(|e| format!("its header is not UTF-8 text: {e}"))?;
     let UniqueMap(pairs) = serde_json::from_str::<UniqueMap<Value>>(header)
         .map_err(|e| format!("its header is not the JSON of a safetensors file: {e}"))?;
@@ -94,11 +110,11 @@ fn look_through(bytes: &[u8]) -> Result<usize, String> {
     for (name, value) in pairs {
         if name != "__metadata__" {
             let raw = Raw::deserialize(value).map_err(|e| format!("the header's entry of the tensor `{name}`: {e}"))?;
-            check_tensor(&name, &raw, data as u64)?;
+            check_tensor(&name, &raw, data)?;
             tensors.push((raw.data_offsets, name));
         }
     }
-    check_layout(tensors, data as u64)?;
+    check_layout(tensors, data)?;
     Ok(LENGTH + header.len())
 }
 

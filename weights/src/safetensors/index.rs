@@ -81,6 +81,11 @@ impl ShardIndex {
         self.shards.keys().map(String::as_str)
     }
 
+    /// The tensors that the shard `name` shall hold.
+    pub(crate) fn listed(&self, name: &str) -> &[String] {
+        self.shards.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// Its shards, found in `files`, with the tensors that each shall hold.
     pub(super) fn locate<'a>(&'a self, files: &'a BTreeMap<String, PathBuf>) -> Result<Vec<(&'a Path, &'a [String])>> {
         let missing: Vec<_> = self.shards().filter(|s| !files.contains_key(*s)).collect();

@@ -38,7 +38,7 @@ impl SafetensorsSource {
         let mut table = TensorTable::default();
         for path in paths {
             let file = Map::open(path)?;
-            let tensors = header::read(&file, path)?;
+            let tensors = header::read(&file, file.len() as u64, path)?;
             table.add(file, tensors)?;
         }
         Ok(Self(table))
@@ -52,7 +52,7 @@ impl SafetensorsSource {
         let mut seen = HashSet::new();
         for (path, listed) in shards {
             let file = Map::open(path)?;
-            let mut tensors = header::read(&file, path)?;
+            let mut tensors = header::read(&file, file.len() as u64, path)?;
             for (entry, _) in &tensors {
                 if !seen.insert(entry.name.clone()) {
                     return Err(Error::load(
@@ -82,6 +82,16 @@ impl SafetensorsSource {
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.paths()
     }
+}
+
+/// The tensors of a file that starts with `head`, has `size` bytes and is called `name` in messages.
+pub(crate) fn entries(head: &[u8], size: u64, name: &str) -> Result<Vec<TensorEntry>> {
+    Ok(header::read(head, size, Path::new(name))?.into_iter().map(|(entry, _)| entry).collect())
+}
+
+/// Where the header of a safetensors file ends that starts with `prefix`; `None` if it does not tell yet.
+pub(crate) fn header_end(prefix: &[u8], name: &str) -> Result<Option<u64>> {
+    header::end(prefix, Path::new(name))
 }
 
 impl TensorSource for SafetensorsSource {
