@@ -61,6 +61,8 @@ pub(crate) async fn spawn<M: StepModel>(
     let o = o.with_cancel(child);
     let (options, name) = (o.clone(), id.clone());
     let loaded = worker::spawn(&options, move || {
+        // Dropped last, also behind a load that fails or is given up.
+        let trim = TrimOnDrop::new(w.reservation);
         let source = w.tensors.ok_or_else(|| Error::load(&id, "it came without its tensors, which candle needs"))?;
         // First, because it is quick to fail.
         let text = TextPipeline::open(&id, &w.text)?;
@@ -68,7 +70,7 @@ pub(crate) async fn spawn<M: StepModel>(
         // What was read and is not needed any more, before what it leaves in the heap is given back.
         drop((source, w.info, w.text));
         heap::trim();
-        Ok(Built { model, info, text, prefill_chunk, reservation: Some(Box::new(TrimOnDrop::new(w.reservation))) })
+        Ok(Built { model, info, text, prefill_chunk, reservation: Some(Box::new(trim)) })
     })
     .await;
     loaded.map_err(|error| of_model(&name, error))

@@ -3,12 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{
-    CpuStorage, DType, Device, Error, IndexOp, Result, Storage, Tensor,
+    DType, Device, Result, Tensor, WithDType,
     quantized::{GgmlDType, QTensor},
-    utils::{barrier_pool, get_num_threads, with_avx},
+    utils::{barrier_pool, with_avx},
 };
-use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
+
+use super::product::{Columns, threads, with_elements};
 
 /// f32 elements of one tile of weights on the CPU: small enough for a core's cache, large enough for the product.
 const TILE: usize = 64 * 1024;
@@ -106,7 +108,8 @@ impl Matrix {
             Self::Dense(w) if cpu && (w.dtype() == DType::BF16 || w.dtype() == DType::F16 && rows > 1) => {
                 self.apply_tiles(x)
             }
-            Self::Dense(w) if cpu && rows == 1 => one_row(x, w),
+            Self::Dense(w) if cpu && rows == 1 && w.dtype() == DType::F16 => one_row::<f16>(x, w),
+            Self::Dense(w) if cpu && rows == 1 => one_row::<f32>(x, w),
             Self::Dense(w) => x.to_dtype(w.dtype())?.matmul(&w.t()?)?.to_dtype(x.dtype()),
         }
     }
@@ -115,72 +118,110 @@ impl Matrix {
     fn apply_tiles(&self, x: &Tensor) -> Result<Tensor> {
         let (out, width) = self.dims()?;
         // Whole registers of the product, and an even share for every thread.
-        let share = out.div_ceil(get_num_threads());
+        let share = out.div_ceil(threads());
         let rows = (TILE / width).clamp(1, share.max(1)).next_multiple_of(16);
-        let starts: Vec<usize> = (0..out).step_by(rows).collect();
-        let product = |start: usize| x.matmul(&self.widened(start, rows.min(out - start))?.t()?);
-        if let [only] = starts[..] {
-            return product(only);
-        }
-        let parts = if x.dim(0)? == 1 {
-            beside_blocks(starts.len(), |i| product(starts[i]))?
-        } else {
-            starts.into_par_iter().map(product).collect::<Result<_>>()?
+        let run: &Run<'_> = match self {
+            // Those of another pool would compete for the cores with candle's, where products with blocks run.
+            Self::Quantized { .. } if x.dim(0)? == 1 => &beside_blocks,
+            _ => &on_rayon,
         };
-        Tensor::cat(&parts, 1)
+        by_columns::<f32>(x, out, rows, run, |start, end, columns| self.widened(start, end, columns))
     }
 
-    /// `rows` rows from `start` on, in f32 on the CPU.
-    fn widened(&self, start: usize, rows: usize) -> Result<Tensor> {
+    /// Gives `columns` the rows from `start` to `end`, in f32 on the CPU.
+    fn widened(&self, start: usize, end: usize, columns: &mut dyn FnMut(&[f32])) -> Result<()> {
         match self {
             Self::Quantized { blocks, .. } => {
-                blocks.embedding(&Tensor::arange(start as u32, (start + rows) as u32, &Device::Cpu)?)
+                let rows = blocks.embedding(&Tensor::arange(start as u32, end as u32, &Device::Cpu)?)?;
+                with_elements(&rows, |wide| {
+                    columns(wide);
+                    Ok(())
+                })
             }
             Self::Dense(w) => {
                 let (_, width) = w.dims2()?;
-                let range = start * width..(start + rows) * width;
-                let (storage, layout) = w.storage_and_layout();
-                let begin = layout.start_offset();
+                let range = start * width..end * width;
                 let mut wide = vec![0f32; range.len()];
-                let range = begin + range.start..begin + range.end;
-                match &*storage {
-                    Storage::Cpu(CpuStorage::F16(v)) => v[range].convert_to_f32_slice(&mut wide),
-                    Storage::Cpu(CpuStorage::BF16(v)) => v[range].convert_to_f32_slice(&mut wide),
-                    _ => return w.i(start..start + rows)?.to_dtype(DType::F32),
+                match w.dtype() {
+                    DType::F16 => with_elements::<f16, _>(w, |v| {
+                        v[range].convert_to_f32_slice(&mut wide);
+                        Ok(())
+                    })?,
+                    _ => with_elements::<bf16, _>(w, |v| {
+                        v[range].convert_to_f32_slice(&mut wide);
+                        Ok(())
+                    })?,
                 }
-                Tensor::from_vec(wide, (rows, width), &Device::Cpu)
+                columns(&wide);
+                Ok(())
             }
         }
     }
 }
 
-/// `part` of 0 to `count`, on the threads that candle multiplies single rows with blocks on: those of another pool would
-/// compete with them for the cores.
-fn beside_blocks(count: usize, part: impl Fn(usize) -> Result<Tensor> + Sync) -> Result<Vec<Tensor>> {
-    let parts: Vec<OnceLock<Result<Tensor>>> = (0..count).map(|_| OnceLock::new()).collect();
+/// The product of `x`, shape (rows, in), with a matrix of `out` rows, of which `read` gives some at a time to the closure
+/// it gets: (rows, out). The parts are computed by `run`.
+fn by_columns<T: WithDType>(
+    x: &Tensor,
+    out: usize,
+    at_once: usize,
+    run: &Run<'_>,
+    read: impl Fn(usize, usize, &mut dyn FnMut(&[T])) -> Result<()> + Sync,
+) -> Result<Tensor> {
+    let (count, width) = x.dims2()?;
+    let x = x.contiguous()?;
+    let mut y = vec![T::zero(); count * out];
+    with_elements(&x, |x| {
+        let columns = Columns::new(&mut y, out);
+        let part = |i: usize| {
+            let (start, end) = (i * at_once, out.min((i + 1) * at_once));
+            read(start, end, &mut |w: &[T]| {
+                assert_eq!(w.len(), (end - start) * width, "a part is exactly its rows");
+                // SAFETY: parts begin `at_once` columns apart, each is computed once, and none has more than those.
+                unsafe { columns.multiply(x, w, width, start, [T::zero(), T::one()]) }
+            })
+        };
+        match out.div_ceil(at_once) {
+            1 => part(0),
+            parts => run(parts, &part),
+        }
+    })?;
+    Tensor::from_vec(y, (count, out), &Device::Cpu)
+}
+
+/// Computes parts 0 to a count, each once, some threads at a time.
+type Run<'a> = dyn Fn(usize, &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> + 'a;
+
+/// On the threads that candle multiplies single rows with blocks on. A part must not use those itself, because they wait
+/// for it here.
+fn beside_blocks(count: usize, part: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+    let failed = OnceLock::new();
     barrier_pool().execute_chunked(count, |range| {
         for i in range {
-            let _ = parts[i].set(part(i));
+            if let Err(error) = part(i) {
+                let _ = failed.set(error);
+            }
         }
     });
-    let missing = || Err(Error::Msg("a part of a product was not computed".into()));
-    parts.into_iter().map(|part| part.into_inner().unwrap_or_else(missing)).collect()
+    failed.into_inner().map_or(Ok(()), Err)
+}
+
+fn on_rayon(count: usize, part: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+    (0..count).into_par_iter().map(part).collect()
 }
 
 /// A product with one row, which the matrix library computes on one thread.
-fn one_row(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+fn one_row<T: WithDType>(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let (out, width) = w.dims2()?;
+    let threads = threads().min(out * width / WORTH_A_THREAD).max(1);
+    let rows = out.div_ceil(threads).next_multiple_of(16);
     let input = x.to_dtype(w.dtype())?;
-    let threads = get_num_threads().min(out * width / WORTH_A_THREAD);
-    let y = if threads > 1 {
-        let rows = out.div_ceil(threads).next_multiple_of(16);
-        let starts: Vec<usize> = (0..out).step_by(rows).collect();
-        let part = |start: usize| input.matmul(&w.i(start..out.min(start + rows))?.t()?);
-        let parts: Vec<Tensor> = starts.into_par_iter().map(part).collect::<Result<_>>()?;
-        Tensor::cat(&parts, 1)?
-    } else {
-        input.matmul(&w.t()?)?
-    };
+    let y = with_elements::<T, _>(w, |w| {
+        by_columns::<T>(&input, out, rows, &on_rayon, |start, end, columns| {
+            columns(&w[start * width..end * width]);
+            Ok(())
+        })
+    })?;
     y.to_dtype(x.dtype())
 }
 
@@ -228,7 +269,7 @@ fn widen_from(w: &QTensor) -> Result<usize> {
 
 /// Bytes that widened tiles take at one time.
 pub(crate) fn tile_bytes() -> u64 {
-    (get_num_threads() * TILE * size_of::<f32>()) as u64
+    (threads() * TILE * size_of::<f32>()) as u64
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod linear;
 mod load;
 mod mask;
 mod norm;
+mod product;
 mod rotary;
 mod session;
 mod step;

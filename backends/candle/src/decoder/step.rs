@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use llm_local_backend_common::worker::StepModel;
-use llm_local_core::{Error, Result, SessionState, SessionTensor};
+use llm_local_core::{Error, Result, SessionState, SessionTensor, TrimLevel};
 
 use super::{
     Decoder,
     cache::{Cache, LayerCache},
     views::Views,
 };
-use crate::{errors::generation_error, steps};
+use crate::{errors::generation_error, heap, steps};
 
 /// Which positions' logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,5 +121,11 @@ impl StepModel for Decoder {
 
     fn import_cache(&mut self, state: &SessionState) -> Result<Cache> {
         self.import(state)
+    }
+
+    /// What sessions held is free by now, but the allocator keeps it.
+    fn trim(&mut self, _: TrimLevel) -> Result<u64> {
+        heap::trim();
+        Ok(0)
     }
 }

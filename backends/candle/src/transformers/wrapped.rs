@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use llm_local_backend_common::worker::StepModel;
-use llm_local_core::{Result, TensorSource};
+use llm_local_core::{Result, TensorSource, TrimLevel};
 
 use super::{check::Supported, description::Forward};
 use crate::{
     elements::read_f32,
     errors::{generation_error, load_error},
+    heap,
     load::Loading,
     steps,
 };
@@ -102,5 +103,11 @@ impl StepModel for Wrapped {
 
     fn cache_bytes(&self, _: &Sequence, positions: usize) -> u64 {
         self.what.description.kv_bytes_per_token() * positions as u64
+    }
+
+    /// What sessions held is free by now, but the allocator keeps it.
+    fn trim(&mut self, _: TrimLevel) -> Result<u64> {
+        heap::trim();
+        Ok(0)
     }
 }
