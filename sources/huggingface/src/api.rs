@@ -1,0 +1,288 @@
+//! What is asked of the Hub's API: a revision's commit, the list of its files, branches and tags.
+//!
+//! The first and the last by hf-hub. The list is read here: hf-hub 1.0.0 drops the SHA-256 of its entries (it expects the
+//! name `sha256` where the API says `oid`), and would send the token to whatever host `Link` names for the next page.
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
+
+use hf_hub::{HFClient, HFError, HFRepository, repository::ModelInfo, repository::RepoTypeModel, split_id};
+use llm_local_core::{Error, Refusal, Request, Result, Revision};
+use llm_local_source_common::network::{Failure, Network, Response, Retry, retrying, shown};
+use reqwest::Url;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    cache::is_commit,
+    refusal::Asked,
+    settings::Settings,
+    tree::{ApiEntry, Tree},
+};
+
+/// Bytes that one answer of the API may have. A page of a tree has 1000 entries.
+const ANSWER_LIMIT: usize = 64 << 20;
+/// Pages that a listing may have.
+const PAGE_LIMIT: usize = 1000;
+/// What is asked about a model, so that nothing else of it is sent.
+const PROPERTIES: [&str; 3] = ["sha", "gated", "cardData"];
+/// Revisions that a message lists.
+const LISTED: usize = 20;
+
+/// A revision as the Hub knows it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Info {
+    /// The repository's name, which can be another one than was asked for: it was renamed since.
+    pub(crate) repo: String,
+    /// The commit that the revision stands for.
+    pub(crate) commit: String,
+    /// The licence that the model's card names.
+    pub(crate) license: Option<String>,
+    /// Whether its owner grants access to those who ask.
+    pub(crate) gated: Option<bool>,
+}
+
+/// Asks the Hub. Everything async in it runs on the threads of its network.
+pub(crate) struct Api {
+    settings: Settings,
+    network: Network,
+    client: OnceLock<Result<HFClient>>,
+}
+
+impl Api {
+    pub(crate) fn new(settings: Settings, network: Network) -> Self {
+        Self { settings, network, client: OnceLock::new() }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The commit, licence and gating of what was asked for. Where `impatient`, a host that cannot be reached is not
+    /// tried again.
+    pub(crate) async fn info(&self, asked: &Asked, impatient: bool) -> Result<Info> {
+        let repository = self.repository(&asked.repo)?;
+        let info: ModelInfo = retrying(&self.network, &asked.reference, || async {
+            let properties = PROPERTIES.map(str::to_owned).to_vec();
+            let answer = repository.info().revision(&asked.revision).expand(properties).send().await;
+            let mut failure = match answer {
+                Ok(info) => return Ok(info),
+                // hf-hub keeps no other header that says when, and the Hub sends others.
+                Err(HFError::RateLimited { retry_after: None, .. }) => {
+                    let mut url = self.url(&["api", "models"], &asked.repo, &["revision", &asked.revision])?;
+                    url.query_pairs_mut().extend_pairs(PROPERTIES.map(|p| ("expand", p)));
+                    return Ok(self.get_json(&url, asked).await?.0);
+                }
+                Err(error) => self.failure(error, asked).await,
+            };
+            if impatient && is_unreachable(&failure.error) {
+                failure.retry = Retry::Never;
+            }
+            Err(failure)
+        })
+        .await?;
+        let commit = info.sha.filter(|commit| is_commit(commit)).ok_or_else(|| {
+            malformed(&asked.reference, format!("the Hub names no commit for the revision `{}`", asked.revision))
+        })?;
+        let license = info.card_data.as_ref().and_then(|card| license(card.get("license")?));
+        let gated = info.gated.as_ref().map(|gated| gated.as_bool().unwrap_or(true));
+        Ok(Info { repo: info.id, commit, license, gated })
+    }
+
+    /// The list of all files of `repo` at `commit`.
+    pub(crate) async fn tree(&self, asked: &Asked, repo: &str, commit: &str) -> Result<Tree> {
+        let mut entries: Vec<ApiEntry> = Vec::new();
+        let mut url = self.url(&["api", "models"], repo, &["tree", commit])?;
+        url.query_pairs_mut().append_pair("recursive", "true");
+        for _ in 0..PAGE_LIMIT {
+            let (page, next) =
+                retrying(&self.network, &asked.reference, || self.get_json::<Vec<ApiEntry>>(&url, asked)).await?;
+            entries.extend(page);
+            match next {
+                Some(next) => url = next,
+                None => return Tree::from_api(entries).map_err(|reason| malformed(&asked.reference, reason)),
+            }
+        }
+        Err(malformed(&asked.reference, format!("the list of its files has more than {PAGE_LIMIT} pages")))
+    }
+
+    /// Branches, then tags, in the Hub's order.
+    pub(crate) async fn revisions(&self, asked: &Asked) -> Result<Vec<Revision>> {
+        let repository = self.repository(&asked.repo)?;
+        let refs = retrying(&self.network, &asked.reference, || async {
+            match repository.list_refs().send().await {
+                Ok(refs) => Ok(refs),
+                Err(error) => Err(self.failure(error, asked).await),
+            }
+        });
+        let refs = refs.await?;
+        let all = refs.branches.into_iter().chain(refs.tags);
+        Ok(all.map(|r| Revision::new(r.name, r.target_commit)).collect())
+    }
+
+    /// One answer as JSON, and the URL of the page after it.
+    pub(crate) async fn get_json<T: DeserializeOwned>(
+        &self,
+        url: &Url,
+        asked: &Asked,
+    ) -> Result<(T, Option<Url>), Failure> {
+        let mut request = Request::new(url.as_str());
+        if let Some(token) = &self.settings.token {
+            request = request.with_header("Authorization", token.header());
+        }
+        let mut response = self.network.get(&request, &[("Accept", "application/json")]).await?;
+        if response.status() != 200 {
+            let explained = asked.explain(&response.as_refusal(), None).filter(|_| response.from_named_host());
+            return Err(explained.map_or_else(|| response.failure(&asked.reference), Failure::from));
+        }
+        let next = next_page(&response, url).map_err(|reason| malformed(&asked.reference, reason))?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > ANSWER_LIMIT {
+                let reason = format!("{} answered with more than {ANSWER_LIMIT} bytes", response.address());
+                return Err(malformed(&asked.reference, reason).into());
+            }
+        }
+        let json = serde_json::from_slice(&body).map_err(|e| {
+            malformed(&asked.reference, format!("{} did not answer with the JSON expected: {e}", response.address()))
+        })?;
+        Ok((json, next))
+    }
+
+    /// The URL of `before`, the parts of `repo`, and `after`, each part encoded.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if the endpoint cannot have a path.
+    pub(crate) fn url(&self, before: &[&str], repo: &str, after: &[&str]) -> Result<Url> {
+        let endpoint = &self.settings.endpoint;
+        let bad = || Error::invalid_spec("Hugging Face endpoint", format!("`{endpoint}` takes no path"));
+        let mut url = Url::parse(endpoint).map_err(|_| bad())?;
+        url.path_segments_mut()
+            .map_err(|()| bad())?
+            .pop_if_empty()
+            .extend(before)
+            .extend(repo.split('/'))
+            .extend(after);
+        Ok(url)
+    }
+
+    /// hf-hub's handle of `repo`.
+    pub(crate) fn repository(&self, repo: &str) -> Result<HFRepository<RepoTypeModel>> {
+        let client = self.client.get_or_init(|| self.make_client()).clone()?;
+        let (owner, name) = split_id(repo);
+        Ok(client.model(owner, name))
+    }
+
+    /// hf-hub's client. It reads the environment for whatever is not given, so all is given.
+    fn make_client(&self) -> Result<HFClient> {
+        self.network.check_url(&self.settings.endpoint)?;
+        let builder = HFClient::builder()
+            .client(self.network.client()?)
+            .endpoint(&self.settings.endpoint)
+            .cache_dir(&self.settings.cache)
+            .cache_enabled(false)
+            .user_agent(&self.network.config().user_agent)
+            // Ours are used, which know when the Hub wants to be asked again.
+            .retry_max_attempts(0)
+            .retry_base_delay(Duration::ZERO);
+        let token = match &self.settings.token {
+            Some(token) => token.secret(),
+            // Without a token it would look for one in the environment. One that cannot be a header is never sent.
+            None => "\n",
+        };
+        builder
+            .token(token)
+            .build()
+            .map_err(|e| Error::unsupported("the Hugging Face Hub", format!("no client could be made for it: {e}")))
+    }
+
+    /// What follows from an error of hf-hub. A revision that is not there is told with some that are.
+    async fn failure(&self, error: HFError, asked: &Asked) -> Failure {
+        let Some(refusal) = refusal(&error) else {
+            return match error {
+                HFError::Request { source, .. } if source.is_decode() => {
+                    malformed(&asked.reference, "the Hub did not answer with the JSON expected".to_owned()).into()
+                }
+                HFError::Request { source, .. } => {
+                    Failure::connection(shown(&self.settings.endpoint), source).about(&asked.reference)
+                }
+                other => malformed(&asked.reference, other.to_string()).into(),
+            };
+        };
+        if Asked::is_about_revision(&refusal) {
+            let refs = match self.repository(&asked.repo) {
+                Ok(repository) => repository.list_refs().send().await.ok(),
+                Err(_) => None,
+            };
+            let names = refs.into_iter().flat_map(|refs| refs.branches.into_iter().chain(refs.tags)).map(|r| r.name);
+            return asked.revision_not_found(&names.take(LISTED).collect::<Vec<_>>()).into();
+        }
+        let wall: SystemTime = self.network.timer().wall();
+        let address = shown(&self.settings.endpoint);
+        asked
+            .explain(&refusal, None)
+            .map_or_else(|| Failure::refusal(&asked.reference, &refusal, &address, true, wall), Failure::from)
+    }
+}
+
+/// Whether `error` is of a host that gave no answer at all.
+pub(crate) fn is_unreachable(error: &Error) -> bool {
+    let Error::DownloadFailed { source: Some(cause), .. } = error else { return false };
+    cause.downcast_ref::<reqwest::Error>().is_some_and(|e| e.is_connect() || e.is_timeout() || e.is_request())
+}
+
+/// The answer that an error of hf-hub is about, as far as it keeps it.
+fn refusal(error: &HFError) -> Option<Refusal> {
+    let (context, retry_after) = match error {
+        HFError::Http { context } | HFError::AuthRequired { context } | HFError::Forbidden { context } => {
+            (context, &None)
+        }
+        HFError::RateLimited { context, retry_after } => (context, retry_after),
+        HFError::RepoNotFound { context: Some(context), .. }
+        | HFError::RevisionNotFound { context: Some(context), .. } => (context, &None),
+        _ => return None,
+    };
+    let headers = [
+        ("x-error-code", context.error_code.clone()),
+        ("x-error-message", context.server_message.clone()),
+        ("retry-after", retry_after.map(|wait| wait.as_secs().to_string())),
+    ];
+    let headers = headers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    Some(Refusal::new(context.status.as_u16(), headers))
+}
+
+/// An answer that does not mean what it must.
+fn malformed(what: &str, reason: String) -> Error {
+    Failure::permanent(what, reason).error
+}
+
+/// The URL of the next page, by the header `Link`. The token goes with it, so it must be of the same host.
+fn next_page(response: &Response, url: &Url) -> Result<Option<Url>, String> {
+    let Some(link) = response.header("link") else { return Ok(None) };
+    let next = link.split(',').find(|part| part.contains("rel=\"next\""));
+    let Some(target) = next.and_then(|part| part.split_once('<')?.1.split_once('>')).map(|(target, _)| target) else {
+        return Ok(None);
+    };
+    match url.join(target) {
+        Ok(next) if next.origin() == url.origin() => Ok(Some(next)),
+        _ => Err("the list of its files goes on at another host, which is not asked".into()),
+    }
+}
+
+/// The licence as a card has it: a name, or several.
+fn license(value: &serde_json::Value) -> Option<String> {
+    match value {
+        serde_json::Value::String(name) => Some(name.clone()),
+        serde_json::Value::Array(names) => {
+            let names: Vec<_> = names.iter().filter_map(|n| n.as_str()).collect();
+            (!names.is_empty()).then(|| names.join(", "))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,217 @@
+//! The Hub's cache: a folder for each repository, which other tools read and write too.
+//!
+//! ```text
+//! models--org--name/
+//!   blobs/<digest in hex>         content: SHA-256, or git's blob id
+//!   snapshots/<commit>/<path>     link to ../../blobs/<digest>; the file itself where there are no links
+//!   refs/<revision>               the commit that a branch or tag stood for
+//!   trees/<commit>.json           the list of its files
+//! ```
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use llm_local_core::{
+    Digest, Error, Manifest, ManifestFile, PlacedFile, Placement, Result, manifest::check_relative_path,
+};
+use llm_local_weights::{ShardIndex, is_adapter_file};
+
+use crate::{
+    choose::{ADAPTER_CONFIG, MODEL_CONFIG, holds_weights, promised_shards},
+    reference::HubRef,
+    tree::{RepoFile, Tree},
+};
+
+/// Folders in folders that a snapshot is searched to.
+const DEPTH: usize = 16;
+
+/// Whether `text` is the whole id of a commit.
+pub(crate) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The folder of one repository in the Hub's cache.
+#[derive(Debug, Clone)]
+pub(crate) struct RepoCache {
+    folder: PathBuf,
+}
+
+impl RepoCache {
+    /// The folder of `repo` in `cache`.
+    pub(crate) fn new(cache: &Path, repo: &str) -> Self {
+        Self { folder: cache.join(format!("models--{}", repo.replace('/', "--"))) }
+    }
+
+    /// The commit that `revision` is, or stood for when it was last asked for.
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+
+    /// The list of the files of `commit`, if it is there.
+    pub(crate) fn tree(&self, commit: &str) -> Option<Tree> {
+        let path = self.tree_path(commit);
+        let text = fs::read_to_string(&path).ok()?;
+        let tree = Tree::from_json(&text);
+        if tree.is_none() {
+            tracing::warn!(path = %path.display(), "the list of files is broken or of another version, and is left out");
+        }
+        tree
+    }
+
+    /// Writes the list of the files of `commit`, whole or not at all.
+    pub(crate) fn write_tree(&self, commit: &str, tree: &Tree) -> io::Result<()> {
+        let path = self.tree_path(commit);
+        let folder = path.parent().unwrap_or(&self.folder);
+        fs::create_dir_all(folder)?;
+        let mut file = tempfile::Builder::new().suffix(".tmp").tempfile_in(folder)?;
+        file.write_all(tree.to_json()?.as_bytes())?;
+        file.persist(&path)?;
+        Ok(())
+    }
+
+    fn tree_path(&self, commit: &str) -> PathBuf {
+        self.folder.join("trees").join(format!("{commit}.json"))
+    }
+
+    fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// Whether anything of `commit` is there.
+    pub(crate) fn has_snapshot(&self, commit: &str) -> bool {
+        self.snapshot(commit).is_dir()
+    }
+
+    /// Those of `files` that are not there whole: their paths in the repository.
+    pub(crate) fn missing(&self, commit: &str, at: &HubRef, files: &[ManifestFile]) -> Vec<String> {
+        let snapshot = self.snapshot(commit);
+        let is_there = |path: &str, size: u64| {
+            // What was found in the snapshot and not in a list has no other size than the one it has; a name that was
+            // only promised has no file.
+            check_relative_path(path).is_ok()
+                && fs::metadata(snapshot.join(path)).is_ok_and(|meta| meta.is_file() && meta.len() == size)
+        };
+        files
+            .iter()
+            .map(|f| (at.in_repo(&f.path), f.size))
+            .filter(|(p, size)| !is_there(p, *size))
+            .map(|(p, _)| p)
+            .collect()
+    }
+
+    /// The files that a snapshot without a list shows: those that are there, and those of which a file that is there
+    /// says that they should be: shards by their numbers or by the index, the config of weights. Of the latter the size
+    /// is 0, and [`RepoCache::missing`] names them.
+    pub(crate) fn found(&self, commit: &str) -> Vec<RepoFile> {
+        let snapshot = self.snapshot(commit);
+        let mut files = Vec::new();
+        walk(&snapshot, "", DEPTH, &mut files);
+        let mut promised = promised_shards(&files);
+        for file in &files {
+            let (folder, name) = file.path.rsplit_once('/').unwrap_or(("", &file.path));
+            let beside = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+            if name == ShardIndex::FILE
+                && let Ok(index) = ShardIndex::read(&snapshot.join(&file.path))
+            {
+                promised.extend(index.shards().map(beside));
+            }
+            if name.ends_with(".safetensors") {
+                promised.push(beside(if is_adapter_file(name) { ADAPTER_CONFIG } else { MODEL_CONFIG }));
+            }
+        }
+        promised.sort_unstable();
+        promised.dedup();
+        promised.retain(|path| !files.iter().any(|f| f.path == *path));
+        files.extend(promised.into_iter().map(|path| RepoFile { path, size: 0, digest: None }));
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        files
+    }
+
+    /// Whether a snapshot without a list has weights of any kind below the folder of `at`.
+    pub(crate) fn has_weights(files: &[RepoFile], at: &HubRef) -> bool {
+        files.iter().any(|f| at.below(&f.path).is_some_and(holds_weights))
+    }
+
+    /// Where the cache has the files of `manifest`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] for a manifest whose revision is no commit, or with a name that could leave the folder.
+    pub(crate) fn placement(&self, at: &HubRef, manifest: &Manifest) -> Result<Placement> {
+        let commit = &manifest.revision;
+        let bad = |reason: String| Error::invalid_spec(format!("manifest of {}", manifest.reference), reason);
+        if !is_commit(commit) {
+            return Err(bad(format!("its revision `{}` is not the id of a commit", commit.escape_debug())));
+        }
+        let snapshot = self.snapshot(commit);
+        let place = |file: &ManifestFile| {
+            let path = at.in_repo(&file.path);
+            check_relative_path(&path).map_err(bad)?;
+            let link = snapshot.join(path);
+            let blob = match file.digest {
+                // Without links, the snapshot has the file itself and there is no blob.
+                Some(digest) if !is_plain_file(&link) => self.folder.join("blobs").join(hex(digest)),
+                _ => link.clone(),
+            };
+            Ok(PlacedFile::new(blob, link))
+        };
+        let files = manifest.files.iter().map(place).collect::<Result<_>>()?;
+        let placement = Placement::new(&self.folder, self.folder.join("snapshots"), files);
+        Ok(if at.revision == *commit {
+            placement
+        } else {
+            placement.with_ref(self.folder.join("refs").join(&at.revision), commit)
+        })
+    }
+}
+
+fn is_plain_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file())
+}
+
+/// The name of a blob.
+fn hex(digest: Digest) -> String {
+    let text = digest.to_string();
+    text.split_once(':').map_or(text.clone(), |(_, hex)| hex.to_owned())
+}
+
+/// The digest that the name of a blob is.
+fn digest_of_name(name: &str) -> Option<Digest> {
+    match name.len() {
+        64 => format!("sha256:{name}").parse().ok(),
+        40 => format!("git-sha1:{name}").parse().ok(),
+        _ => None,
+    }
+}
+
+/// Adds the files in `folder` and below it, whose path in the repository is `prefix`.
+fn walk(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<RepoFile>) {
+    // What cannot be listed is not there.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let path = format!("{prefix}{name}");
+        if check_relative_path(&path).is_err() {
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if depth > 0 {
+                walk(&entry.path(), &format!("{path}/"), depth - 1, files);
+            }
+        } else if let Ok(meta) = fs::metadata(entry.path())
+            && meta.is_file()
+        {
+            // One hop: a blob can be a link itself, to a store that several repositories share.
+            let digest = fs::read_link(entry.path())
+                .ok()
+                .filter(|to| to.parent().and_then(Path::file_name).is_some_and(|parent| parent == "blobs"))
+                .and_then(|to| digest_of_name(to.file_name()?.to_str()?));
+            files.push(RepoFile { path, size: meta.len(), digest });
+        }
+    }
+}

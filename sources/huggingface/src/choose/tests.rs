@@ -1,0 +1,205 @@
+use super::*;
+
+/// What is chosen of a repository with these files, for a ref whose tail is given.
+fn chosen(tail: &str, want: Want, files: &[&str]) -> Result<Vec<String>> {
+    let reference: ArtifactRef = format!("hf:org/name{tail}").parse().unwrap();
+    let file = |path: &&str| RepoFile { path: (*path).into(), size: path.len() as u64 * 1_000_000, digest: None };
+    let files: Vec<_> = files.iter().map(file).collect();
+    let at = HubRef::parse(&reference).unwrap();
+    Ok(choose(&reference, &at, want, &files)?.into_iter().map(|f| f.path).collect())
+}
+
+fn model(files: &[&str]) -> Vec<String> {
+    chosen("", Want::Model, files).unwrap()
+}
+
+fn refused(tail: &str, want: Want, files: &[&str], code: &str, words: &[&str]) {
+    let error = chosen(tail, want, files).expect_err(tail);
+    let text = error.to_string();
+    assert_eq!(error.code(), code, "{text}");
+    for word in words.iter().chain(&["hf:org/name"]) {
+        assert!(text.contains(word), "{word:?}: {text}");
+    }
+}
+
+const SHARDS: [&str; 4] = [
+    "config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+];
+
+#[test]
+fn a_model_is_config_tokenizer_and_one_format_of_weights() {
+    let files = [
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "tokenizer.model",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "model.Q4_0.gguf",
+        "onnx/model.onnx",
+        "original/consolidated.00.pth",
+        "adapter_model.safetensors",
+        "training_args.bin",
+        "sub/config.json",
+        "sub/model.safetensors",
+    ];
+    let expected = [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(model(&files), expected);
+    assert_eq!(chosen(":sub", Want::Model, &files).unwrap(), ["config.json", "model.safetensors"]);
+}
+
+#[test]
+fn shards_come_with_their_index_and_without_the_maker_s_own_layout() {
+    let with = |more: &[&'static str]| -> Vec<&str> { SHARDS.iter().chain(more).copied().collect() };
+    assert_eq!(model(&SHARDS), SHARDS);
+    assert_eq!(model(&with(&["consolidated.safetensors", "params.json"])), SHARDS);
+    assert_eq!(model(&with(&["model.fp16-00001-of-00001.safetensors", "other.safetensors"])), SHARDS);
+    assert_eq!(model(&with(&["model-00001-of-00003.safetensors"])), SHARDS, "a set that is not whole is an old one");
+    assert_eq!(model(&with(&["model.safetensors"])), ["config.json", "model.safetensors"], "as transformers chooses");
+    let odd = ["config.json", "model.safetensors.index.json", "weights.0.safetensors", "weights.1.safetensors"];
+    assert_eq!(model(&odd), odd);
+    let no_index = ["config.json", "x-1-of-2.safetensors", "x-2-of-2.safetensors"];
+    assert_eq!(model(&no_index), no_index);
+    let lacking = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"];
+    refused("", Want::Model, &lacking, "load_failed", &["1 of the 2 shards of model"]);
+    refused("", Want::Model, &lacking[..2], "load_failed", &["1 of the 2 shards of model"]);
+}
+
+#[test]
+fn pickles_and_other_layouts_are_never_chosen() {
+    let files = ["config.json", "pytorch_model.bin", "training_args.bin"];
+    refused("", Want::Model, &files, "unsupported_model_format", &["pytorch_model.bin", "pickle", "@refs/pr/1"]);
+    let index = ["config.json", "model.safetensors.index.json", "pytorch_model-00001-of-00002.bin"];
+    refused("", Want::Model, &index, "unsupported_model_format", &["pickle"]);
+    refused("", Want::Model, &["config.json", "optimizer.pt"], "not_found", &["no weights of a model", "optimizer.pt"]);
+    let own = ["params.json", "consolidated.safetensors", "tekken.json"];
+    refused("", Want::Model, &own, "unsupported_model_format", &["`consolidated.safetensors`", "own code"]);
+    refused("", Want::Model, &["model.safetensors"], "load_failed", &["no config.json"]);
+    refused("", Want::Model, &["a/config.json", "b/config.json"], "not_found", &["hf:org/name:a, hf:org/name:b"]);
+    refused("", Want::Model, &[], "not_found", &["no files"]);
+    refused(":x", Want::Model, &["a/config.json"], "not_found", &["no folder `x`", "it has a"]);
+}
+
+#[test]
+fn the_gguf_file_that_is_the_only_one_or_the_one_asked_for_is_chosen() {
+    let one = ["README.md", "m.Q8_0.gguf", "mmproj-m-f16.gguf", "tokenizer.json", "config.json"];
+    assert_eq!(model(&one), ["m.Q8_0.gguf", "tokenizer.json"]);
+    let many = [
+        "m-Q4_K.gguf",
+        "m-Q4_K_M.gguf",
+        "m-Q4_K_S.gguf",
+        "m-UD-Q2_K_XL.gguf",
+        "sub/m-Q5_0.gguf",
+        "m.imatrix.gguf",
+        "m-Q8_0-00001-of-00002.gguf",
+        "m-Q8_0-00002-of-00002.gguf",
+        "model.safetensors",
+        "config.json",
+    ];
+    for (tail, expected) in [
+        ("#m-Q4_K_S.gguf", "m-Q4_K_S.gguf"),
+        (":m-Q4_K_S.gguf", "m-Q4_K_S.gguf"),
+        ("#q4_k_m", "m-Q4_K_M.gguf"),
+        ("#Q4_K", "m-Q4_K.gguf"),
+        ("#UD-Q2_K_XL", "m-UD-Q2_K_XL.gguf"),
+        ("#Q2_K_XL", "m-UD-Q2_K_XL.gguf"),
+        ("#Q2_K", "m-UD-Q2_K_XL.gguf"),
+        ("#Q5_0", "sub/m-Q5_0.gguf"),
+        ("#sub/m-Q5_0.gguf", "sub/m-Q5_0.gguf"),
+        (":sub/m-Q5_0.gguf", "m-Q5_0.gguf"),
+        (":sub", "m-Q5_0.gguf"),
+    ] {
+        assert_eq!(chosen(tail, Want::Model, &many).unwrap(), [expected], "{tail}");
+    }
+    assert_eq!(chosen("", Want::Model, &many).unwrap(), ["config.json", "model.safetensors"]);
+    let several = ["hf:org/name#m-Q4_K_M.gguf (13.0 MB)", "hf:org/name#m-Q4_K_S.gguf", "2 GGUF files"];
+    refused("#Q4_K", Want::Model, &many[1..], "load_failed", &several);
+    let ggufs = &many[..8];
+    refused(
+        "",
+        Want::Model,
+        ggufs,
+        "load_failed",
+        &["6 GGUF files", "m-Q8_0-00001-of-00002.gguf (52.0 MB, split, not read)"],
+    );
+    refused(
+        "#Q8_0",
+        Want::Model,
+        &many,
+        "unsupported_model_format",
+        &["one part of a split", "hf:org/name#m-Q4_K.gguf"],
+    );
+    refused("#m-Q8_0-00002-of-00002.gguf", Want::Model, &many, "unsupported_model_format", &["one part of a split"]);
+    refused("#Q9", Want::Model, &many, "not_found", &["`Q9` in its name", "hf:org/name#sub/m-Q5_0.gguf"]);
+    refused("#4_K", Want::Model, &many, "not_found", &["`4_K` in its name"]);
+    refused("#x.gguf", Want::Model, &["config.json"], "not_found", &["`x.gguf`", "no GGUF files"]);
+    refused(":Q4_K_M", Want::Model, &many, "not_found", &["no folder `Q4_K_M`", "write hf:org/name#Q4_K_M"]);
+}
+
+#[test]
+fn an_adapter_is_its_config_and_weights() {
+    let adapter = |tail: &str, files: &[&str]| chosen(tail, Want::Adapter, files).unwrap();
+    let files = [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+        "tokenizer.json",
+        "optimizer.pt",
+        "checkpoint-10/adapter_config.json",
+        "checkpoint-10/adapter_model.safetensors",
+    ];
+    let expected = ["adapter_config.json", "adapter_model.safetensors"];
+    assert_eq!(adapter("", &files), expected);
+    assert_eq!(adapter(":checkpoint-10", &files), expected);
+    let mlx = ["adapter_config.json", "adapters.safetensors", "0000100_adapters.safetensors"];
+    assert_eq!(adapter("", &mlx), mlx[..2]);
+    assert_eq!(adapter("", &["lora.gguf", "README.md"]), ["lora.gguf"]);
+    assert_eq!(adapter("#b.gguf", &["a.gguf", "b.gguf"]), ["b.gguf"]);
+
+    let a = Want::Adapter;
+    refused("", a, &["a.gguf", "b.gguf"], "load_failed", &["2 GGUF files", "hf:org/name#a.gguf"]);
+    refused("", a, &["adapter_config.json", "adapter_model.bin"], "unsupported_model_format", &["pickle"]);
+    refused("", a, &["adapter_config.json"], "not_found", &["no weights of an adapter"]);
+    refused("", a, &["adapter_model.safetensors"], "load_failed", &["no adapter_config.json"]);
+    refused("", a, &["config.json", "model.safetensors"], "unsupported_model_format", &["is a model", "as model"]);
+    refused("", a, &files[6..], "not_found", &["name one: hf:org/name:checkpoint-10"]);
+    refused("", Want::Model, &files[..5], "unsupported_model_format", &["is an adapter", "as adapter"]);
+}
+
+#[test]
+fn names_that_promise_more_shards_name_them() {
+    let file = |path: &str| RepoFile { path: path.into(), size: 1, digest: None };
+    let promised = |paths: &[&str]| promised_shards(&paths.iter().map(|p| file(p)).collect::<Vec<_>>());
+    assert_eq!(
+        promised(&["a/model-00002-of-00003.safetensors", "x-1-of-2.gguf", "x-2-of-2.gguf"]),
+        ["a/model-00001-of-00003.safetensors", "a/model-00003-of-00003.safetensors"]
+    );
+    let none = [
+        "m-1-of-99999999999.gguf",
+        "m-1-of-4000000000.gguf",
+        "m-0-of-2.gguf",
+        "m-3-of-2.gguf",
+        "m-of-2.gguf",
+        "m--of-.x",
+    ];
+    assert!(promised(&none).is_empty());
+}

@@ -1,0 +1,50 @@
+//! The Hugging Face source: models and adapters of the Hub by `hf:` refs, in the Hub's own cache.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `source` | [`HuggingFace`]: the traits |
+//! | `settings` | token, endpoint, cache folder, offline: from the environment as other tools read it |
+//! | `reference` | what a ref means: repository, revision, subfolder, GGUF file |
+//! | `choose` | which files are the model or the adapter |
+//! | `api`, `tree` | what the Hub is asked: the commit of a revision, the list of its files |
+//! | `refusal` | what the Hub's refusals mean, and what to do |
+//! | `cache`, `cached` | the layout of the cache, and what it gives without a request |
+//! | `xet` | files that have no other way |
+//!
+//! The bytes are moved and verified by the transfer engine: the Hub tells the SHA-256 of each large file, and git's blob id
+//! of any other.
+
+mod api;
+mod cache;
+mod cached;
+mod choose;
+mod reference;
+mod refusal;
+mod settings;
+mod source;
+mod tree;
+mod xet;
+
+pub use source::{HuggingFace, HuggingFaceBuilder};
+
+use std::sync::Arc;
+
+use llm_local_core::{AdapterSource, ModelSource, Plugin, PluginContext, Result};
+
+/// The descriptor of this plugin: a source of models and one of adapters, of the scheme `hf`.
+pub const PLUGIN: Plugin = llm_local_core::plugin!("huggingface")
+    .with_model_source(reference::SCHEME, model_source)
+    .with_adapter_source(reference::SCHEME, adapter_source);
+
+llm_local_core::submit!(PLUGIN);
+
+fn model_source(_: &PluginContext) -> Result<Arc<dyn ModelSource>> {
+    Ok(Arc::new(HuggingFace::from_env()?))
+}
+
+fn adapter_source(_: &PluginContext) -> Result<Arc<dyn AdapterSource>> {
+    Ok(Arc::new(HuggingFace::from_env()?))
+}
+
+#[cfg(test)]
+mod tests;
