@@ -1,0 +1,15 @@
+//! What every source shares: the transfer engine, which moves and verifies bytes, and the store, which keeps them.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`transfer`] | makes every file of a plan present and verified |
+//! | [`network`] | requests: the runtime they run on, redirects, retries, and time |
+//! | `disk` | files on their way to disk: keys, locks, partials, hashes, publishing, free space |
+//! | [`progress`] | how far a plan is, as events and as a stream |
+//! | [`store`] | what is kept: records, and how artifacts are listed, verified, deleted and evicted |
+
+mod disk;
+pub mod network;
+pub mod progress;
+pub mod store;
+pub mod transfer;

@@ -1,0 +1,166 @@
+//! One GET request: redirects followed by hand, credentials for the named host only, and the answer.
+
+use std::fmt;
+
+use bytes::Bytes;
+use llm_local_core::{Refusal, Request};
+use reqwest::{
+    Url,
+    header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION},
+};
+
+use super::{Failure, MAX_REDIRECTS, Network, address};
+
+/// The headers of a source that go to hosts it did not name. All others stay back, since any may be a credential:
+/// `Authorization` and `Cookie`, but also `X-Api-Key` or `PRIVATE-TOKEN`.
+const HARMLESS: [&str; 2] = ["accept", "user-agent"];
+
+/// What is read of the body of a redirect, so that its connection can be used again.
+const REDIRECT_BODY: u64 = 16 << 10;
+
+/// An answer: status, headers, and a body that is still to be read.
+pub struct Response {
+    inner: reqwest::Response,
+    network: Network,
+    address: String,
+    named: bool,
+}
+
+impl Network {
+    /// One GET of `request`, with the headers `extra` besides. At most ten redirects are followed, never from `https` to
+    /// `http`; what the source put into `request` but for `Accept` and `User-Agent` is not sent to another host, port or
+    /// scheme, nor ever again after that. Any status but a redirect is an answer. Not tried again.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no answer, or a URL that may not be asked.
+    pub async fn get(&self, request: &Request, extra: &[(&str, &str)]) -> Result<Response, Failure> {
+        let client = self.plain_client()?;
+        let insecure_http = self.config().insecure_http;
+        let named = address::permitted(&request.url, insecure_http)?;
+        let mut own = headers(request.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())))?;
+        let extra = headers(extra.iter().copied())?;
+        let (mut url, mut foreign) = (named.clone(), false);
+        for _ in 0..=MAX_REDIRECTS {
+            let shown = address::shown_url(&url);
+            let sending = client.get(url.clone()).headers(own.clone()).headers(extra.clone()).send();
+            let answer = match self.within_stall(sending).await {
+                Some(answer) => answer.map_err(|e| Failure::connection(&shown, e))?,
+                None => return Err(Failure::passing(shown, self.stalled())),
+            };
+            let Some(next) = redirect(&answer, &url, insecure_http)? else {
+                return Ok(Response { inner: answer, network: self.clone(), address: shown, named: !foreign });
+            };
+            drain(self, answer).await;
+            if !foreign && !address::same_origin(&named, &next) {
+                foreign = true;
+                let harmless = |name: &HeaderName| HARMLESS.contains(&name.as_str());
+                own = own.iter().filter(|(n, _)| harmless(n)).map(|(n, v)| (n.clone(), v.clone())).collect();
+            }
+            url = next;
+        }
+        Err(Failure::permanent(address::shown_url(&named), format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    fn stalled(&self) -> String {
+        format!("no byte came for {} s", self.config().stall.as_secs_f32())
+    }
+}
+
+/// Where `answer`, given at `url`, redirects to.
+fn redirect(answer: &reqwest::Response, url: &Url, insecure_http: bool) -> Result<Option<Url>, Failure> {
+    if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let shown = address::shown_url(url);
+    let location = answer.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+    let Some(Ok(next)) = location.map(|l| url.join(l)) else {
+        return Err(Failure::permanent(shown, "it redirects to nowhere: no Location header that is a URL"));
+    };
+    let to = address::shown_url(&next);
+    if url.scheme() == "https" && next.scheme() != "https" {
+        return Err(Failure::permanent(shown, format!("it redirects from `https` to `{}` ({to})", next.scheme())));
+    }
+    match address::refused(&next, insecure_http) {
+        Some(reason) => Err(Failure::permanent(shown, format!("it redirects to {to}: {reason}"))),
+        None => Ok(Some(next)),
+    }
+}
+
+async fn drain(network: &Network, mut answer: reqwest::Response) {
+    let length = answer.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length <= REDIRECT_BODY) {
+        // Whatever goes wrong here costs a new connection, no more.
+        let body = async { while let Ok(Some(_)) = answer.chunk().await {} };
+        network.within_stall(body).await;
+    }
+}
+
+fn headers<'a>(of: impl Iterator<Item = (&'a str, &'a str)>) -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in of {
+        let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
+            // The value may be a token that was pasted with a line break: only the name is said.
+            let reason =
+                format!("the header `{}` cannot be sent: it holds a character that none may", name.escape_debug());
+            return Err(Failure::permanent("a request", reason));
+        };
+        value.set_sensitive(!HARMLESS.contains(&name.as_str()));
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+impl Response {
+    /// The status: 200, 206, 404, ...
+    pub fn status(&self) -> u16 {
+        self.inner.status().as_u16()
+    }
+
+    /// The header called `name`, in lower case, if it is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.inner.headers().get(name)?.to_str().ok()
+    }
+
+    /// Whether the host that the request named gave this answer, and not one that it redirected to.
+    pub fn from_named_host(&self) -> bool {
+        self.named
+    }
+
+    /// Host, port and path of who answered.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Status and headers, as sources explain them.
+    pub fn as_refusal(&self) -> Refusal {
+        let text = |v: &HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
+        let headers = self.inner.headers().iter().map(|(n, v)| (n.as_str().to_owned(), text(v))).collect();
+        Refusal::new(self.status(), headers)
+    }
+
+    /// The failure of a request for `what` that this answer refuses.
+    pub fn failure(&self, what: &str) -> Failure {
+        let wall = self.network.timer().wall();
+        Failure::refusal(what, &self.as_refusal(), &self.address, self.named, wall)
+    }
+
+    /// The next bytes of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// [`Failure`] if the connection breaks, or stays without a byte for too long.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        match self.network.within_stall(self.inner.chunk()).await {
+            Some(chunk) => chunk.map_err(|e| Failure::connection(&self.address, e)),
+            None => Err(Failure::passing(&self.address, self.network.stalled())),
+        }
+    }
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response")
+            .field("status", &self.status())
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,53 @@
+//! How much is moved at a time.
+
+/// How much is moved at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransferConfig {
+    /// Files at a time: 4.
+    pub files_at_once: usize,
+    /// Ranges of one file at a time: 4. Files smaller than a segment come in one.
+    pub ranges_per_file: usize,
+    /// Requests at a time, over all files of a call: 8.
+    pub connections: usize,
+    /// Bytes of a segment, the part of a file that one request asks for; by default a 64th of the file, and at least
+    /// 64 MiB.
+    pub segment_bytes: Option<u64>,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self { files_at_once: 4, ranges_per_file: 4, connections: 8, segment_bytes: None }
+    }
+}
+
+impl TransferConfig {
+    /// The defaults that each field names.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how many files come at a time; 0 counts as 1.
+    pub fn with_files_at_once(mut self, files: usize) -> Self {
+        self.files_at_once = files.max(1);
+        self
+    }
+
+    /// Sets how many ranges of one file come at a time; 0 counts as 1.
+    pub fn with_ranges_per_file(mut self, ranges: usize) -> Self {
+        self.ranges_per_file = ranges.max(1);
+        self
+    }
+
+    /// Sets how many requests there are at a time, over all files of a call; 0 counts as 1.
+    pub fn with_connections(mut self, connections: usize) -> Self {
+        self.connections = connections.max(1);
+        self
+    }
+
+    /// Sets the bytes that one request asks for.
+    pub fn with_segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = Some(bytes);
+        self
+    }
+}

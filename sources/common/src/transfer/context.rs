@@ -1,0 +1,99 @@
+//! What the parts of one call share.
+
+use std::{path::PathBuf, sync::Arc};
+
+use llm_local_core::{ArtifactSource, Error, FetchContext, Manifest, ManifestFile, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::{Job, TransferConfig};
+use crate::{network::Network, progress::FileMeter};
+
+/// What all files of a call share.
+pub(super) struct Call {
+    pub(super) network: Network,
+    pub(super) root: PathBuf,
+    pub(super) config: TransferConfig,
+    pub(super) jobs: Vec<Job>,
+    pub(super) connections: Arc<Semaphore>,
+}
+
+/// One file of a call.
+pub(super) struct FileContext {
+    pub(super) call: Arc<Call>,
+    pub(super) job: usize,
+    pub(super) index: usize,
+    /// The file and its ref, for messages.
+    pub(super) what: String,
+    pub(super) meter: Option<FileMeter>,
+    /// For the source; its token is [`FileContext::stop`].
+    pub(super) cx: FetchContext,
+}
+
+impl FileContext {
+    pub(super) fn new(call: &Arc<Call>, job: usize, index: usize, meter: Option<FileMeter>, cx: FetchContext) -> Self {
+        let manifest = &call.jobs[job].manifest;
+        let what = format!("{} of {}", manifest.files[index].path, manifest.reference);
+        Self { call: call.clone(), job, index, what, meter, cx }
+    }
+
+    pub(super) fn network(&self) -> &Network {
+        &self.call.network
+    }
+
+    pub(super) fn source(&self) -> &dyn ArtifactSource {
+        &*self.call.jobs[self.job].source
+    }
+
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.call.jobs[self.job].manifest
+    }
+
+    pub(super) fn entry(&self) -> &ManifestFile {
+        &self.manifest().files[self.index]
+    }
+
+    /// Cancelled when the call is to end: the caller wants it, or another file failed.
+    pub(super) fn stop(&self) -> &CancellationToken {
+        &self.cx.cancel
+    }
+
+    /// What `future` gives, unless the call is to end first.
+    pub(super) async fn unless_stopped<T>(&self, future: impl Future<Output = T>) -> Result<T> {
+        self.stop().run_until_cancelled(future).await.ok_or(Error::Cancelled)
+    }
+
+    /// The right to one connection.
+    pub(super) async fn connection(&self) -> Result<OwnedSemaphorePermit> {
+        // Nobody closes the semaphore.
+        let permit = self.unless_stopped(self.call.connections.clone().acquire_owned()).await?;
+        permit.map_err(|_| Error::Cancelled)
+    }
+
+    pub(super) fn wrong_size(&self, found: String) -> Error {
+        Error::IntegrityFailed { what: self.what.clone(), expected: format!("{} bytes", self.entry().size), found }
+    }
+
+    /// `n` more bytes are here.
+    pub(super) fn count(&self, n: u64) {
+        if let Some(meter) = &self.meter {
+            meter.add(n);
+        }
+    }
+
+    /// `n` bytes are here.
+    pub(super) fn recount(&self, n: u64) {
+        if let Some(meter) = &self.meter {
+            meter.reset_to(n);
+        }
+    }
+}
+
+/// Runs blocking work on a thread of its own; it goes on to its end even if nobody waits for it.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(_) => Err(Error::Cancelled),
+    }
+}

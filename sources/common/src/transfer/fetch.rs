@@ -1,0 +1,190 @@
+//! A whole call: what is there, what is missing, and the end of it.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+
+use llm_local_core::{Digest, Error, FetchContext, Result};
+use tokio::task::JoinSet;
+
+use super::{
+    Call, Files,
+    context::{FileContext, blocking},
+    file::{Fetched, Item, Spot, fetch_file},
+    plan::{Place, Plan, files, of_job},
+    preflight::{check_room, count_present},
+};
+use crate::{
+    disk::write_text_staged,
+    progress::{FileMeter, Meter},
+    store::{Hold, Store},
+};
+
+/// A call under way.
+pub(super) struct Course {
+    call: Arc<Call>,
+    store: Store,
+    /// Its token ends all work of the call: it is cancelled with the first error.
+    cx: FetchContext,
+    plan: Plan,
+    /// For each job and file, the path to use once it is there.
+    paths: Vec<Vec<Option<PathBuf>>>,
+    /// For each job, what its record is to say.
+    news: Vec<News>,
+    _holds: Vec<Hold>,
+}
+
+#[derive(Clone, Default)]
+struct News {
+    /// Digests of files for which none was promised.
+    computed: BTreeMap<String, Digest>,
+    /// Whether any file came by this call.
+    fetched: bool,
+}
+
+impl Course {
+    /// Looks for what is there.
+    pub(super) async fn begin(call: Arc<Call>, store: Store, cx: FetchContext) -> Result<Self> {
+        let plan = Plan::survey(&call, &cx).await?;
+        // Held before it is looked for: what is there then stays there.
+        let holds = hold(&call, &store, &plan).await?;
+        let paths = plan.look(&call).await?;
+        let news = vec![News::default(); call.jobs.len()];
+        Ok(Self { call, store, cx, plan, paths, news, _holds: holds })
+    }
+
+    /// Makes every file present.
+    ///
+    /// # Errors
+    /// The first; [`Error::Cancelled`]. No worker runs then.
+    pub(super) async fn run(mut self, meter: &Meter) -> Result<Vec<Files>> {
+        let items = self.items(meter);
+        let root = self.call.root.clone();
+        let items = blocking(move || {
+            count_present(&root, &items);
+            check_room(&root, &items)?;
+            Ok(items)
+        })
+        .await?;
+        meter.begin();
+        for job in 0..self.call.jobs.len() {
+            self.finish(job).await?;
+        }
+        self.fetch(items).await?;
+        let all: Option<Vec<_>> = (0..self.call.jobs.len()).map(|job| self.files(job)).collect();
+        all.ok_or_else(|| Error::unsupported("fetching", "a file is neither here nor was it fetched"))
+    }
+
+    /// What is missing, once for each content; and a meter for each file.
+    fn items(&self, meter: &Meter) -> Vec<Item> {
+        let mut items: Vec<Item> = Vec::new();
+        for (job, places) in self.plan.places.iter().enumerate() {
+            let manifest = &self.call.jobs[job].manifest;
+            for (index, place) in places.iter().enumerate() {
+                let file = &manifest.files[index];
+                let meter: FileMeter = meter.file(manifest.reference.clone(), &*file.path, file.size);
+                let Place::Stored { key, target } = place else {
+                    meter.done();
+                    continue;
+                };
+                if self.paths[job][index].is_some() {
+                    meter.done();
+                    continue;
+                }
+                let file = Arc::new(FileContext::new(&self.call, job, index, Some(meter), self.cx.clone()));
+                let spot = Spot { file, target: target.clone() };
+                let same = |item: &&mut Item| item.key == *key && item.spots[0].target.blob == target.blob;
+                match items.iter_mut().find(same) {
+                    Some(item) => item.spots.push(spot),
+                    None => items.push(Item { key: key.clone(), spots: vec![spot] }),
+                }
+            }
+        }
+        items
+    }
+
+    /// Fetches `items`, some at a time; the first error ends the others.
+    async fn fetch(&mut self, items: Vec<Item>) -> Result<()> {
+        let (mut items, mut running, mut failed) = (items.into_iter(), JoinSet::new(), None);
+        loop {
+            while failed.is_none() && running.len() < self.call.config.files_at_once.max(1) {
+                let Some(item) = items.next() else { break };
+                running.spawn(async move {
+                    let fetched = fetch_file(&item).await;
+                    (item, fetched)
+                });
+            }
+            let Some(joined) = running.join_next().await else { break };
+            let result = match joined {
+                Ok((item, Ok(fetched))) => self.take(&item, fetched).await,
+                Ok((item, Err(error))) => Err(of_job(&self.call.jobs[item.spots[0].file.job], error)),
+                Err(e) if e.is_panic() => {
+                    self.cx.cancel.cancel();
+                    while running.join_next().await.is_some() {}
+                    std::panic::resume_unwind(e.into_panic());
+                }
+                Err(_) => Err(Error::Cancelled),
+            };
+            if let Err(error) = result {
+                // Those that are ended by this say that they were cancelled.
+                failed.get_or_insert(error);
+                self.cx.cancel.cancel();
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn take(&mut self, item: &Item, fetched: Fetched) -> Result<()> {
+        let mut jobs = Vec::new();
+        for (spot, path) in item.spots.iter().zip(fetched.paths) {
+            let (job, index) = (spot.file.job, spot.file.index);
+            self.paths[job][index] = Some(path);
+            let news = &mut self.news[job];
+            news.fetched |= fetched.fresh;
+            news.computed.extend(fetched.computed.map(|digest| (spot.file.entry().path.clone(), digest)));
+            if !jobs.contains(&job) {
+                jobs.push(job);
+            }
+        }
+        for job in jobs {
+            self.finish(job).await?;
+        }
+        Ok(())
+    }
+
+    fn files(&self, job: usize) -> Option<Files> {
+        files(&self.call.jobs[job].manifest, &self.paths[job])
+    }
+
+    /// Records the job if all its files are here, and then writes the refs that name its revision.
+    async fn finish(&self, job: usize) -> Result<()> {
+        let Some(files) = self.files(job) else { return Ok(()) };
+        // Files that all are their owner's are no artifact of the store.
+        if self.plan.is_local(job) {
+            return Ok(());
+        }
+        let (call, store) = (self.call.clone(), self.store.clone());
+        let (placement, news) = (self.plan.placements[job].clone(), self.news[job].clone());
+        let finish = move || {
+            let (manifest, now) = (&call.jobs[job].manifest, call.network.timer().wall());
+            store.record(manifest, &files, &news.computed, placement.as_ref(), news.fetched, now)?;
+            let Some(placement) = placement else { return Ok(()) };
+            for (path, text) in &placement.refs {
+                if fs::read_to_string(path).ok().as_ref() != Some(text) {
+                    write_text_staged(path, text, &placement.root)?;
+                }
+            }
+            Ok(())
+        };
+        blocking(finish).await.map_err(|e| of_job(&self.call.jobs[job], e))
+    }
+}
+
+/// Holds what is in a store or is to be.
+async fn hold(call: &Arc<Call>, store: &Store, plan: &Plan) -> Result<Vec<Hold>> {
+    let (call, store, placements) = (call.clone(), store.clone(), plan.placements.clone());
+    let stored: Vec<_> = (0..call.jobs.len()).filter(|job| !plan.is_local(*job)).collect();
+    blocking(move || {
+        let hold = |job: usize| store.hold(&call.jobs[job].manifest, placements[job].as_ref());
+        stored.into_iter().map(|job| hold(job).map_err(|e| of_job(&call.jobs[job], e))).collect()
+    })
+    .await
+}

@@ -1,0 +1,180 @@
+//! Makes every file of a plan present and verified.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `plan` | where files are and which have to come; `preflight`: room for them |
+//! | `fetch` | a whole call: several files at a time, records, refs |
+//! | `file` | one file: lock, partial, digest, publishing |
+//! | `download` | all bytes of one version of a file; `ranges`: several at a time |
+//! | `body` | one request for bytes; `answer`: what comes back, judged |
+//! | `pour` | bytes from a connection to the disk |
+//! | `read` | a small range, without storing it |
+//!
+//! Nothing is published unverified, and nothing that was not published is taken for present.
+
+mod answer;
+mod body;
+mod config;
+mod context;
+mod download;
+mod fetch;
+mod file;
+mod plan;
+mod pour;
+mod preflight;
+mod ranges;
+mod read;
+
+use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use llm_local_core::{ArtifactSource, Error, FetchContext, Manifest, Result};
+use tokio::sync::Semaphore;
+
+pub use config::TransferConfig;
+use context::{Call, FileContext};
+use fetch::Course;
+use plan::Plan;
+
+use crate::{network::Network, progress::Meter, store::Store};
+
+/// Files of an artifact: their paths in the manifest, and where they lie.
+pub type Files = BTreeMap<String, PathBuf>;
+
+/// An artifact to fetch.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Job {
+    /// Who knows how to get its bytes.
+    pub source: Arc<dyn ArtifactSource>,
+    /// Its files.
+    pub manifest: Manifest,
+}
+
+impl Job {
+    /// The files of `manifest`, from `source`.
+    pub fn new(source: Arc<dyn ArtifactSource>, manifest: Manifest) -> Self {
+        Self { source, manifest }
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("manifest", &self.manifest).finish_non_exhaustive()
+    }
+}
+
+/// Moves the bytes of artifacts into a store, or into the cache that their source shares with other tools. Cheap to
+/// clone. Works on any executor: what it does runs on the threads of its [`Network`].
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    network: Network,
+    store: Store,
+    config: TransferConfig,
+}
+
+impl Transfer {
+    /// Fetches over `network` into `store`.
+    pub fn new(network: Network, store: Store, config: TransferConfig) -> Self {
+        Self { network, store, config }
+    }
+
+    /// The network it fetches over.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The store it fetches into.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Makes every file of `jobs` present: what is missing is fetched, resumed where an earlier call ended, verified and
+    /// published; then the artifacts are recorded in the store. What is there already is used as it is, and files of
+    /// this machine where they lie. Gives the files of each job.
+    ///
+    /// `cx.progress` hears of all jobs together: first what is present, at the end exactly 1.0, nothing after an error.
+    /// When `cx.cancel` is cancelled all work has stopped once this returns; dropping the future ends it too. Either way
+    /// what came is kept for the next call, and nothing unfinished is marked as present.
+    ///
+    /// # Errors
+    /// The first error; the work on other files has stopped by then. [`Error::InsufficientStorage`] before the first
+    /// byte; [`Error::IntegrityFailed`] with expected and found sizes or digests; [`Error::Offline`], if requests are
+    /// forbidden; [`Error::Unauthorized`], [`Error::NotFound`], [`Error::RateLimited`] or [`Error::DownloadFailed`] for
+    /// what hosts and connections do; [`Error::Io`]; [`Error::Cancelled`]. Those of adapters come as
+    /// [`Error::AdapterMergeFailed`].
+    pub async fn fetch(&self, jobs: Vec<Job>, cx: &FetchContext) -> Result<Vec<Files>> {
+        if cx.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let total = jobs.iter().map(|job| job.manifest.total_bytes()).sum();
+        let meter = Meter::new(self.network.timer().clone(), cx.progress.clone(), total)?;
+        let (call, store, cx) = (self.call(jobs), self.store.clone(), inner(cx));
+        let fetching = async move {
+            let fetched = match Course::begin(call, store, cx).await {
+                Ok(course) => course.run(&meter).await,
+                Err(error) => Err(error),
+            };
+            match &fetched {
+                Ok(_) => meter.finish().await,
+                Err(_) => meter.stop().await,
+            }
+            fetched
+        };
+        self.network.run(fetching).await
+    }
+
+    /// The files of `job` if all of them are there. Makes no request, takes no lock and changes nothing.
+    ///
+    /// # Errors
+    /// Those of its source; [`Error::IntegrityFailed`] for a file of this machine that has not the size it should.
+    pub async fn present(&self, job: &Job, cx: &FetchContext) -> Result<Option<Files>> {
+        let (call, cx) = (self.call(vec![job.clone()]), inner(cx));
+        let looking = async move {
+            let plan = Plan::survey(&call, &cx).await?;
+            let paths = plan.look(&call).await?;
+            Ok(plan::files(&call.jobs[0].manifest, &paths[0]))
+        };
+        self.network.run(looking).await
+    }
+
+    /// The bytes `range` of the file called `path`, which are few, from where it is published or else from its source:
+    /// to look at a header before the file is fetched. They are not verified and not kept.
+    ///
+    /// # Errors
+    /// As [`Transfer::fetch`]; [`Error::NotFound`] if the manifest has no such file, [`Error::InvalidSpec`] for a range
+    /// beyond its end.
+    pub async fn read(&self, job: &Job, path: &str, range: Range<u64>, cx: &FetchContext) -> Result<Bytes> {
+        let manifest = &job.manifest;
+        let Some(index) = manifest.files.iter().position(|file| file.path == path) else {
+            return Err(Error::not_found(
+                format!("{path} of {}", manifest.reference),
+                "its manifest lists no such file",
+            ));
+        };
+        let (call, cx) = (self.call(vec![job.clone()]), inner(cx));
+        let reading = async move {
+            let place = plan::survey_file(&call, &call.jobs[0], index, &cx).await;
+            let place = place.map_err(|e| plan::of_job(&call.jobs[0], e))?;
+            let file = FileContext::new(&call, 0, index, None, cx);
+            read::read(&file, place, range).await.map_err(|e| plan::of_job(&call.jobs[0], e))
+        };
+        self.network.run(reading).await
+    }
+
+    fn call(&self, jobs: Vec<Job>) -> Arc<Call> {
+        Arc::new(Call {
+            network: self.network.clone(),
+            root: self.store.root().to_owned(),
+            config: self.config.clone(),
+            jobs,
+            connections: Arc::new(Semaphore::new(self.config.connections.max(1))),
+        })
+    }
+}
+
+/// What sources and workers get of `cx`: a token of their own, which the first error cancels, and nobody to tell of
+/// progress but the meter.
+fn inner(cx: &FetchContext) -> FetchContext {
+    FetchContext::new().with_offline(cx.offline).with_cancel(cx.cancel.child_token())
+}

@@ -1,0 +1,103 @@
+//! Ends that the caller wants.
+
+use std::pin::pin;
+
+use futures_util::future::{Either, select};
+use llm_local_core::ProgressEvent;
+use llm_local_testkit::hub::{Fault, Host, Outcome};
+use tokio::sync::oneshot;
+
+use super::support::*;
+
+/// A setup whose third and later answers stall midway.
+fn stalling() -> Setup {
+    Setup::new().only(MODEL).with_fault(Fault::stall(100_000).path(MODEL).on(Host::Cdn).skip(2))
+}
+
+fn wait_for_the_stall(setup: &Setup) {
+    let stalled = |r: &llm_local_testkit::hub::Recorded| r.body_bytes_sent == 100_000 && r.outcome == Outcome::Open;
+    setup.hub.wait_until(|requests| requests.iter().any(stalled));
+}
+
+/// What holds after an end that the caller wanted: the next fetch brings what is missing, and no more.
+fn goes_on(mut setup: Setup, kept: u64) {
+    let requests = setup.hub.wait_until_idle();
+    assert_eq!(requests.iter().filter(|r| r.outcome == Outcome::Aborted).count(), 1, "{requests:?}");
+    assert!(setup.published().is_empty());
+    setup.cancel = Default::default();
+    assert!(pollster::block_on(setup.transfer().present(&setup.job(), &setup.cx())).unwrap().is_none());
+    setup.hub.clear();
+    setup.hub.clear_faults();
+    setup.fetch().unwrap();
+    assert!(setup.served() <= SIZE - kept, "{} bytes again, {kept} were kept", setup.served());
+    assert!(setup.asked(MODEL).iter().all(|r| r.header("if-range").is_some()), "tied to what is there");
+}
+
+#[test]
+fn a_cancel_ends_the_requests_and_keeps_what_came() {
+    let setup = stalling();
+    let error = std::thread::scope(|scope| {
+        let fetched = scope.spawn(|| setup.fetch());
+        wait_for_the_stall(&setup);
+        setup.cancel.cancel();
+        fetched.join().unwrap().unwrap_err()
+    });
+    assert_eq!(error.code(), "cancelled");
+    let finished = |e: &ProgressEvent| matches!(e, ProgressEvent::Download(p) if p.fraction >= 1.0);
+    assert!(!setup.events.lock().unwrap().iter().any(finished));
+    goes_on(setup, 2 * SEGMENT);
+}
+
+#[test]
+fn dropping_the_future_ends_the_requests_and_keeps_what_was_written() {
+    let setup = stalling();
+    std::thread::scope(|scope| {
+        let (drop_it, dropped) = oneshot::channel::<()>();
+        let fetching = scope.spawn(|| {
+            let (transfer, cx) = (setup.transfer(), setup.cx());
+            pollster::block_on(async {
+                match select(pin!(transfer.fetch(vec![setup.job()], &cx)), dropped).await {
+                    Either::Left((result, _)) => panic!("it cannot end: {result:?}"),
+                    Either::Right(_) => {}
+                }
+            });
+            // The network is still there: it is the future that ended the work.
+            setup.hub.wait_until_idle();
+        });
+        wait_for_the_stall(&setup);
+        drop_it.send(()).unwrap();
+        fetching.join().unwrap();
+    });
+    goes_on(setup, 2 * SEGMENT);
+}
+
+#[test]
+fn a_cancel_before_the_start_does_nothing() {
+    let setup = Setup::new();
+    setup.cancel.cancel();
+    assert_eq!(setup.fetch().unwrap_err().code(), "cancelled");
+    assert!(setup.hub.requests().is_empty() && setup.events.lock().unwrap().is_empty());
+}
+
+#[test]
+fn the_first_error_ends_the_other_files() {
+    let mut setup = Setup::new();
+    setup.config = setup.config.clone().with_files_at_once(2);
+    setup.hub.fault(Fault::stall(0).path(MODEL).on(Host::Cdn));
+    setup.hub.fault(Fault::stall(1).path(CONFIG).once());
+    setup.hub.fault(Fault::status(404).path(CONFIG));
+    let error = std::thread::scope(|scope| {
+        let fetched = scope.spawn(|| setup.fetch());
+        setup.hub.wait_until(|requests| {
+            let status = |path: &str, host| requests.iter().any(|r| r.host == host && r.is_for(path) && r.status != 0);
+            status(MODEL, Host::Cdn) && status(CONFIG, Host::Hub)
+        });
+        // Releases both; the model's next answers stall again.
+        setup.hub.fault(Fault::stall(0).path(MODEL).on(Host::Cdn));
+        setup.timer.end_stalls(2);
+        fetched.join().unwrap().unwrap_err()
+    });
+    assert_eq!(error.code(), "not_found", "{error}");
+    setup.hub.wait_until_idle();
+    assert!(setup.published().is_empty());
+}

@@ -1,0 +1,144 @@
+//! Contents that are not what was promised, or become others.
+
+use llm_local_testkit::hub::{Content, Fault};
+
+use super::support::*;
+
+#[test]
+fn wrong_bytes_are_fetched_once_more_and_then_an_error_with_both_digests() {
+    let setup = Setup::new().only(MODEL).with_fault(Fault::wrong_bytes().path(MODEL));
+    let error = setup.fetch().unwrap_err();
+    assert_eq!(error.code(), "integrity_failed");
+    let wrong: Vec<u8> = setup.contents[MODEL].read(0..SIZE).unwrap().iter().map(|byte| !byte).collect();
+    for digest in [sha256(&setup.contents[MODEL]), sha256(&Content::from(wrong))] {
+        assert!(error.to_string().contains(&digest.to_string()), "{error}");
+    }
+    assert_eq!((setup.asked(MODEL).len(), setup.served()), (2 * 4, 2 * SIZE));
+    assert!(setup.published().is_empty());
+    let partials = setup.root.path().join("partials");
+    assert_eq!(partials.read_dir().unwrap().count(), 0, "nothing of it is kept");
+}
+
+#[test]
+fn one_wrong_byte_of_a_plain_file_is_found_and_mended() {
+    let setup = Setup::new().only(CONFIG).with_fault(Fault::wrong_byte(3).path(CONFIG).once());
+    setup.fetch().unwrap();
+    assert_eq!(setup.asked(CONFIG).len(), 2);
+}
+
+#[test]
+fn a_file_of_another_size_is_an_error_that_names_both() {
+    for (fault, size) in [(Fault::longer(5), "1048581"), (Fault::shorter(5), "1048571")] {
+        let setup = Setup::new().only(MODEL).with_fault(fault.path(MODEL));
+        let error = setup.fetch().unwrap_err();
+        assert_eq!(error.code(), "integrity_failed");
+        assert!(error.to_string().contains("1048576 bytes") && error.to_string().contains(size), "{error}");
+        assert_eq!((setup.asked(MODEL).len(), setup.published().len()), (1, 0));
+    }
+}
+
+#[test]
+fn a_host_that_ignores_ranges_is_asked_once_for_all() {
+    let setup = Setup::new().only(MODEL).with_fault(Fault::ignore_range().path(MODEL));
+    setup.fetch().unwrap();
+    assert_eq!((setup.asked(MODEL).len(), setup.served()), (1, SIZE));
+}
+
+#[test]
+fn a_whole_answer_midway_starts_over() {
+    let setup = Setup::new().only(MODEL).with_fault(Fault::ignore_range().path(MODEL).skip(2).once());
+    setup.fetch().unwrap();
+    assert_eq!((setup.asked(MODEL).len(), setup.served()), (3, 2 * SEGMENT + SIZE));
+}
+
+#[test]
+fn a_host_without_ranges_that_always_cuts_is_not_asked_for_ever() {
+    let fault = Fault::ignore_range().and(Fault::cut(300_000)).path(MODEL);
+    let setup = Setup::new().only(MODEL).with_fault(fault);
+    let error = setup.fetch().unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    // Only the first brings something new.
+    assert_eq!((setup.asked(MODEL).len(), setup.published().len()), (5, 0));
+}
+
+#[test]
+fn another_etag_midway_starts_over_with_it() {
+    let setup = Setup::new().only(MODEL).with_fault(Fault::etag("second").path(MODEL).skip(4));
+    setup.fetch().unwrap();
+    let requests = setup.asked(MODEL);
+    assert_eq!(requests.last().unwrap().header("if-range"), Some("\"second\""));
+    assert_eq!(requests[2].status, 200, "If-Range failed: {requests:?}");
+    assert_eq!(requests.len(), 2 + 1 + 4);
+}
+
+#[test]
+fn a_file_replaced_midway_is_never_mixed() {
+    let other = Content::generated(SIZE, 8);
+    let setup = Setup::new().only(MODEL).with_fault(Fault::changed(other.clone()).path(MODEL).skip(2));
+    let error = setup.fetch().unwrap_err();
+    assert_eq!(error.code(), "integrity_failed");
+    // All of the new file, not of two.
+    assert!(error.to_string().contains(&sha256(&other).to_string()), "{error}");
+    assert!(setup.published().is_empty());
+}
+
+#[test]
+fn a_file_that_keeps_changing_is_an_error() {
+    let mut setup = Setup::new().only(MODEL);
+    for turn in 0..8 {
+        setup.hub.fault(Fault::etag(format!("etag-{turn}")).on(llm_local_testkit::hub::Host::Cdn).times(2));
+    }
+    setup.config = setup.config.clone().with_ranges_per_file(4);
+    let error = setup.fetch().unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("changed 3 times"), "{error}");
+    assert!(setup.published().is_empty());
+}
+
+#[test]
+fn without_a_digest_one_etag_holds_the_parts_together() {
+    let mut setup = Setup::new().only(MODEL);
+    setup.files[0].digest = None;
+    setup.fetch().unwrap();
+    assert_eq!(setup.asked(MODEL).len(), 4);
+    // Replaced midway: all of the new one.
+    let mut setup = Setup::new().only(MODEL);
+    setup.files[0].digest = None;
+    let other = Content::generated(SIZE, 8);
+    setup.contents.insert(MODEL.to_owned(), other.clone());
+    setup.hub.fault(Fault::changed(other).path(MODEL).on(llm_local_testkit::hub::Host::Cdn).skip(2));
+    setup.fetch().unwrap();
+    assert_eq!(setup.asked(MODEL).len(), 2 + 1 + 4);
+}
+
+#[test]
+fn without_a_digest_and_a_strong_etag_all_comes_in_one_answer() {
+    let weak = || Fault::header("ETag", "W/\"weak\"").path(MODEL);
+    let mut setup = Setup::new().only(MODEL).with_fault(weak().and(Fault::cut(300_000)).skip(1).once());
+    setup.files[0].digest = None;
+    setup.hub.fault(weak());
+    setup.fetch().unwrap();
+    let requests = setup.asked(MODEL);
+    // The first finds out, the second is cut off and its bytes are forgotten.
+    let expected = [Some("bytes=0-262143".to_owned()), None, None];
+    assert_eq!(ranges(&requests), expected, "{requests:?}");
+}
+
+#[test]
+fn with_a_digest_a_weak_etag_does_no_harm() {
+    let setup = Setup::new().only(MODEL).with_fault(Fault::header("ETag", "W/\"weak\"").path(MODEL));
+    setup.fetch().unwrap();
+    let requests = setup.asked(MODEL);
+    assert_eq!(requests.len(), 4);
+    assert!(requests.iter().all(|r| r.header("if-range").is_none()));
+}
+
+#[test]
+fn an_empty_file_needs_no_request() {
+    let mut setup = Setup::new().only(CONFIG);
+    let empty = Content::from("");
+    setup.files[0].size = 0;
+    setup.files[0].digest = Some(git_blob(&empty));
+    setup.contents.insert(CONFIG.to_owned(), empty);
+    setup.fetch().unwrap();
+    assert!(setup.hub.requests().is_empty());
+}

@@ -1,0 +1,12 @@
+//! The transfer engine against a hub that fails as it is told.
+
+mod cancel;
+mod connections;
+mod contents;
+mod credentials;
+mod progress;
+mod refusals;
+mod resume;
+mod several;
+mod sources;
+mod support;
