@@ -30,7 +30,7 @@ impl Visitor {
         self != Self::Anonymous
     }
 
-    fn has_access(self) -> bool {
+    pub(super) fn has_access(self) -> bool {
         self == Self::WithToken { access: true }
     }
 

@@ -118,8 +118,10 @@ impl Site {
         }
         let renamed = repos.values().find(|published| published.repo.former_ids.iter().any(|former| former == id));
         Err(match renamed {
-            Some(now) => Response::redirect(307, &request.target().replacen(id, &now.repo.id, 1)),
-            None => refusal::repo_not_found(visitor.has_token()),
+            Some(now) if !now.repo.private || visitor.has_access() => {
+                Response::redirect(307, &request.target().replacen(id, &now.repo.id, 1))
+            }
+            _ => refusal::repo_not_found(visitor.has_token()),
         })
     }
 

@@ -11,7 +11,7 @@ fn hub() -> Hub {
         .with_token_without_access(WITHOUT_ACCESS)
         .with_repo(repo("org/open"))
         .with_repo(repo("org/gated").gated(Gated::Auto))
-        .with_repo(repo("org/private").private())
+        .with_repo(repo("org/private").private().renamed_from("org/secret"))
         .with_repo(repo("org/closed").disabled())
         .start()
 }
@@ -32,6 +32,7 @@ fn each_refusal_has_its_status_and_its_code() {
         ("/api/models/org/private", nobody, 401, Some("RepoNotFound")),
         ("/api/models/org/private", outside, 404, Some("RepoNotFound")),
         ("/api/models/org/private", known, 200, None),
+        ("/api/models/org/secret", outside, 404, Some("RepoNotFound")),
         ("/api/models/org/gated", nobody, 200, None),
         ("/api/models/org/gated/tree/main", nobody, 200, None),
         ("/org/gated/resolve/main/config.json", nobody, 401, Some("GatedRepo")),
