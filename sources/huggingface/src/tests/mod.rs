@@ -1,5 +1,7 @@
 //! Against the hub of the testkit, with the files of a small model.
 
+mod engine;
+mod environment;
 mod offline;
 mod online;
 mod refusals;
