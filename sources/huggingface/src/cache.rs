@@ -27,6 +27,11 @@ use crate::{
 
 /// Folders in folders that a snapshot is searched to.
 const DEPTH: usize = 16;
+/// The files of which a model has one, or both.
+const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
+/// What keeps the folder out of backups, by <https://bford.info/cachedir/>; its first line is the signature that counts.
+const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
+                            # This file is a cache directory tag.\n";
 
 /// Whether `text` is the whole id of a commit.
 pub(crate) fn is_commit(text: &str) -> bool {
@@ -70,8 +75,13 @@ impl RepoCache {
         let path = self.tree_path(commit);
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder)?;
+        if let Some(cache) = self.folder.parent() {
+            // Never over one that is there, and not worth an error.
+            let tag = fs::File::create_new(cache.join("CACHEDIR.TAG"));
+            let _ = tag.and_then(|mut tag| tag.write_all(CACHEDIR_TAG.as_bytes()));
+        }
         let mut file = tempfile::Builder::new().suffix(".tmp").tempfile_in(folder)?;
-        file.write_all(tree.to_json()?.as_bytes())?;
+        file.write_all(&tree.to_json()?)?;
         file.persist(&path)?;
         Ok(())
     }
@@ -107,8 +117,8 @@ impl RepoCache {
     }
 
     /// The files that a snapshot without a list shows: those that are there, and those of which a file that is there
-    /// says that they should be: shards by their numbers or by the index, the config of weights. Of the latter the size
-    /// is 0, and [`RepoCache::missing`] names them.
+    /// says that they should be: shards by their numbers or by the index, config and tokenizer of weights. Of the latter
+    /// the size is 0, and [`RepoCache::missing`] names them.
     pub(crate) fn found(&self, commit: &str) -> Vec<RepoFile> {
         let snapshot = self.snapshot(commit);
         let mut files = Vec::new();
@@ -122,8 +132,19 @@ impl RepoCache {
             {
                 promised.extend(index.shards().map(beside));
             }
-            if name.ends_with(".safetensors") {
-                promised.push(beside(if is_adapter_file(name) { ADAPTER_CONFIG } else { MODEL_CONFIG }));
+            if !name.ends_with(".safetensors") {
+                continue;
+            }
+            if is_adapter_file(name) {
+                promised.push(beside(ADAPTER_CONFIG));
+                continue;
+            }
+            promised.push(beside(MODEL_CONFIG));
+            let has = |name: &str| files.iter().any(|f| f.path == beside(name));
+            // Other tools note what they asked for in vain.
+            let has_none = |name: &str| self.folder.join(".no_exist").join(commit).join(beside(name)).exists();
+            if !TOKENIZERS.iter().any(|name| has(name)) && !has_none(TOKENIZERS[0]) {
+                promised.push(beside(TOKENIZERS[0]));
             }
         }
         promised.sort_unstable();

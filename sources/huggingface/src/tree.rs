@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use llm_local_core::{Digest, ManifestFile};
 use serde::{Deserialize, Serialize};
+use serde_json::ser::{PrettyFormatter, Serializer};
 
 /// The version of the format of `trees/<commit>.json` that is read and written.
 const FORMAT_VERSION: u64 = 1;
@@ -110,9 +111,14 @@ impl Tree {
         whole.then_some(tree)
     }
 
-    /// The text of its `trees/<commit>.json`.
-    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
-        serde_json::to_string_pretty(self)
+    /// The text of its `trees/<commit>.json`, as `huggingface_hub` would write it.
+    ///
+    /// # Errors
+    /// None that a list can have: serde_json's are those of other types.
+    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        self.serialize(&mut Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b" ")))?;
+        Ok(text)
     }
 
     /// Its files.
@@ -147,7 +153,7 @@ mod tests {
              "lfs": {"oid": sha256, "size": 9, "pointerSize": 130}},
         ]);
         let tree = Tree::from_api(serde_json::from_value::<Vec<ApiEntry>>(api).unwrap()).unwrap();
-        let json: serde_json::Value = serde_json::from_str(&tree.to_json().unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&tree.to_json().unwrap()).unwrap();
         let expected = serde_json::json!({"format_version": 1, "files": {
             "config.json": {"size": 7, "blob_id": SHA1},
             "q/m.gguf": {"size": 9, "blob_id": SHA1, "lfs_sha256": sha256, "lfs_size": 9, "xet_hash": "cd"},

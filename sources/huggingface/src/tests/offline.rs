@@ -74,11 +74,17 @@ fn a_snapshot_of_another_tool_without_a_list_is_used_if_it_is_whole() {
     let index = r#"{"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}"#;
     let index = ("model.safetensors.index.json", index);
     let setup = setup(Hub::start());
-    let whole = [("config.json", "{}"), index, ("model-1-of-2.safetensors", "1"), ("model-2-of-2.safetensors", "22")];
+    let whole = [
+        ("config.json", "{}"),
+        index,
+        ("model-1-of-2.safetensors", "1"),
+        ("model-2-of-2.safetensors", "22"),
+        ("tokenizer.model", "4444"),
+    ];
     found_in(setup.cache.path(), COMMIT, &whole);
     let manifest = setup.offline("hf:org/tiny").unwrap();
     assert_eq!(manifest.revision, COMMIT);
-    assert_eq!(manifest.files.iter().map(|f| f.size).collect::<Vec<_>>(), [2, 1, 2, index.1.len() as u64]);
+    assert_eq!(manifest.files.iter().map(|f| f.size).collect::<Vec<_>>(), [2, 1, 2, index.1.len() as u64, 4]);
     #[cfg(unix)]
     assert_eq!(manifest.files[0].digest.unwrap().to_string(), format!("git-sha1:{:040x}", 0));
     let placed = setup.placement(&manifest);
@@ -86,6 +92,7 @@ fn a_snapshot_of_another_tool_without_a_list_is_used_if_it_is_whole() {
 
     for (files, missing) in [
         (&whole[..3], "`model-2-of-2.safetensors`"),
+        (&whole[..4], "`tokenizer.json`"),
         (&whole[1..], "`config.json`"),
         (&[whole[0], index][..], "(`model-1-of-2.safetensors`, `model-2-of-2.safetensors`)"),
         (&whole[..1], "the weights"),
@@ -97,6 +104,17 @@ fn a_snapshot_of_another_tool_without_a_list_is_used_if_it_is_whole() {
         let cx = FetchContext::new().with_offline(true);
         said(block_on(source.resolve(&"hf:org/tiny".parse().unwrap(), Want::Model, &cx)), "offline", &[missing]);
     }
+}
+
+#[test]
+fn a_tokenizer_that_another_tool_asked_for_in_vain_is_not_missing() {
+    let setup = setup(Hub::start());
+    found_in(setup.cache.path(), COMMIT, &[("config.json", "{}"), ("model.safetensors", "1")]);
+    said(setup.offline("hf:org/tiny"), "offline", &["2 of 3 files", "`tokenizer.json`"]);
+    let noted = setup.cache.path().join("models--org--tiny/.no_exist").join(COMMIT);
+    fs::create_dir_all(&noted).unwrap();
+    fs::write(noted.join("tokenizer.json"), "").unwrap();
+    assert_eq!(paths(&setup.offline("hf:org/tiny").unwrap()), ["config.json", "model.safetensors"]);
 }
 
 #[test]

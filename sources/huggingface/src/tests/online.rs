@@ -25,6 +25,8 @@ fn a_plan_asks_for_the_commit_once_and_for_its_list_once() {
     assert_eq!(json["format_version"], 1);
     assert_eq!(json["files"]["model-00001-of-00002.safetensors"]["lfs_size"], 3000);
     assert_eq!(json["files"].as_object().unwrap().len(), 7);
+    let tag = fs::read_to_string(setup.cache.path().join("CACHEDIR.TAG")).unwrap();
+    assert!(tag.starts_with("Signature: 8a477f597d28d172789f06886806bc55\n"), "{tag}");
 }
 
 #[test]
