@@ -252,6 +252,26 @@ fn a_slow_handler_holds_up_nobody_and_hears_first_latest_and_last() {
 }
 
 #[test]
+fn a_dropped_meter_tells_nothing_that_was_still_unheard() {
+    let (entered, is_in) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let (released, entered) = (Mutex::new(released), Mutex::new(entered));
+    let slow = move |_: &ProgressEvent| {
+        entered.lock().unwrap().send(()).unwrap();
+        released.lock().unwrap().recv().unwrap();
+    };
+    let meter = Meter::new(Arc::new(FakeTimer::new()), Some(Arc::new(slow)), 10).unwrap();
+    let file = meter.file(reference(), "a", 10);
+    meter.begin();
+    is_in.recv().unwrap();
+    file.done();
+    drop(meter);
+    release.send(()).unwrap();
+    // The thread has ended: it called no more, and dropped the handler, which was all that could send.
+    assert!(is_in.recv().is_err());
+}
+
+#[test]
 fn a_handler_that_panics_is_called_no_more_and_the_plan_goes_on() {
     let calls = Arc::new(Mutex::new(0));
     let theirs = calls.clone();

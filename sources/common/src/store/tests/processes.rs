@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
@@ -44,6 +45,33 @@ fn many_at_once_list_record_use_and_delete_without_error() {
     let hold = f.store.hold(&kept, None).unwrap();
     assert!(f.store.delete(&reference("hf:x/kept")).is_err());
     drop(hold);
+}
+
+#[test]
+fn what_a_hold_finds_stays_even_if_a_deletion_has_begun() {
+    let f = Fixture::new();
+    let files = [("a", "content"), ("b", "more")];
+    let made = f.own("hf:x/y", "1", &files, 0);
+    let deletions = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let holding = scope.spawn(|| {
+            let mut rounds = 0;
+            while rounds < 200 || deletions.load(Ordering::Relaxed) == 0 {
+                rounds += 1;
+                let hold = f.store.hold(&made, None).unwrap();
+                let found: Vec<_> = files.iter().filter(|(_, text)| f.blob(text).exists()).collect();
+                f.store.list().unwrap();
+                assert!(found.iter().all(|(_, text)| f.blob(text).exists()), "{found:?}");
+                drop(hold);
+            }
+        });
+        while !holding.is_finished() {
+            if f.store.delete(&reference("hf:x/y")).is_ok() {
+                deletions.fetch_add(1, Ordering::Relaxed);
+                f.own("hf:x/y", "1", &files, 0);
+            }
+        }
+    });
 }
 
 #[test]
