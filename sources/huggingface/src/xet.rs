@@ -98,7 +98,7 @@ async fn read(
     range: Range<u64>,
 ) -> Result<ByteStream> {
     let group = group.build().await.map_err(|e| failed(what, e))?;
-    let length = range.end - range.start;
+    let length = range.end.saturating_sub(range.start);
     let stream = group.download_stream(file, Some(range)).await.map_err(|e| failed(what, e))?;
     let of = what.to_owned();
     // The connections are the group's, so it lives as long as the stream.
