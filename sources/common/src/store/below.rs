@@ -72,12 +72,13 @@ impl From<Below> for String {
     }
 }
 
-/// `path` with the links in all its folders followed, itself not: two names of one directory entry become one. A path in
-/// a folder that is not there stays as it is.
+/// `path` with the links in all its folders followed, itself not: two names of one directory entry become one, whether
+/// or not all of the folders are there yet.
 pub(super) fn real(path: &Path) -> PathBuf {
-    match (path.parent().map(fs::canonicalize), path.file_name()) {
-        (Some(Ok(folder)), Some(name)) => folder.join(name),
-        _ => path.to_owned(),
+    let there = path.ancestors().skip(1).find_map(|folder| Some((folder, fs::canonicalize(folder).ok()?)));
+    match there.and_then(|(folder, real)| Some(real.join(path.strip_prefix(folder).ok()?))) {
+        Some(real) => real,
+        None => path.to_owned(),
     }
 }
 
@@ -138,5 +139,6 @@ mod tests {
         let inside = real_inside(&base, &base.join("also/file")).unwrap().unwrap();
         assert_eq!(inside, real(&base.join("in/file")));
         assert_eq!(real_inside(&base, &base.join("gone/file")).unwrap(), None);
+        assert_eq!(real(&base.join("also/gone/file")), real(&base.join("in")).join("gone").join("file"));
     }
 }

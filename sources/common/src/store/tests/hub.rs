@@ -208,6 +208,26 @@ fn folders_that_somebody_is_about_to_write_into_stay() {
 }
 
 #[test]
+fn a_cache_behind_a_link_is_the_same_cache() {
+    let f = Fixture::new();
+    let elsewhere = f.folder.path().join("disk");
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, f.folder.path().join("hub")).unwrap();
+    f.hub("hf:org/name", &commit('a'), &[("model", "one"), ("x", "shared")], Some("main"), 0);
+    f.hub("hf:org/name", &commit('b'), &[("x", "shared")], None, 0);
+    let coming = manifest("hf:org/name", &commit('c'), &[("deep/model", "two")]);
+    let hold = f.store.hold(&coming, Some(&f.placement(&coming, None))).unwrap();
+    assert_eq!(f.store.delete(&reference(&format!("hf:org/name@{}", commit('a')))).unwrap().bytes, 3);
+    assert_eq!(f.store.delete(&reference("hf:org/name")).unwrap().bytes, 6);
+    // What is coming will be put here.
+    assert!(f.repo().join("blobs").is_dir() && f.repo().join("snapshots").is_dir());
+    drop(hold);
+    f.hub("hf:org/name", &commit('c'), &[("deep/model", "two")], None, 0);
+    f.store.delete(&reference("hf:org/name")).unwrap();
+    assert!(!f.repo().exists() && elsewhere.exists());
+}
+
+#[test]
 fn damaged_content_goes_with_every_link_to_it() {
     let f = Fixture::new();
     let (a, b) = (commit('a'), commit('b'));

@@ -122,6 +122,6 @@ impl Fixture {
         }
         let mut found = Vec::new();
         walk(self.folder.path(), self.folder.path(), &mut found);
-        found
+        found.into_iter().map(|path| path.replace(std::path::MAIN_SEPARATOR, "/")).collect()
     }
 }
