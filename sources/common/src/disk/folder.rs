@@ -1,7 +1,7 @@
 //! Folders, small files and links, written so that a crash leaves the old or the new.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Write},
     path::{Component, Path, PathBuf},
 };
@@ -31,19 +31,31 @@ pub(crate) fn prepare_root(root: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Io`] that names the folder, or the file that is in its place.
 pub(super) fn create_folders(path: &Path) -> Result<()> {
+    create_each(path, &|_| Ok(()))
+}
+
+/// As [`create_folders`], and they outlast a power loss.
+///
+/// # Errors
+/// As [`create_folders`].
+pub(super) fn create_lasting_folders(path: &Path) -> Result<()> {
+    create_each(path, &sync_folder)
+}
+
+/// Makes the folders, the highest first, and calls `made` with the parent of each.
+fn create_each(path: &Path, made: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
     if path.as_os_str().is_empty() || path.is_dir() {
         return Ok(());
     }
-    match fs::create_dir(path) {
-        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let Some(parent) = path.parent() else { return Err(Error::io("create the folder", path, e)) };
-            create_folders(parent)?;
-            match fs::create_dir(path) {
-                Ok(()) => sync_folder(parent),
-                Err(e) => already(path, e),
-            }
+    let created = match (fs::create_dir(path), path.parent()) {
+        (Err(e), Some(parent)) if e.kind() == io::ErrorKind::NotFound => {
+            create_each(parent, made)?;
+            fs::create_dir(path)
         }
+        (created, _) => created,
+    };
+    match created {
+        Ok(()) => made(parent(path)),
         Err(e) => already(path, e),
     }
 }
@@ -62,30 +74,27 @@ fn already(path: &Path, error: io::Error) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Io`] that names the folder.
+#[cfg(unix)]
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    {
-        // The parent of a path of one part.
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let synced = File::open(path).and_then(|folder| folder.sync_all());
-        // Some network file systems know no such thing, and a folder may be writable but not readable.
-        return match synced {
-            Err(e)
-                if !matches!(
-                    e.kind(),
-                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied
-                ) =>
-            {
-                Err(Error::io("sync the folder", path, e))
-            }
-            _ => Ok(()),
-        };
+    // The parent of a path of one part.
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    match fs::File::open(path).and_then(|folder| folder.sync_all()) {
+        Err(e) if is_no_sync(&e) => Ok(()),
+        other => other.map_err(|e| Error::io("sync the folder", path, e)),
     }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        Ok(())
-    }
+}
+
+/// As on Unix, but the file system sees to that itself.
+#[cfg(not(unix))]
+pub(super) fn sync_folder(_: &Path) -> Result<()> {
+    Ok(())
+}
+
+/// Whether `error` says that a folder cannot be synced at all: some network file systems know no such thing, and a
+/// folder may be writable but not readable.
+#[cfg(unix)]
+fn is_no_sync(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied)
 }
 
 /// Writes a small text file in one step: a reader, and the disk after a power loss, has the old one or the new. Its
@@ -103,7 +112,7 @@ pub(crate) fn write_text_atomically(path: &Path, text: &str) -> Result<()> {
 /// # Errors
 /// As [`write_text_atomically`].
 pub(crate) fn write_text_staged(path: &Path, text: &str, staging: &Path) -> Result<()> {
-    create_folders(parent(path))?;
+    create_lasting_folders(parent(path))?;
     let mut file = temporary(staging)?;
     file.write_all(text.as_bytes())
         .and_then(|()| file.as_file().sync_all())

@@ -44,11 +44,6 @@ impl FileKey {
         !self.0.starts_with(PLAIN)
     }
 
-    /// The key as text.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// Where the content is published in the store at `root`.
     pub(crate) fn blob(&self, root: &Path) -> PathBuf {
         root.join("blobs").join(&self.0)
@@ -88,19 +83,19 @@ mod tests {
         let one = key("hf:a/b", "1", ManifestFile::new("x", 1).with_digest(digest));
         let other = key("hf:c/d", "2", ManifestFile::new("y", 1).with_digest(digest));
         assert_eq!(one, other);
-        assert_eq!(one.as_str(), format!("git-sha1-{}", "a9".repeat(20)));
+        assert_eq!(one.to_string(), format!("git-sha1-{}", "a9".repeat(20)));
         assert!(one.has_digest());
         let root = Path::new("root");
         assert_eq!(one.lock(root), Path::new("root/locks").join(format!("{one}.lock")));
-        assert_eq!(one.partial(root), Path::new("root/partials").join(one.as_str()));
-        assert_eq!(one.blob(root), Path::new("root/blobs").join(one.as_str()));
+        assert_eq!(one.partial(root), Path::new("root/partials").join(one.to_string()));
+        assert_eq!(one.blob(root), Path::new("root/blobs").join(one.to_string()));
     }
 
     #[test]
     fn without_a_digest_all_that_is_known_is_the_name() {
         let base = key("hf:a/b", "1", ManifestFile::new("x", 1));
         // printf 'hf\0a/b\0001\0x\0001\0' | sha256sum
-        assert_eq!(base.as_str(), "plain-94970ed62735b7e41d3ed8f3340206d14f995031a4c8394569762d05748802ee");
+        assert_eq!(base.to_string(), "plain-94970ed62735b7e41d3ed8f3340206d14f995031a4c8394569762d05748802ee");
         assert!(!base.has_digest());
         for other in [
             key("gh:a/b", "1", ManifestFile::new("x", 1)),

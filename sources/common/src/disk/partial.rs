@@ -389,7 +389,10 @@ impl Progress {
 
 /// Makes the file `size` bytes of nothing.
 fn empty(data: &File, size: u64) -> io::Result<()> {
-    data.set_len(0)?;
+    // Some file systems flush a file when it is closed that was cut to nothing.
+    if data.metadata()?.len() > 0 {
+        data.set_len(0)?;
+    }
     data.set_len(size)
 }
 

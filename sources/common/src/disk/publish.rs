@@ -12,7 +12,8 @@ use llm_local_core::{Error, Result};
 use super::{
     Partial,
     folder::{
-        common_folder, create_folders, no_links_here, parent, relative, replace_with_symlink, sync_folder, temporary,
+        common_folder, create_lasting_folders, no_links_here, parent, relative, replace_with_symlink, sync_folder,
+        temporary,
     },
 };
 
@@ -98,7 +99,7 @@ fn publish_by(partial: Partial, target: &Target, system: &impl FileSystem) -> Re
         if !partial.is_in_place() {
             return failed("publish", "somebody deleted or replaced it meanwhile; start the download again");
         }
-        create_folders(parent(&target.blob))?;
+        create_lasting_folders(parent(&target.blob))?;
         match system.rename(partial.path(), &target.blob) {
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => copy_beside(&partial, &target.blob)?,
             other => other.map_err(|e| Error::io("move the download to", &target.blob, e))?,
@@ -119,7 +120,7 @@ fn link_by(target: &Target, fresh: bool, system: &impl FileSystem) -> Result<()>
     let Some(link) = &target.link else { return Ok(()) };
     let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io("find", path, e));
     let (link, blob) = (&absolute(link)?, &absolute(&target.blob)?);
-    create_folders(parent(link))?;
+    create_lasting_folders(parent(link))?;
     let mut way = relative(blob, link);
     // `..` leads out of where the folder really is, which may be elsewhere.
     let folder = parent(link).canonicalize().map_err(|e| Error::io("find", parent(link), e))?;

@@ -225,6 +225,7 @@ fn bytes_that_cannot_be_placed_are_refused() {
     partial.restart(None).unwrap();
     let error = writer.write(0, b"x").unwrap_err().to_string();
     assert!(error.contains("began again"), "{error}");
+    assert_eq!(fs::read(partial.path()).unwrap(), [0; 20]);
     assert_eq!((partial.done_bytes(), partial.writer().write(0, b"x").unwrap()), (0, 1));
 }
 

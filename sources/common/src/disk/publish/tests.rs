@@ -79,6 +79,7 @@ impl FileSystem for Lacking {
     }
 
     fn symlink(&self, target: &Path, link: &Path, staging: &Path) -> io::Result<()> {
+        assert!(staging.ends_with("models--a--b"), "{} would be taken for an artifact's", staging.display());
         self.symlink.map_or_else(|| replace_with_symlink(target, link, staging), |kind| Err(kind.into()))
     }
 }
