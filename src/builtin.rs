@@ -10,6 +10,8 @@ use llm_local_core::{
 pub const PLUGINS: &[Plugin] = &[
     #[cfg(feature = "candle")]
     llm_local_candle::PLUGIN,
+    #[cfg(feature = "huggingface")]
+    llm_local_source_huggingface::PLUGIN,
     #[cfg(feature = "local")]
     llm_local_source_local::PLUGIN,
 ];
@@ -17,6 +19,8 @@ pub const PLUGINS: &[Plugin] = &[
 /// Which cargo feature brings what, for messages.
 pub const FEATURES: &[KnownFeature] = &[
     (PluginKind::Backend, "candle", "candle"),
+    (PluginKind::ModelSource, "hf", "huggingface"),
+    (PluginKind::AdapterSource, "hf", "huggingface"),
     (PluginKind::ModelSource, "file", "local"),
     (PluginKind::AdapterSource, "file", "local"),
 ];

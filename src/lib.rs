@@ -7,7 +7,6 @@ pub mod plan;
 pub mod session;
 
 mod blocking;
-mod fetch;
 
 pub use engine::{Engine, EngineBuilder, LoadStats, Model, ModelDigest};
 pub use plan::{Plan, PlannedArtifact};
@@ -15,7 +14,14 @@ pub use session::{SavedCache, Session, Turn, TurnOptions};
 
 pub use llm_local_core as core;
 pub use llm_local_core::{
-    AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength, Error,
-    FinishReason, GenerateRequest, Generation, GenerationEvent, InferenceBackend, Input, LogitsRequest, Message,
-    ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler, Registry, Result, Role, Sampling, Usage,
+    AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength,
+    DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
+    InferenceBackend, Input, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler,
+    Registry, Result, Role, Sampling, Usage,
+};
+pub use llm_local_source_common::{
+    network::NetworkConfig,
+    progress::DownloadStream,
+    store::{self, Store},
+    transfer::TransferConfig,
 };

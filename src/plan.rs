@@ -3,8 +3,10 @@
 use std::fmt;
 
 use llm_local_core::{
-    ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, Manifest, MemoryEstimate, registry::PassedOver,
+    ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, Manifest, MemoryEstimate, ModelSpec, Resolution,
+    registry::PassedOver,
 };
+use llm_local_source_common::transfer::Files;
 
 /// What a spec would do, and why.
 #[derive(Debug, Clone)]
@@ -22,10 +24,42 @@ pub struct Plan {
     pub device: DeviceInfo,
     /// What dense weights are computed in.
     pub dtype: ComputeDtype,
-    /// What is known of the model itself; `None` while its files are not on this machine.
+    /// What is known of the model itself, by its files or, where they are not on this machine, by their headers. `None`
+    /// offline, and of a model without files.
     pub model: Option<PlannedModel>,
     /// Every other candidate, with why it was passed over.
     pub passed_over: Vec<PassedOver>,
+}
+
+impl Plan {
+    /// What is known of `spec` before anything is known of the model.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        base: &Manifest,
+        adapters: &[Manifest],
+        files: &[Option<Files>],
+        resolution: &Resolution,
+    ) -> Self {
+        let artifact = |manifest: &Manifest, at: usize| PlannedArtifact::new(manifest, files[at].is_some());
+        let adapters = adapters.iter().zip(&spec.adapters).enumerate();
+        Self {
+            id: spec.id(),
+            base: artifact(base, 0),
+            adapters: adapters.map(|(i, (manifest, a))| (artifact(manifest, i + 1), a.weight)).collect(),
+            backend: resolution.backend.backend.name().to_owned(),
+            device: resolution.backend.device.clone(),
+            dtype: spec.dtype,
+            model: None,
+            passed_over: resolution.passed_over.clone(),
+        }
+    }
+
+    pub(crate) fn set_model(&mut self, model: PlannedModel, resolution: Resolution) {
+        self.model = Some(model);
+        self.backend = resolution.backend.backend.name().to_owned();
+        self.device = resolution.backend.device;
+        self.passed_over = resolution.passed_over;
+    }
 }
 
 /// A ref pinned to a revision, and what getting it takes.
@@ -56,7 +90,7 @@ impl PlannedArtifact {
     }
 }
 
-/// What is known of a model whose files are on this machine.
+/// What is known of a model by its headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PlannedModel {
@@ -80,7 +114,7 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "backend  {} on {} ({})", self.backend, self.device.id, self.device.name)?;
         match &self.model {
-            None => writeln!(f, "         not yet checked against the model, whose files are not on this machine")?,
+            None => writeln!(f, "         not yet checked against the model, of which nothing is on this machine")?,
             Some(model) => {
                 writeln!(f, "context  {} tokens: {}", model.context_length, model.context_reason)?;
                 let e = &model.estimate;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use llm_local::{BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result, Sampling};
+use llm_local::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result, Sampling};
 
 use crate::sample;
 
@@ -23,6 +23,18 @@ pub(crate) enum Command {
     Chat(Chat),
     /// Show what a run would use, and why.
     Plan(Spec),
+    /// Fetch models, or adapters, without running them. What was interrupted goes on where it was.
+    Pull(Pull),
+    /// List what was fetched.
+    List,
+    /// Delete what was fetched: all revisions, unless the ref names one.
+    Rm {
+        /// What to delete.
+        #[arg(value_name = "REF", required = true)]
+        references: Vec<String>,
+    },
+    /// Read every fetched file again, and compare it with its digest.
+    Verify(Verify),
     /// List the registered backends and sources.
     Plugins,
 }
@@ -52,6 +64,32 @@ pub(crate) struct Chat {
     /// Takes from that file its messages alone, which any model can go on with; the chat is then computed anew.
     #[arg(long, requires = "session")]
     pub(crate) messages_only: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pull {
+    /// They are adapters, not models.
+    #[arg(long)]
+    pub(crate) adapter: bool,
+    /// Refs such as `hf:org/name`, `hf:org/name@revision`, `hf:org/name#file.gguf`.
+    #[arg(value_name = "REF", required = true)]
+    references: Vec<String>,
+}
+
+impl Pull {
+    pub(crate) fn references(&self) -> impl Iterator<Item = Result<ArtifactRef>> {
+        self.references.iter().map(|text| text.parse())
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Verify {
+    /// What to verify; without it, everything.
+    #[arg(value_name = "REF")]
+    pub(crate) reference: Option<String>,
+    /// Remove the damaged files, so that the next pull brings them anew.
+    #[arg(long)]
+    pub(crate) repair: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -15,6 +15,7 @@ use llm_local::{Engine, Error, ModelSpec, Result, SavedCache, Session, TurnOptio
 use crate::{
     INTERRUPTED, answer,
     args::{Chat, How},
+    bar,
     run::unless_cancelled,
     stdio,
 };
@@ -23,7 +24,7 @@ pub(crate) async fn chat(engine: &Engine, args: Chat) -> Result<ExitCode> {
     let spec = args.spec.spec()?;
     let input = Input::open()?;
     let loading = input.begin();
-    let model = unless_cancelled(engine.load(&spec), &loading).await?;
+    let model = unless_cancelled(engine.load_with_progress(&spec, Some(bar::progress())), &loading).await?;
     let mut session = match &args.session {
         Some(path) if path.exists() => {
             unless_cancelled(restore(engine, &spec, path, args.messages_only), &loading).await?

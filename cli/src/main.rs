@@ -4,9 +4,11 @@
 
 mod answer;
 mod args;
+mod bar;
 mod chat;
 mod run;
 mod sample;
+mod stored;
 
 use std::{
     io::{ErrorKind, IsTerminal, Write},
@@ -45,6 +47,13 @@ async fn execute(args: Args) -> Result<ExitCode> {
         Command::Run(run) => run::run(&engine, run).await,
         Command::Chat(chat) => chat::chat(&engine, chat).await,
         Command::Plan(spec) => print(&engine.plan(&spec.spec()?).await?.to_string()),
+        Command::Pull(pull) => stored::pull(&engine, pull).await,
+        Command::List => stored::list(engine.store()),
+        Command::Rm { references } => {
+            let references = references.iter().map(|text| text.parse()).collect::<Result<Vec<_>>>()?;
+            stored::remove(engine.store(), &references)
+        }
+        Command::Verify(verify) => stored::verify(engine.store(), &verify),
         Command::Plugins => {
             let mut lines = String::new();
             for p in engine.registry().plugins() {

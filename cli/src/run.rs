@@ -7,7 +7,7 @@ use std::{
 
 use llm_local::{Engine, Error, FinishReason, GenerateRequest, Input, Message, Model, Result, core::CancellationToken};
 
-use crate::{INTERRUPTED, answer, args::Run, stdio};
+use crate::{INTERRUPTED, answer, args::Run, bar, stdio};
 
 pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     let prompt = match args.prompt {
@@ -16,7 +16,7 @@ pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     };
     let spec = args.spec.spec()?;
     let cancel = cancel_on_interrupt()?;
-    let model = unless_cancelled(engine.load(&spec), &cancel).await?;
+    let model = unless_cancelled(engine.load_with_progress(&spec, Some(bar::progress())), &cancel).await?;
     let input = input(&model, prompt, args.how.system.clone(), args.raw)?;
     let mut request = GenerateRequest::new(input).with_sampling(args.how.sampling()).with_cancel(cancel);
     request.max_tokens = args.how.max_tokens;
@@ -44,8 +44,8 @@ pub(crate) async fn unless_cancelled<T>(
     }
 }
 
-/// The first Ctrl-C ends the generation, which then still shows its statistics; the second ends the program.
-fn cancel_on_interrupt() -> Result<CancellationToken> {
+/// The first Ctrl-C ends what runs: a generation then still shows its statistics. The second ends the program.
+pub(crate) fn cancel_on_interrupt() -> Result<CancellationToken> {
     let cancel = CancellationToken::new();
     let on_interrupt = cancel.clone();
     ctrlc::set_handler(move || {

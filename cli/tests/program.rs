@@ -96,7 +96,7 @@ fn what_is_wrong_is_one_line_on_standard_error_and_a_failure() {
         (&["run", "--model", "sample:other", "x"], "sample:tiny-llama"),
         (&["run", "--backend", "abacus", "x"], "registered: candle"),
         (&["run", "--temperature", "-1", "x"], "temperature"),
-        (&["plan", "--model", "hf:org/name"], "no model source named `hf`"),
+        (&["plan", "--model", "gopher:org/name"], "no model source named `gopher`"),
     ] {
         let output = llm_local(cache.path(), args);
         assert!(!output.status.success(), "{args:?}");
@@ -110,7 +110,7 @@ fn what_is_wrong_is_one_line_on_standard_error_and_a_failure() {
 fn plan_and_plugins_say_what_there_is() {
     let cache = tempfile::tempdir().unwrap();
     let before = stdout(&llm_local(cache.path(), &["plan", "--adapter", "sample"]));
-    assert!(before.contains("to be fetched") && before.contains("not yet checked"), "{before}");
+    assert!(before.contains("to be fetched") && before.contains("512 tokens"), "{before}");
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0, "a plan fetches nothing");
     stdout(&llm_local(cache.path(), &["run", "--adapter", "sample", "--max-tokens", "1", "x"]));
     let after = stdout(&llm_local(cache.path(), &["plan", "--adapter", "sample"]));

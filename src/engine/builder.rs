@@ -4,6 +4,11 @@ use std::{path::PathBuf, sync::Arc};
 
 use etcetera::BaseStrategy;
 use llm_local_core::{AdapterSource, Error, InferenceBackend, ModelSource, Plugin, Registry, Result};
+use llm_local_source_common::{
+    network::{Network, NetworkConfig},
+    store::Store,
+    transfer::{Transfer, TransferConfig},
+};
 
 use super::{Engine, Inner, slots::Slots};
 use crate::builtin;
@@ -19,6 +24,9 @@ pub struct EngineBuilder {
     registry: Option<Registry>,
     changes: Vec<Change>,
     cache: Option<PathBuf>,
+    quota: Option<u64>,
+    network: NetworkConfig,
+    transfer: TransferConfig,
     offline: bool,
 }
 
@@ -49,6 +57,25 @@ impl EngineBuilder {
     /// platform's cache folder.
     pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
+        self
+    }
+
+    /// Bounds what fetched files may take, in bytes: before more are fetched, the artifacts that were not used for longest
+    /// go, except those that are pinned or in use ([`crate::Store::evict`]). Without it nothing is ever evicted.
+    pub fn cache_quota(mut self, bytes: u64) -> Self {
+        self.quota = Some(bytes);
+        self
+    }
+
+    /// How requests are made: time limits, attempts, whether http is allowed.
+    pub fn network(mut self, config: NetworkConfig) -> Self {
+        self.network = config;
+        self
+    }
+
+    /// How files are fetched: how many at a time, in how many ranges.
+    pub fn transfer(mut self, config: TransferConfig) -> Self {
+        self.transfer = config;
         self
     }
 
@@ -83,7 +110,9 @@ impl EngineBuilder {
                 .cache_dir()
                 .join("llm-local"),
         };
-        Ok(Engine { inner: Arc::new(Inner { registry, cache, offline: self.offline, slots: Slots::default() }) })
+        let transfer = Transfer::new(Network::new(self.network), Store::new(cache), self.transfer);
+        let (quota, offline) = (self.quota, self.offline);
+        Ok(Engine { inner: Arc::new(Inner { registry, transfer, quota, offline, slots: Slots::default() }) })
     }
 
     fn change(mut self, change: impl FnOnce(Registry) -> Registry + Send + 'static) -> Self {

@@ -12,12 +12,10 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use llm_local_core::{AdapterSet, Digest, Error, LoraAdapter, Manifest, Result};
+use llm_local_source_common::transfer::Files;
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    blocking::{Wanted, blocking_while_wanted},
-    fetch::Files,
-};
+use crate::blocking::{Wanted, blocking_while_wanted};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 18;

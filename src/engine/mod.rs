@@ -1,15 +1,18 @@
 //! The engine: the registry at work. What happens to a spec on its way to tokens:
 //!
-//! 1. `prepare`: resolve → plan → fetch → adapt. Sources pin the refs, files are made present, headers are read, the
-//!    backend is chosen, and the adapters are checked against the base, before any base weight is read.
+//! 1. `prepare`: resolve → plan → fetch → adapt. Sources pin the refs; a backend is chosen by the headers of what is not
+//!    here yet (`peek`); files are made present; and the adapters are checked against the base, before any base weight is
+//!    read.
 //! 2. [`Engine::load`]: the backend reads the tensors, adapters merged in as they are read.
 //! 3. [`Model::generate`] gives tokens.
 //!
-//! `slots` keeps one model per spec.
+//! [`Engine::download`] ends there. `slots` keeps one model per spec.
 
 mod builder;
+mod download;
 mod identity;
 mod model;
+mod peek;
 mod prepare;
 mod slots;
 
@@ -22,7 +25,6 @@ pub(crate) use model::WeakModel;
 
 use std::{
     fmt,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +33,7 @@ use llm_local_core::{
     Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights, ProgressEvent,
     ProgressHandler, Registry, Result, TensorSource,
 };
+use llm_local_source_common::{store::Store, transfer::Transfer};
 
 use crate::{blocking::blocking, lora::MergedSource, plan::Plan};
 use prepare::{Fetching, Prepared};
@@ -46,7 +49,8 @@ pub struct Engine {
 
 struct Inner {
     registry: Registry,
-    cache: PathBuf,
+    transfer: Transfer,
+    quota: Option<u64>,
     offline: bool,
     slots: Slots,
 }
@@ -70,12 +74,18 @@ impl Engine {
         &self.inner.registry
     }
 
-    /// What `spec` would do, and why. Pins refs and reads headers of files that are on this machine; fetches nothing.
+    /// The files that were fetched: to list, verify, delete and pin them.
+    pub fn store(&self) -> &Store {
+        self.inner.transfer.store()
+    }
+
+    /// What `spec` would do, and why. Pins refs and reads headers, also of files that are not on this machine; fetches
+    /// nothing.
     ///
     /// # Errors
     /// What [`Engine::load`] would say up to the point where weights are read.
     pub async fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
-        let cx = FetchContext::new().with_offline(self.inner.offline);
+        let cx = self.context(None);
         let pinned = self.inner.pin(spec, &cx).await?;
         Ok(self.inner.prepare(spec, pinned, &cx, Fetching::No).await?.plan)
     }
@@ -101,10 +111,7 @@ impl Engine {
         spec: &ModelSpec,
         progress: Option<Arc<dyn ProgressHandler>>,
     ) -> Result<Model> {
-        let mut cx = FetchContext::new().with_offline(self.inner.offline);
-        if let Some(progress) = &progress {
-            cx = cx.with_progress(progress.clone());
-        }
+        let cx = self.context(progress.clone());
         let (inner, key, spec) = (self.inner.clone(), Key::new(spec), spec.clone());
         let model = self.inner.slots.get_or_load(key, async move { inner.load(&spec, cx).await }).await?;
         if let Some(progress) = &progress {
@@ -167,7 +174,7 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
             .field("plugins", &self.inner.registry)
-            .field("cache", &self.inner.cache)
+            .field("cache", &self.inner.transfer.store().root())
             .finish_non_exhaustive()
     }
 }
@@ -178,7 +185,7 @@ impl Inner {
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
         let pinned = self.pin(spec, &cx).await?;
-        let Prepared { plan, weights, identity, adapters, options, backend } =
+        let Prepared { plan, weights, identity, adapters, options, backend, holds } =
             self.prepare(spec, pinned, &cx, Fetching::Yes).await?;
         let prepared = start.elapsed();
         let (Some((checkpoint, text)), Some(identity)) = (weights, identity) else {
@@ -203,6 +210,6 @@ impl Inner {
         cancel_on_drop.disarm();
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
-        Ok(Model::new(loaded, plan, identity, stats))
+        Ok(Model::new(loaded, plan, identity, stats, holds))
     }
 }

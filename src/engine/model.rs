@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,6 +14,8 @@ use llm_local_core::{
     Counters, GenerateRequest, Generation, GenerationEvent, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport,
     Result, SessionId, SessionState, TrimLevel,
 };
+
+use llm_local_source_common::store::Hold;
 
 use super::identity::{Identity, ModelDigest};
 use crate::plan::Plan;
@@ -30,6 +32,8 @@ struct Inner {
     identity: Arc<Identity>,
     stats: LoadStats,
     unloaded: AtomicBool,
+    /// Keep its files from deletion until it is unloaded.
+    holds: Mutex<Vec<Hold>>,
 }
 
 /// A handle that does not keep the model in memory.
@@ -62,9 +66,15 @@ impl LoadStats {
 }
 
 impl Model {
-    pub(super) fn new(loaded: Arc<dyn LoadedModel>, plan: Plan, identity: Identity, stats: LoadStats) -> Self {
-        let unloaded = AtomicBool::new(false);
-        Self { inner: Arc::new(Inner { loaded, plan, identity: Arc::new(identity), stats, unloaded }) }
+    pub(super) fn new(
+        loaded: Arc<dyn LoadedModel>,
+        plan: Plan,
+        identity: Identity,
+        stats: LoadStats,
+        holds: Vec<Hold>,
+    ) -> Self {
+        let (identity, unloaded, holds) = (Arc::new(identity), AtomicBool::new(false), Mutex::new(holds));
+        Self { inner: Arc::new(Inner { loaded, plan, identity, stats, unloaded, holds }) }
     }
 
     pub(crate) fn downgrade(&self) -> WeakModel {
@@ -174,7 +184,9 @@ impl Model {
     /// As [`LoadedModel::unload`].
     pub async fn unload(&self) -> Result<()> {
         self.inner.unloaded.store(true, Ordering::Release);
-        self.inner.loaded.unload().await
+        let result = self.inner.loaded.unload().await;
+        self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        result
     }
 
     /// Whether nobody has unloaded it.

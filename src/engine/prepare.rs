@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use llm_local_core::{
-    ArtifactSource, ContextLength, Error, FetchContext, InferenceBackend, LoadOptions, LoraAdapter, Manifest,
-    ModelFormat, ModelInfo, ModelSpec, ProgressEvent, Resolution, Result, TensorSource, TextFiles, Want,
+    ArtifactRef, Capabilities, ContextLength, Error, FetchContext, InferenceBackend, LoadOptions, LoraAdapter,
+    Manifest, ModelFormat, ModelInfo, ModelSpec, ProgressEvent, Resolution, Result, TensorSource, TextFiles, Want,
+};
+use llm_local_source_common::{
+    store::Hold,
+    transfer::{Files, Job},
 };
 use llm_local_weights::Checkpoint;
 
-use super::{Inner, identity::Identity};
+use super::{Inner, identity::Identity, peek::peek};
 use crate::{
     blocking::blocking,
-    fetch::{self, Files, Meter},
     lora,
-    plan::{Plan, PlannedArtifact, PlannedModel},
+    plan::{Plan, PlannedModel},
 };
 
 /// Whether missing files may be fetched.
@@ -41,6 +44,8 @@ pub(super) struct Prepared {
     pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
     pub(super) options: LoadOptions,
     pub(super) backend: Arc<dyn InferenceBackend>,
+    /// Keeps the files from deletion.
+    pub(super) holds: Vec<Hold>,
 }
 
 /// The base's description, and its tensors unless an engine elsewhere has them.
@@ -49,31 +54,45 @@ pub(super) struct Weights {
     pub(super) tensors: Option<Arc<dyn TensorSource>>,
 }
 
+/// The backend for a model, and what it is told.
+struct Chosen {
+    resolution: Resolution,
+    options: LoadOptions,
+    context_reason: String,
+    capabilities: Capabilities,
+}
+
 /// The context where neither the spec nor the model asks for less.
 const AUTOMATIC_CONTEXT: usize = 4096;
+
+impl Pinned {
+    /// The base, then the adapters.
+    pub(super) fn jobs(&self) -> Vec<Job> {
+        let base = Job::new(self.resolution.model_source.clone(), self.base.clone());
+        let sources = self.resolution.adapter_sources.iter().zip(&self.adapters);
+        let adapters = sources.map(|(source, manifest)| Job::new(source.clone(), manifest.clone()));
+        std::iter::once(base).chain(adapters).collect()
+    }
+}
 
 impl Inner {
     /// Pins the refs of `spec`.
     pub(super) async fn pin(&self, spec: &ModelSpec, cx: &FetchContext) -> Result<Pinned> {
         spec.validate()?;
         let resolution = self.registry.resolve(spec)?;
-        let resolving = |reference: &llm_local_core::ArtifactRef| {
-            if let Some(progress) = &cx.progress {
-                progress.on_progress(&ProgressEvent::resolving(reference.clone()));
-            }
-        };
-        resolving(&spec.base);
+        resolving(&spec.base, cx);
         let base = resolution.model_source.resolve(&spec.base, Want::Model, cx).await?;
         let mut adapters = Vec::new();
         for (adapter, source) in spec.adapters.iter().zip(&resolution.adapter_sources) {
-            resolving(&adapter.reference);
+            resolving(&adapter.reference, cx);
             let manifest = source.resolve(&adapter.reference, Want::Adapter, cx).await;
             adapters.push(manifest.map_err(|e| e.into_adapter(&adapter.reference))?);
         }
         Ok(Pinned { resolution, base, adapters })
     }
 
-    /// Everything that a load of `spec` needs.
+    /// Everything that a load of `spec` needs. What is missing is fetched if it may be, once a backend has said by the
+    /// headers of the base that it can run it.
     pub(super) async fn prepare(
         &self,
         spec: &ModelSpec,
@@ -81,47 +100,69 @@ impl Inner {
         cx: &FetchContext,
         fetching: Fetching,
     ) -> Result<Prepared> {
+        let jobs = pinned.jobs();
         let Pinned { resolution, base, adapters: manifests } = pinned;
-        let mut meter = Meter::new(std::iter::once(&base).chain(&manifests), cx);
-        let base_files = self.files(&*resolution.model_source, &base, &mut meter, cx, fetching).await?;
-        let mut adapter_files = Vec::new();
-        for (manifest, source) in manifests.iter().zip(&resolution.adapter_sources) {
-            let files = self.files(&**source, manifest, &mut meter, cx, fetching).await;
-            adapter_files.push(files.map_err(|e| e.into_adapter(&manifest.reference))?);
+        let mut holds = Vec::new();
+        if fetching == Fetching::Yes {
+            holds = self.hold(&jobs).await?;
+        }
+        let mut files = Vec::new();
+        for job in &jobs {
+            files.push(self.transfer.present(job, cx).await?);
+        }
+        let mut plan = Plan::new(spec, &base, &manifests, &files, &resolution);
+        // An engine that is offline asks no source for headers.
+        let here = files[0].is_some();
+        if !here && !cx.offline {
+            let headers = peek(&self.transfer, &jobs[0], &plan.id, cx).await?;
+            if let Some(info) = headers {
+                let chosen = self.choose(spec, &info)?;
+                plan.set_model(chosen.planned(&info, 0)?, chosen.resolution);
+            }
         }
         if fetching == Fetching::Yes {
-            meter.finish();
+            self.make_room(&jobs, &files).await?;
+            files = self.transfer.fetch(jobs, cx).await?.into_iter().map(Some).collect();
         }
-        let mut plan = Plan {
-            id: spec.id(),
-            base: PlannedArtifact::new(&base, base_files.is_some()),
-            adapters: manifests
-                .iter()
-                .zip(&adapter_files)
-                .zip(&spec.adapters)
-                .map(|((manifest, files), adapter)| (PlannedArtifact::new(manifest, files.is_some()), adapter.weight))
-                .collect(),
-            backend: resolution.backend.backend.name().to_owned(),
-            device: resolution.backend.device.clone(),
-            dtype: spec.dtype,
-            model: None,
-            passed_over: resolution.passed_over.clone(),
+        let mut files = files.into_iter();
+        let base_files = files.next().flatten();
+        let adapters = read_adapters(spec, manifests, files.collect()).await?;
+        let Some(base_files) = base_files else {
+            let (options, backend) = (LoadOptions::new(AUTOMATIC_CONTEXT), resolution.backend.backend);
+            return Ok(Prepared { plan, weights: None, identity: None, adapters, options, backend, holds });
         };
-        let adapters = read_adapters(spec, manifests, adapter_files).await?;
-        let options = LoadOptions::new(AUTOMATIC_CONTEXT).with_dtype(spec.dtype);
-        let Some(files) = base_files else {
-            let backend = resolution.backend.backend;
-            return Ok(Prepared { plan, weights: None, identity: None, adapters, options, backend });
-        };
-        let identity = Some(Identity::new(spec.id(), &base, &files, &adapters)?);
-        let (weights, text) = open(spec.id(), files).await?;
+        let identity = Some(Identity::new(spec.id(), &base, &base_files, &adapters)?);
+        let (weights, text) = open(spec.id(), base_files).await?;
         let info = &weights.info;
+        let chosen = self.choose(spec, info)?;
+        let backend = chosen.resolution.backend.backend.clone();
+        if weights.tensors.is_none() && chosen.capabilities.needs_weights {
+            let reason = format!("its source lists no files, and backend `{}` needs weights", backend.name());
+            return Err(Error::load(spec.id(), reason));
+        }
+        if let (None, Some((adapter, _))) = (&weights.tensors, adapters.first()) {
+            return Err(Error::adapter(&adapter.reference, "the base has no weights on this machine to merge it into"));
+        }
+        let merged_tensors = if adapters.is_empty() { 0 } else { lora::fit(&adapters, info)?.touched.len() };
+        plan.set_model(chosen.planned(info, merged_tensors)?, chosen.resolution);
+        Ok(Prepared {
+            plan,
+            weights: Some((weights, text)),
+            identity,
+            adapters,
+            options: chosen.options,
+            backend,
+            holds,
+        })
+    }
+
+    /// The backend for the model that `info` describes.
+    fn choose(&self, spec: &ModelSpec, info: &ModelInfo) -> Result<Chosen> {
         let (wanted, reason) = context(spec, info);
-        let mut options = options;
-        options.context_length = wanted;
+        let mut options = LoadOptions::new(wanted).with_dtype(spec.dtype);
         let resolution = self.registry.resolve_for(spec, info, &options)?;
-        let choice = resolution.backend;
-        let Some(capabilities) = choice.capabilities else {
+        let choice = &resolution.backend;
+        let Some(capabilities) = choice.capabilities.clone() else {
             return Err(Error::load(spec.id(), format!("backend `{}` was not asked about it", choice.backend.name())));
         };
         options.device = Some(choice.device.id.clone());
@@ -132,40 +173,55 @@ impl Inner {
             }
             _ => reason,
         };
-        if weights.tensors.is_none() && capabilities.needs_weights {
-            let reason = format!("its source lists no files, and backend `{}` needs weights", choice.backend.name());
-            return Err(Error::load(spec.id(), reason));
-        }
-        if let (None, Some((adapter, _))) = (&weights.tensors, adapters.first()) {
-            return Err(Error::adapter(&adapter.reference, "the base has no weights on this machine to merge it into"));
-        }
-        let merged_tensors = if adapters.is_empty() { 0 } else { lora::fit(&adapters, info)?.touched.len() };
-        plan.model = Some(PlannedModel {
-            context_length: options.context_length,
-            context_reason,
-            estimate: choice.backend.estimate(info, &options)?,
-            capabilities,
-            merged_tensors,
-        });
-        plan.backend = choice.backend.name().to_owned();
-        plan.device = choice.device;
-        plan.passed_over = resolution.passed_over;
-        let backend = choice.backend;
-        Ok(Prepared { plan, weights: Some((weights, text)), identity, adapters, options, backend })
+        Ok(Chosen { resolution, options, context_reason, capabilities })
     }
 
-    async fn files(
-        &self,
-        source: &(impl ArtifactSource + ?Sized),
-        manifest: &Manifest,
-        meter: &mut Meter,
-        cx: &FetchContext,
-        fetching: Fetching,
-    ) -> Result<Option<Files>> {
-        match fetching {
-            Fetching::Yes => fetch::fetch(source, manifest, &self.cache, meter, cx).await.map(Some),
-            Fetching::No => fetch::present(source, manifest, &self.cache, cx).await,
+    /// Holds what is in the store or comes into it. A path's files are their owner's.
+    pub(super) async fn hold(&self, jobs: &[Job]) -> Result<Vec<Hold>> {
+        let (store, jobs) = (self.transfer.store().clone(), jobs.to_vec());
+        if jobs.iter().all(|job| job.manifest.reference.is_file()) {
+            return Ok(Vec::new());
         }
+        blocking("store", move || {
+            let stored = jobs.iter().filter(|job| !job.manifest.reference.is_file());
+            stored.map(|job| store.hold(&job.manifest, job.source.placement(&job.manifest)?.as_ref())).collect()
+        })
+        .await
+    }
+
+    /// Evicts what was not used for longest, if the quota leaves too little room for what is missing.
+    pub(super) async fn make_room(&self, jobs: &[Job], files: &[Option<Files>]) -> Result<()> {
+        let missing = jobs.iter().zip(files).filter(|(_, files)| files.is_none());
+        let needed = missing.map(|(job, _)| job.manifest.total_bytes()).sum();
+        let (Some(quota), 1..) = (self.quota, needed) else { return Ok(()) };
+        let store = self.transfer.store().clone();
+        blocking("store", move || {
+            let deleted = store.evict(quota, needed)?;
+            if deleted.files > 0 {
+                tracing::info!(artifacts = deleted.artifacts, bytes = deleted.bytes, "evicted to keep the quota");
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Chosen {
+    fn planned(&self, info: &ModelInfo, merged_tensors: usize) -> Result<PlannedModel> {
+        Ok(PlannedModel {
+            context_length: self.options.context_length,
+            context_reason: self.context_reason.clone(),
+            estimate: self.resolution.backend.backend.estimate(info, &self.options)?,
+            capabilities: self.capabilities.clone(),
+            merged_tensors,
+        })
+    }
+}
+
+/// Tells that `reference` is being resolved.
+pub(super) fn resolving(reference: &ArtifactRef, cx: &FetchContext) {
+    if let Some(progress) = &cx.progress {
+        progress.on_progress(&ProgressEvent::resolving(reference.clone()));
     }
 }
 

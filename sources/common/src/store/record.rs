@@ -158,6 +158,8 @@ impl Record {
     /// ones are wanted now, are still its own while they are there: nobody else would ever delete them.
     pub(super) fn take_over(&mut self, old: Self, store: &Path) {
         (self.fetched, self.created, self.pinned) = (self.fetched || old.fetched, old.created, old.pinned);
+        // A source that is offline does not tell.
+        (self.license, self.gated) = (self.license.take().or_else(|| old.license.clone()), self.gated.or(old.gated));
         for file in &mut self.files {
             let before = old.files.iter().find(|f| f.path == file.path && f.size == file.size);
             file.computed = file.computed.or(before.and_then(|f| f.computed));

@@ -218,11 +218,11 @@ impl<'a> Folder<'a> {
             let below: Vec<_> = below.iter().map(String::as_str).collect();
             return Error::not_found(
                 self.reference,
-                format!("there is no {expected}, but folders that have a {config}; name one: {}", listed(&below)),
+                format!("it has no {expected}, but folders that have a {config}; name one: {}", listed(&below)),
             );
         }
         let found: Vec<_> = self.files.iter().map(|(path, _)| *path).collect();
-        Error::not_found(self.reference, format!("there is no {expected}; it has {}", listed(&found)))
+        Error::not_found(self.reference, format!("it has no {expected}; what it has: {}", listed(&found)))
     }
 }
 

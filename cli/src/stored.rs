@@ -1,0 +1,125 @@
+//! `pull`, `list`, `rm` and `verify`: what is kept on this machine.
+
+use std::{fmt::Write, process::ExitCode, time::SystemTime};
+
+use indicatif::{DecimalBytes, HumanDuration};
+use llm_local::{
+    ArtifactRef, Engine, Error, Result, Store,
+    core::{CancellationToken, Want},
+    store::{Artifact, Outcome},
+};
+
+use crate::{
+    args::{Pull, Verify},
+    bar, print,
+    run::{cancel_on_interrupt, unless_cancelled},
+};
+
+/// Fetches models or adapters without loading them.
+pub(crate) async fn pull(engine: &Engine, args: Pull) -> Result<ExitCode> {
+    let want = if args.adapter { Want::Adapter } else { Want::Model };
+    let cancel = cancel_on_interrupt()?;
+    for reference in args.references() {
+        let reference = reference?;
+        let download = engine.download_artifact(&reference, want, Some(bar::progress()));
+        match unless_cancelled(download, &cancel).await {
+            Err(Error::Cancelled) => {
+                eprintln!("interrupted; the same command goes on where this one was");
+                return Err(Error::Cancelled);
+            }
+            result => result?,
+        }
+        eprintln!("{reference} is on this machine");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lists what is kept.
+pub(crate) fn list(store: &Store) -> Result<ExitCode> {
+    let listing = store.list()?;
+    let mut lines = String::new();
+    for artifact in &listing.artifacts {
+        let _ = writeln!(lines, "{}", line(artifact, SystemTime::now()));
+    }
+    for unreadable in &listing.unreadable {
+        eprintln!("warning: {}: {}", unreadable.path.display(), unreadable.reason);
+    }
+    let size = store.size()?;
+    let total = size.fetched + size.found + size.unrecorded;
+    let _ = writeln!(lines, "{} in all, in {} and the caches it shares", DecimalBytes(total), store.root().display());
+    if size.partials > 0 {
+        let _ = writeln!(lines, "{} of unfinished downloads", DecimalBytes(size.partials));
+    }
+    print(&lines)
+}
+
+/// One line: ref, revision, size, when it was used, and what is particular about it.
+fn line(artifact: &Artifact, now: SystemTime) -> String {
+    let revision: String = artifact.revision.chars().take(12).collect();
+    let used = now.duration_since(artifact.last_used).unwrap_or_default();
+    let mut notes = Vec::new();
+    if artifact.want == Want::Adapter {
+        notes.push("adapter".to_owned());
+    }
+    notes.extend(artifact.license.clone());
+    if artifact.gated == Some(true) {
+        notes.push("gated".into());
+    }
+    if !artifact.fetched {
+        notes.push("found in the cache of another tool".into());
+    }
+    if artifact.pinned {
+        notes.push("pinned".into());
+    }
+    if !artifact.damaged.is_empty() {
+        notes.push(format!("DAMAGED: {}; pull it again", artifact.damaged.join(", ")));
+    }
+    let size = DecimalBytes(artifact.bytes).to_string();
+    let notes = notes.join(", ");
+    let line = format!(
+        "{:<48} {revision:<12} {size:>10}  used {} ago  {notes}",
+        artifact.reference.to_string(),
+        HumanDuration(used)
+    );
+    line.trim_end().to_owned()
+}
+
+/// Deletes what `references` name.
+pub(crate) fn remove(store: &Store, references: &[ArtifactRef]) -> Result<ExitCode> {
+    for reference in references {
+        let deleted = store.delete(reference)?;
+        eprintln!("{reference}: {} freed", DecimalBytes(deleted.bytes));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads every file again and compares it with its digest.
+pub(crate) fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
+    let reference = args.reference.as_ref().map(|text| text.parse()).transpose()?;
+    let verified = store.verify(reference.as_ref(), &CancellationToken::new())?;
+    let (mut lines, mut damaged) = (String::new(), 0);
+    for file in &verified {
+        let outcome = match &file.outcome {
+            Outcome::Intact => "intact".to_owned(),
+            Outcome::Unproven => "has its size; nobody ever knew its digest".to_owned(),
+            Outcome::Missing => "MISSING".to_owned(),
+            Outcome::WrongSize { expected, found } => format!("DAMAGED: expected {expected} bytes, found {found}"),
+            Outcome::WrongDigest { expected, found } => format!("DAMAGED: expected {expected}, found {found}"),
+            Outcome::Unreadable { reason } => format!("UNREADABLE: {reason}"),
+            other => format!("{other:?}"),
+        };
+        damaged += usize::from(file.outcome.is_damage());
+        let _ = writeln!(lines, "{} {}: {outcome}", file.reference, file.path);
+    }
+    print(&lines)?;
+    if damaged == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.repair {
+        let removed = store.remove_damaged(&verified)?;
+        eprintln!("{} damaged files removed; the next pull or run brings them anew", removed.files);
+    } else {
+        eprintln!("{damaged} files are damaged; --repair removes them, so that the next pull brings them anew");
+    }
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,84 @@
+//! Fetching without loading.
+
+use std::sync::Arc;
+
+use llm_local_core::{ArtifactRef, FetchContext, ModelSpec, ProgressHandler, Result, Want};
+use llm_local_source_common::{
+    progress::{DownloadStream, download_stream},
+    transfer::Job,
+};
+
+use super::{
+    Engine, Inner,
+    prepare::{Fetching, resolving},
+};
+
+impl Engine {
+    /// Makes every file of `spec` present and verified, once a backend has said by the headers of the base that it can run
+    /// it; then checks the adapters against the base. Loads nothing. What an earlier call left unfinished is resumed.
+    /// Dropping the future stops the transfer, and keeps what came for the next call.
+    ///
+    /// # Errors
+    /// What [`Engine::load`] would say up to the point where weights are read.
+    pub async fn download(&self, spec: &ModelSpec, progress: Option<Arc<dyn ProgressHandler>>) -> Result<()> {
+        self.inner.download(spec, self.context(progress)).await
+    }
+
+    /// [`Engine::download`] as a stream of its progress: the first value is what is present, none is lower than one
+    /// before, the last item is 1.0 or the error. Dropping the stream stops the transfer.
+    pub fn download_with_progress(&self, spec: &ModelSpec) -> DownloadStream {
+        let (engine, spec) = (self.clone(), spec.clone());
+        download_stream(|progress| async move { engine.download(&spec, Some(progress)).await })
+    }
+
+    /// Makes every file of one artifact present and verified, whether or not anything can run it.
+    ///
+    /// # Errors
+    /// [`llm_local_core::Error::NotRegistered`]; what its source says of the ref; those of the transfer. Those of an
+    /// adapter come as [`llm_local_core::Error::AdapterMergeFailed`].
+    pub async fn download_artifact(
+        &self,
+        reference: &ArtifactRef,
+        want: Want,
+        progress: Option<Arc<dyn ProgressHandler>>,
+    ) -> Result<()> {
+        let result = self.inner.download_artifact(reference, want, self.context(progress)).await;
+        if want == Want::Adapter { result.map_err(|e| e.into_adapter(reference)) } else { result }
+    }
+
+    /// What a call may do, and who hears of it.
+    pub(super) fn context(&self, progress: Option<Arc<dyn ProgressHandler>>) -> FetchContext {
+        let cx = FetchContext::new().with_offline(self.inner.offline);
+        match progress {
+            Some(progress) => cx.with_progress(progress),
+            None => cx,
+        }
+    }
+}
+
+impl Inner {
+    async fn download(&self, spec: &ModelSpec, cx: FetchContext) -> Result<()> {
+        let _cancel_on_drop = cx.cancel.clone().drop_guard();
+        let pinned = self.pin(spec, &cx).await?;
+        self.prepare(spec, pinned, &cx, Fetching::Yes).await.map(drop)
+    }
+
+    async fn download_artifact(&self, reference: &ArtifactRef, want: Want, cx: FetchContext) -> Result<()> {
+        let _cancel_on_drop = cx.cancel.clone().drop_guard();
+        resolving(reference, &cx);
+        let job = if want == Want::Adapter {
+            let source = self.registry.adapter_source(reference)?;
+            let manifest = source.resolve(reference, want, &cx).await?;
+            Job::new(source, manifest)
+        } else {
+            let source = self.registry.model_source(reference)?;
+            let manifest = source.resolve(reference, want, &cx).await?;
+            Job::new(source, manifest)
+        };
+        let jobs = vec![job];
+        let _holds = self.hold(&jobs).await?;
+        let files = [self.transfer.present(&jobs[0], &cx).await?];
+        self.make_room(&jobs, &files).await?;
+        self.transfer.fetch(jobs, &cx).await.map(drop)
+    }
+}
