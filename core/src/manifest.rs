@@ -242,7 +242,9 @@ mod tests {
     #[test]
     fn a_manifest_refuses_names_that_leave_its_folder() {
         let reference: ArtifactRef = "hf:a/b".parse().unwrap();
-        for path in ["", "/a", "../a", "a/../b", "a//b", "a\\b", "C:a", "a\0b", "./a", "a/", "nul", "x/Com1.txt", "a./b", "a "] {
+        for path in
+            ["", "/a", "../a", "a/../b", "a//b", "a\\b", "C:a", "a\0b", "./a", "a/", "nul", "x/Com1.txt", "a./b", "a "]
+        {
             let files = vec![ManifestFile::new(path, 1)];
             let error = Manifest::new(reference.clone(), Want::Model, "1", files).unwrap_err();
             assert!(error.to_string().contains("file name"), "{path:?}: {error}");
