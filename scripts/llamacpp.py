@@ -14,7 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
-from smollm2 import install
+from packages import install
 
 PACKAGE = "llama-cpp-python==0.3.36"
 PROMPT, DECODE = 256, 64

