@@ -9,12 +9,10 @@ use std::{
 
 use llm_local_core::{Error, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
 
-use crate::{GgufSource, SafetensorsFiles, SafetensorsSource, gguf, is_adapter_file, read_json};
-
-/// Files that complete or replace the text side of a GGUF file's metadata. `config.json` is none of them: beside a GGUF
-/// file it is often that of another model, and its `eos_token_id` would end generations.
-pub const GGUF_TEXT_FILES: [&str; 4] =
-    ["chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+use crate::{
+    GGUF_TEXT_FILES, GgufSource, MODEL_CONFIG, SafetensorsFiles, SafetensorsSource, gguf, is_adapter_file, is_gguf,
+    is_pickle, read_json,
+};
 
 /// A model's description, tensors and text files. Headers are read, weights are not.
 #[derive(Clone)]
@@ -84,7 +82,7 @@ impl Checkpoint {
 
 /// The content of the `config.json` beside safetensors weights.
 pub(crate) fn config(id: &str, files: &BTreeMap<String, PathBuf>) -> Result<serde_json::Value> {
-    read_json(files.get("config.json").ok_or_else(|| {
+    read_json(files.get(MODEL_CONFIG).ok_or_else(|| {
         Error::load(id, "it has safetensors weights but no config.json, which says what model they are of; add it")
     })?)
 }
@@ -100,27 +98,6 @@ pub(crate) fn the_gguf<'a>(id: &str, files: &'a BTreeMap<String, PathBuf>) -> Re
             Err(Error::load(id, format!("it has several GGUF files ({}); give one of them", names.join(", "))))
         }
     }
-}
-
-/// Whether a file of this name is a pickle (`.bin`, `.pt`, `.pth`, `.ckpt`, `.pkl`, `.pickle`), which can run code when
-/// read, and therefore never is.
-pub fn is_pickle(name: &str) -> bool {
-    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
-    ["bin", "pt", "pth", "ckpt", "pkl", "pickle"].iter().any(|e| extension.eq_ignore_ascii_case(e))
-}
-
-/// Whether a file of this name is a GGUF file.
-pub fn is_gguf(name: &str) -> bool {
-    has_extension(name, "gguf")
-}
-
-/// Whether a file of this name is a safetensors file.
-pub fn is_safetensors(name: &str) -> bool {
-    has_extension(name, "safetensors")
-}
-
-fn has_extension(name: &str, extension: &str) -> bool {
-    Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
 /// Says what there is instead of weights.

@@ -8,8 +8,7 @@
 //! | [`GgufSource`] | tensors and metadata of a GGUF file |
 //! | [`read_json`], [`read_json_object`] | a JSON file, bounded in size |
 //! | [`header_end`], [`weight_files`], [`describe`] | the description alone, from the first bytes of weights that are elsewhere |
-//! | [`is_gguf`], [`is_safetensors`] | names of weights |
-//! | [`is_pickle`] | names of files that are never read |
+//! | [`MODEL_CONFIG`], [`MODEL_TEXT_FILES`], [`is_gguf`], [`is_pickle`], ... | names of files by which a model or an adapter is known |
 //!
 //! Nothing here trusts a file: each header is checked against the size of its file before a tensor is handed out.
 
@@ -19,14 +18,19 @@ mod gguf;
 mod head;
 mod json;
 mod map;
+mod names;
 mod safetensors;
 mod table;
 
-pub use checkpoint::{Checkpoint, GGUF_TEXT_FILES, is_gguf, is_pickle, is_safetensors};
+pub use checkpoint::Checkpoint;
 pub use gguf::GgufSource;
 pub use head::{Head, describe, header_end, weight_files};
 pub use json::{read_json, read_json_object};
-pub use safetensors::{SafetensorsFiles, SafetensorsSource, ShardIndex, is_adapter_file};
+pub use names::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_file, is_gguf,
+    is_pickle, is_safetensors, is_trainer_state,
+};
+pub use safetensors::{SafetensorsFiles, SafetensorsSource, ShardIndex};
 
 #[cfg(test)]
 mod testing;

@@ -17,10 +17,10 @@ use std::{
 use llm_local_core::{
     Digest, Error, Manifest, ManifestFile, PlacedFile, Placement, Result, manifest::check_relative_path,
 };
-use llm_local_weights::{ShardIndex, is_adapter_file};
+use llm_local_weights::{ADAPTER_CONFIG, MODEL_CONFIG, ShardIndex, is_adapter_file};
 
 use crate::{
-    choose::{ADAPTER_CONFIG, MODEL_CONFIG, holds_weights, promised_shards},
+    choose::{holds_weights, promised_shards},
     reference::HubRef,
     tree::{RepoFile, Tree},
 };

@@ -1,6 +1,7 @@
 //! `hf:` refs.
 
 use llm_local_core::{ArtifactRef, Error, Result, manifest::check_relative_path};
+use llm_local_weights::is_gguf;
 
 /// The scheme of this source.
 pub(crate) const SCHEME: &str = "hf";
@@ -133,11 +134,6 @@ fn check_repo(repo: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("`{}` is not the name of a repository", repo.escape_debug()))
-}
-
-/// Whether a file of this name is a GGUF file.
-pub(crate) fn is_gguf(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(stem, extension)| !stem.is_empty() && extension.eq_ignore_ascii_case("gguf"))
 }
 
 #[cfg(test)]

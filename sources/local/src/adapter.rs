@@ -3,29 +3,27 @@
 use std::path::Path;
 
 use llm_local_core::{Error, Result};
-use llm_local_weights::{GgufSource, SafetensorsFiles, SafetensorsSource, is_gguf, is_pickle, is_safetensors};
+use llm_local_weights::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GgufSource, MODEL_CONFIG, SafetensorsFiles, SafetensorsSource, is_gguf, is_pickle,
+    is_safetensors,
+};
 
 use crate::{
     folder::{Folder, pickle},
     path,
 };
 
-/// The config of an adapter, of PEFT's and of mlx-lm's.
-pub(crate) const CONFIG: &str = "adapter_config.json";
-/// The weights that PEFT and mlx-lm write.
-const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapters.safetensors"];
-
 /// The names of the files that are the adapter in the folder at `path`: config and weights, whoever wrote them, or the
 /// one GGUF file. Headers are checked here; what the config means is the reader's to judge.
 pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
     let folder = Folder::read(path)?;
-    let weights: Vec<_> = WEIGHTS.into_iter().filter(|n| folder.has(n)).collect();
-    match (folder.has(CONFIG), weights.first()) {
+    let weights: Vec<_> = ADAPTER_WEIGHTS.into_iter().filter(|n| folder.has(n)).collect();
+    match (folder.has(ADAPTER_CONFIG), weights.first()) {
         (true, Some(_)) => {
             for name in &weights {
                 SafetensorsSource::open(&path.join(name))?;
             }
-            Ok([CONFIG].into_iter().chain(weights).map(str::to_owned).collect())
+            Ok([ADAPTER_CONFIG].into_iter().chain(weights).map(str::to_owned).collect())
         }
         (true, None) => Err(match folder.pickle() {
             Some(name) => folder.only_pickle(name),
@@ -33,14 +31,16 @@ pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
         }),
         (false, Some(weights)) => Err(Error::load(
             path.display(),
-            format!("the folder has {weights} but no {CONFIG}, which holds the adapter's rank and scale; add it"),
+            format!(
+                "the folder has {weights} but no {ADAPTER_CONFIG}, which holds the adapter's rank and scale; add it"
+            ),
         )),
         (false, None) => without_config(path, &folder),
     }
 }
 
 fn without_config(path: &Path, folder: &Folder) -> Result<Vec<String>> {
-    if folder.has("config.json") || SafetensorsFiles::choose(&folder.files)?.is_some() {
+    if folder.has(MODEL_CONFIG) || SafetensorsFiles::choose(&folder.files)?.is_some() {
         return Err(Error::unsupported_format(path.display(), "it is a model, not an adapter; pass it as model"));
     }
     match folder.ggufs()[..] {
@@ -51,7 +51,7 @@ fn without_config(path: &Path, folder: &Folder) -> Result<Vec<String>> {
     if let Some(name) = folder.pickle() {
         return Err(folder.only_pickle(name));
     }
-    let below = folder.folders_with(CONFIG);
+    let below = folder.folders_with(ADAPTER_CONFIG);
     if !below.is_empty() {
         return Err(Error::load(
             path.display(),
@@ -76,8 +76,8 @@ pub(crate) fn file(path: &Path) -> Result<Vec<String>> {
     }
     if is_safetensors(&name) {
         SafetensorsSource::open(path)?;
-        let config = path.with_file_name(CONFIG).is_file();
-        return Ok(config.then(|| CONFIG.to_owned()).into_iter().chain([name]).collect());
+        let config = path.with_file_name(ADAPTER_CONFIG).is_file();
+        return Ok(config.then(|| ADAPTER_CONFIG.to_owned()).into_iter().chain([name]).collect());
     }
     if is_pickle(&name) {
         return Err(pickle(path));
@@ -85,7 +85,7 @@ pub(crate) fn file(path: &Path) -> Result<Vec<String>> {
     Err(Error::unsupported_format(
         path.display(),
         format!(
-            "expected a folder with {CONFIG} and safetensors, or a .safetensors or .gguf file; give the folder if this file is in one"
+            "expected a folder with {ADAPTER_CONFIG} and safetensors, or a .safetensors or .gguf file; give the folder if this file is in one"
         ),
     ))
 }

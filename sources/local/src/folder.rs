@@ -7,11 +7,7 @@ use std::{
 };
 
 use llm_local_core::{Error, Result};
-use llm_local_weights::{is_gguf, is_pickle};
-
-/// Pickles that trainers leave beside the weights.
-const TRAINER_STATE: [&str; 6] =
-    ["training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth"];
+use llm_local_weights::{is_gguf, is_pickle, is_trainer_state};
 
 /// The content of a folder, one level deep. Links are followed.
 #[derive(Debug)]
@@ -63,7 +59,7 @@ impl Folder {
 
     /// The name of a pickle that holds weights, if there is one.
     pub(crate) fn pickle(&self) -> Option<&str> {
-        self.files.keys().map(String::as_str).find(|n| is_pickle(n) && !TRAINER_STATE.contains(n))
+        self.files.keys().map(String::as_str).find(|n| is_pickle(n) && !is_trainer_state(n))
     }
 
     /// The error for a folder whose weights are a pickle.

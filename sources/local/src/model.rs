@@ -4,25 +4,14 @@ use std::{collections::BTreeMap, path::Path};
 
 use llm_local_core::{Error, Result};
 use llm_local_weights::{
-    Checkpoint, GGUF_TEXT_FILES, SafetensorsFiles, ShardIndex, is_adapter_file, is_gguf, is_pickle, is_safetensors,
+    ADAPTER_CONFIG, Checkpoint, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, SafetensorsFiles, ShardIndex,
+    is_adapter_file, is_gguf, is_pickle, is_safetensors,
 };
 
 use crate::{
-    adapter,
     folder::{Folder, pickle},
     path,
 };
-
-/// What a Hugging Face folder has beside the weights, as far as it is used.
-const TEXT_FILES: [&str; 7] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-];
 
 /// The names of the files that are the model in the folder at `path`: those of a Hugging Face folder, or else its one
 /// GGUF file and the text files with it. Opens the checkpoint once, so that what is wrong with a header is said here.
@@ -30,7 +19,7 @@ pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
     let folder = Folder::read(path)?;
     if let Some(weights) = SafetensorsFiles::choose(&folder.files)? {
         let mut files = BTreeMap::new();
-        for name in TEXT_FILES.iter().copied().chain([ShardIndex::FILE]) {
+        for name in MODEL_TEXT_FILES.into_iter().chain([MODEL_CONFIG, ShardIndex::FILE]) {
             if let Some(path) = folder.files.get(name) {
                 files.insert(name.to_owned(), path.clone());
             }
@@ -45,7 +34,7 @@ pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
         Checkpoint::open(&path.display().to_string(), &files)?;
         return Ok(files.into_keys().collect());
     }
-    if folder.has(adapter::CONFIG) || folder.files.keys().any(|n| is_adapter_file(n)) {
+    if folder.has(ADAPTER_CONFIG) || folder.files.keys().any(|n| is_adapter_file(n)) {
         return Err(Error::unsupported_format(
             path.display(),
             "it is an adapter, not a model; pass it as adapter, with its base as model",

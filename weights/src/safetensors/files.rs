@@ -7,6 +7,8 @@ use std::{
 
 use llm_local_core::{Error, Result};
 
+use crate::is_adapter_file;
+
 use super::{SafetensorsSource, ShardIndex};
 
 /// The one file of a checkpoint that is not sharded.
@@ -88,11 +90,6 @@ impl SafetensorsFiles {
             }
         }
     }
-}
-
-/// Whether a safetensors file of this name holds an adapter: those that PEFT and mlx-lm write.
-pub fn is_adapter_file(name: &str) -> bool {
-    name == "adapter_model.safetensors" || name == "adapters.safetensors" || name.ends_with("_adapters.safetensors")
 }
 
 /// Whether all shards are there of which `name`, `<stem>-00001-of-00003.safetensors`, says that it is one.

@@ -9,7 +9,7 @@ use llm_local_core::{Error, Result, manifest::check_relative_path};
 use serde::Deserialize;
 
 use crate::{
-    checkpoint::is_pickle,
+    is_pickle,
     json::{UniqueMap, read_bounded},
 };
 

@@ -6,7 +6,7 @@ mod index;
 #[cfg(test)]
 mod tests;
 
-pub use files::{SafetensorsFiles, is_adapter_file};
+pub use files::SafetensorsFiles;
 pub use index::ShardIndex;
 
 use std::{collections::HashSet, path::Path};

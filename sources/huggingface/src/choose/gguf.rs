@@ -6,7 +6,9 @@ use super::{
     Folder, LISTED,
     names::{Part, is_beside_model},
 };
-use crate::reference::{Gguf, is_gguf};
+use llm_local_weights::is_gguf;
+
+use crate::reference::Gguf;
 
 /// A GGUF model: one file, or the parts of a split one.
 #[derive(Debug)]

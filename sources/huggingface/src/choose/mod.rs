@@ -12,25 +12,13 @@ mod tests;
 pub(crate) use names::{holds_weights, promised_shards};
 
 use llm_local_core::{ArtifactRef, Error, ManifestFile, Result, Want};
-use llm_local_weights::{GGUF_TEXT_FILES, is_adapter_file, is_pickle};
+use llm_local_weights::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_file, is_pickle,
+    is_trainer_state,
+};
 
 use crate::{reference::HubRef, tree::RepoFile};
 
-/// The config of an adapter, of PEFT's and of mlx-lm's.
-pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// The config of a model.
-pub(crate) const MODEL_CONFIG: &str = "config.json";
-/// The weights that PEFT and mlx-lm write.
-const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapters.safetensors"];
-/// What a model has beside config and weights, as far as it is used.
-const TEXT_FILES: [&str; 6] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-];
 /// How many names a message lists.
 const LISTED: usize = 40;
 
@@ -97,7 +85,7 @@ impl<'a> Folder<'a> {
         let ggufs = self.ggufs();
         if let Some(mut files) = safetensors {
             if self.has(MODEL_CONFIG) {
-                files.extend(self.names().filter(|n| *n == MODEL_CONFIG || TEXT_FILES.contains(n)));
+                files.extend(self.names().filter(|n| *n == MODEL_CONFIG || MODEL_TEXT_FILES.contains(n)));
                 return Ok(files);
             }
             if ggufs.is_empty() {
@@ -169,7 +157,7 @@ impl<'a> Folder<'a> {
 
     /// The name of a pickle that holds weights, if there is one.
     fn pickle(&self) -> Option<&'a str> {
-        self.names().find(|n| is_pickle(n) && !names::is_trainer_state(n))
+        self.names().find(|n| is_pickle(n) && !is_trainer_state(n))
     }
 
     fn only_pickle(&self, name: &str) -> Error {

@@ -1,12 +1,8 @@
 //! What the names of files say.
 
-use llm_local_weights::{ShardIndex, is_adapter_file, is_pickle};
+use llm_local_weights::{ShardIndex, is_adapter_file, is_gguf, is_pickle, is_safetensors};
 
-use crate::{reference::is_gguf, tree::RepoFile};
-
-/// Pickles that trainers leave beside the weights.
-const TRAINER_STATE: [&str; 6] =
-    ["training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth"];
+use crate::tree::RepoFile;
 
 /// A name `<stem>-00001-of-00003.<extension>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,17 +79,8 @@ pub(super) fn is_original_layout(name: &str) -> bool {
     name.starts_with("consolidated") && is_safetensors(name)
 }
 
-/// Whether a pickle of this name is something that trainers leave, not weights.
-pub(super) fn is_trainer_state(name: &str) -> bool {
-    TRAINER_STATE.contains(&name)
-}
-
 /// Whether a GGUF file of this name goes with a model and is none: a projector of images, an importance matrix.
 pub(super) fn is_beside_model(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
     ["mmproj", "imatrix"].iter().any(|word| name.contains(word))
-}
-
-fn is_safetensors(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, extension)| extension.eq_ignore_ascii_case("safetensors"))
 }
