@@ -10,9 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::{body::Body, context::FileContext};
 use crate::{disk::Writer, network::Failure};
 
-/// Bytes gathered before they are written. While one batch is being written the next is gathered: a process that is
-/// killed loses at most two.
-const BATCH: usize = 512 << 10;
+/// Bytes gathered before they are written. While one batch is being written the next is gathered.
+const BATCH: usize = 128 << 10;
+/// With more than these unwritten, no more are taken. A process that is killed loses what is unwritten, the chunk in hand
+/// and the one that the HTTP library has read ahead, each of which is of 408 KiB at most: less than 1 MiB.
+const MOST_UNWRITTEN: u64 = 192 << 10;
 /// Chunks smaller than this are put together before they are written.
 const SMALL: usize = 64 << 10;
 
@@ -89,7 +91,10 @@ impl<'a> Batches<'a> {
         }
         self.length += chunk.len();
         self.gathered.push(chunk);
-        if self.length >= BATCH { self.flush().await } else { Ok(()) }
+        if self.length >= BATCH {
+            self.flush().await?;
+        }
+        if self.end() - self.written > MOST_UNWRITTEN { self.wait().await } else { Ok(()) }
     }
 
     /// Starts to write what was gathered, once what was being written is.
