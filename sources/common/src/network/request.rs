@@ -72,7 +72,8 @@ fn redirect(answer: &reqwest::Response, url: &Url, insecure_http: bool) -> Resul
         return Ok(None);
     }
     let shown = address::shown_url(url);
-    let location = answer.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+    // Some hosts send names in UTF-8 as they are.
+    let location = answer.headers().get(LOCATION).and_then(|v| std::str::from_utf8(v.as_bytes()).ok());
     let Some(Ok(next)) = location.map(|l| url.join(l)) else {
         return Err(Failure::permanent(shown, "it redirects to nowhere: no Location header that is a URL"));
     };

@@ -1,12 +1,15 @@
 //! What the parts of one call share.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use llm_local_core::{ArtifactSource, Error, FetchContext, Manifest, ManifestFile, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{Job, TransferConfig};
+use super::{Job, TransferConfig, flush::Flush};
 use crate::{network::Network, progress::FileMeter};
 
 /// What all files of a call share.
@@ -28,13 +31,15 @@ pub(super) struct FileContext {
     pub(super) meter: Option<FileMeter>,
     /// For the source; its token is [`FileContext::stop`].
     pub(super) cx: FetchContext,
+    /// What is told of bytes that were written, from when there is a file that they are written to.
+    pub(super) flush: OnceLock<Flush>,
 }
 
 impl FileContext {
     pub(super) fn new(call: &Arc<Call>, job: usize, index: usize, meter: Option<FileMeter>, cx: FetchContext) -> Self {
         let manifest = &call.jobs[job].manifest;
         let what = format!("{} of {}", manifest.files[index].path, manifest.reference);
-        Self { call: call.clone(), job, index, what, meter, cx }
+        Self { call: call.clone(), job, index, what, meter, cx, flush: OnceLock::new() }
     }
 
     pub(super) fn network(&self) -> &Network {
@@ -76,6 +81,9 @@ impl FileContext {
 
     /// `n` more bytes are here.
     pub(super) fn count(&self, n: u64) {
+        if let Some(flush) = self.flush.get() {
+            flush.written(n);
+        }
         if let Some(meter) = &self.meter {
             meter.add(n);
         }

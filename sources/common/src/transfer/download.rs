@@ -93,12 +93,12 @@ impl Download {
         if self.in_one || !within(&body.range, &range) {
             return self.whole(body, connection).await;
         }
-        let all = body.range == (0..self.partial.size());
-        if !all && !self.can_join(&body) {
+        if !self.can_join(&body) {
             self.in_one = true;
-            return Ok(None);
+            let all = body.range == (0..self.partial.size());
+            return if all { self.whole(body, connection).await } else { Ok(None) };
         }
-        if !fits(&self.partial, &body)? {
+        if !fits(&self.partial, body.etag.clone()).await? {
             return self.changed(body.etag).await;
         }
         match fetch_ranges(&self.file, &self.partial, (body, connection)).await? {
@@ -118,7 +118,9 @@ impl Download {
     /// forgotten.
     async fn whole(&mut self, body: Body, connection: OwnedSemaphorePermit) -> Result<Option<PathBuf>> {
         let same = body.etag.is_some() && body.etag == self.partial.validator();
-        if !(same && body.etag.as_deref().is_some_and(is_strong)) {
+        let keep = same && body.etag.as_deref().is_some_and(is_strong);
+        let nothing = self.partial.done_bytes() == 0 && body.etag == self.partial.validator();
+        if !keep && !nothing {
             self.restart(body.etag.clone()).await?;
         }
         let (writer, halt) = (self.partial.writer(), self.file.stop().clone());

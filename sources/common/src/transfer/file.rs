@@ -7,6 +7,7 @@ use llm_local_core::{Digest, Error, Result};
 use super::{
     context::{FileContext, blocking},
     download::{Came, download},
+    flush::Flush,
     plan::local,
 };
 use crate::disk::{FileKey, FileLock, Hasher, Partial, Target, link, publish};
@@ -59,6 +60,7 @@ pub(super) async fn fetch_file(item: &Item) -> Result<Fetched> {
     }
     let (key, segment_bytes) = (item.key.clone(), file.call.config.segment_bytes);
     let partial = blocking(move || Partial::open(&root, &key, size, lock, segment_bytes)).await?;
+    file.flush.get_or_init(|| Flush::new(partial.path()));
     let digest = match verified(file, &partial).await? {
         Verified::Digest(digest) => digest,
         Verified::Local(path) => {

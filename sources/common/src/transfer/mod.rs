@@ -7,7 +7,7 @@
 //! | `file` | one file: lock, partial, digest, publishing |
 //! | `download` | all bytes of one version of a file; `ranges`: several at a time |
 //! | `body` | one request for bytes; `answer`: what comes back, judged |
-//! | `pour` | bytes from a connection to the disk |
+//! | `pour` | bytes from a connection to the disk; `flush`: on through the system's cache |
 //! | `read` | a small range, without storing it |
 //!
 //! Nothing is published unverified, and nothing that was not published is taken for present.
@@ -19,6 +19,7 @@ mod context;
 mod download;
 mod fetch;
 mod file;
+mod flush;
 mod plan;
 mod pour;
 mod preflight;
@@ -107,7 +108,9 @@ impl Transfer {
         if cx.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let total = jobs.iter().map(|job| job.manifest.total_bytes()).sum();
+        // Sizes come from remote listings: together they may be more than any number.
+        let sizes = jobs.iter().flat_map(|job| &job.manifest.files).map(|file| file.size);
+        let total = sizes.fold(0, u64::saturating_add);
         let meter = Meter::new(self.network.timer().clone(), cx.progress.clone(), total)?;
         let (call, store, cx) = (self.call(jobs), self.store.clone(), inner(cx));
         let fetching = async move {

@@ -4,17 +4,17 @@ use std::mem;
 
 use bytes::Bytes;
 use llm_local_core::{Error, Result};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{body::Body, context::FileContext};
+use super::{
+    body::Body,
+    context::{FileContext, blocking},
+};
 use crate::{disk::Writer, network::Failure};
 
-/// Bytes gathered before they are written. While one batch is being written the next is gathered.
-const BATCH: usize = 128 << 10;
-/// With more than these unwritten, no more are taken. A process that is killed loses what is unwritten, the chunk in hand
-/// and the one that the HTTP library has read ahead, each of which is of 408 KiB at most: less than 1 MiB.
-const MOST_UNWRITTEN: u64 = 192 << 10;
+/// Bytes gathered before they are written. A process that is killed loses what was gathered or is being written, at most
+/// this and a chunk, and the chunk that comes meanwhile. The HTTP client reads up to 408 KiB at once: a mebibyte in all.
+const BATCH: usize = 200 << 10;
 /// Chunks smaller than this are put together before they are written.
 const SMALL: usize = 64 << 10;
 
@@ -30,7 +30,7 @@ pub(super) async fn pour(
     mut body: Body,
     halt: &CancellationToken,
 ) -> Result<(), Failure> {
-    let (mut came, mut out) = (body.range.start, Batches::new(file, writer, *at));
+    let (mut came, mut out) = (body.range.start, Batch::new(file, writer, *at));
     let ended = loop {
         let chunk = match halt.run_until_cancelled(body.next(file)).await {
             None => break Err(Error::Cancelled.into()),
@@ -50,7 +50,7 @@ pub(super) async fn pour(
             break Err(error.into());
         }
     };
-    let flushed = out.finish().await;
+    let flushed = out.write().await;
     *at = out.written;
     match ended {
         // What was not written did not come.
@@ -64,25 +64,24 @@ fn short(file: &FileContext, body: &Body, came: u64) -> Failure {
     Failure::passing(&file.what, format!("the answer ended after {came} of {promised} bytes"))
 }
 
-/// Batches of bytes on their way to the disk, one of which is being written at a time.
-struct Batches<'a> {
+/// Bytes on their way to the disk.
+struct Batch<'a> {
     file: &'a FileContext,
     writer: &'a Writer,
     gathered: Vec<Bytes>,
     length: usize,
-    writing: Option<(JoinHandle<Result<u64>>, u64)>,
     /// Behind the last byte that was written.
     written: u64,
 }
 
-impl<'a> Batches<'a> {
+impl<'a> Batch<'a> {
     fn new(file: &'a FileContext, writer: &'a Writer, at: u64) -> Self {
-        Self { file, writer, gathered: Vec::new(), length: 0, writing: None, written: at }
+        Self { file, writer, gathered: Vec::new(), length: 0, written: at }
     }
 
     /// Behind the last byte that was taken.
     fn end(&self) -> u64 {
-        self.written + self.writing.as_ref().map_or(0, |(_, length)| *length) + self.length as u64
+        self.written + self.length as u64
     }
 
     async fn push(&mut self, chunk: Bytes) -> Result<()> {
@@ -91,49 +90,20 @@ impl<'a> Batches<'a> {
         }
         self.length += chunk.len();
         self.gathered.push(chunk);
-        if self.length >= BATCH {
-            self.flush().await?;
-        }
-        if self.end() - self.written > MOST_UNWRITTEN { self.wait().await } else { Ok(()) }
+        if self.length >= BATCH { self.write().await } else { Ok(()) }
     }
 
-    /// Starts to write what was gathered, once what was being written is.
-    async fn flush(&mut self) -> Result<()> {
-        self.wait().await?;
+    /// Writes what was gathered. Once this has failed, what was taken after the last byte written is gone.
+    async fn write(&mut self) -> Result<()> {
         let (chunks, length) = (mem::take(&mut self.gathered), mem::take(&mut self.length));
         if length == 0 {
             return Ok(());
         }
         let (writer, offset) = (self.writer.clone(), self.written);
-        let handle = tokio::task::spawn_blocking(move || write(&writer, offset, &chunks));
-        self.writing = Some((handle, length as u64));
+        let fresh = blocking(move || write(&writer, offset, &chunks)).await?;
+        self.written += length as u64;
+        self.file.count(fresh);
         Ok(())
-    }
-
-    async fn wait(&mut self) -> Result<()> {
-        let Some((handle, length)) = self.writing.take() else { return Ok(()) };
-        let result = match handle.await {
-            Ok(result) => result,
-            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            Err(_) => Err(Error::Cancelled),
-        };
-        match result {
-            Ok(fresh) => {
-                self.written += length;
-                self.file.count(fresh);
-                Ok(())
-            }
-            Err(error) => {
-                // What was gathered belongs behind bytes that were not written.
-                (self.gathered, self.length) = (Vec::new(), 0);
-                Err(error)
-            }
-        }
-    }
-
-    async fn finish(&mut self) -> Result<()> {
-        self.flush().await?;
-        self.wait().await
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     body::{Body, Opening, open},
-    context::FileContext,
+    context::{FileContext, blocking},
     pour::pour,
 };
 use crate::{
@@ -122,10 +122,12 @@ impl Work {
                         Ok(Opening::Body(body)) if !within(&body.range, &range) => {
                             return Ok(Ended::Whole(Box::new((body, connection))));
                         }
-                        Ok(Opening::Body(body)) if !fits(&self.partial, &body)? => {
-                            return Ok(Ended::Changed(body.etag));
+                        Ok(Opening::Body(body)) => {
+                            if !fits(&self.partial, body.etag.clone()).await? {
+                                return Ok(Ended::Changed(body.etag));
+                            }
+                            (body, connection)
                         }
-                        Ok(Opening::Body(body)) => (body, connection),
                         Ok(Opening::Changed(etag)) => return Ok(Ended::Changed(etag)),
                         Ok(Opening::Beyond) => return Ok(Ended::Beyond),
                         Ok(Opening::Local(_)) => {
@@ -166,7 +168,9 @@ pub(super) fn within(part: &Range<u64>, asked: &Range<u64>) -> bool {
     part.start >= asked.start && part.end <= asked.end
 }
 
-/// Whether the bytes of `body` go with those that are there.
-pub(super) fn fits(partial: &Partial, body: &Body) -> Result<bool> {
-    body.etag.as_deref().map_or(Ok(true), |etag| partial.adopt(etag))
+/// Whether bytes that come under `etag`, if they have one, go with those that are there.
+pub(super) async fn fits(partial: &Partial, etag: Option<String>) -> Result<bool> {
+    let Some(etag) = etag.filter(|etag| partial.validator().as_ref() != Some(etag)) else { return Ok(true) };
+    let partial = partial.clone();
+    blocking(move || partial.adopt(&etag)).await
 }

@@ -83,18 +83,20 @@ fn a_cancel_before_the_start_does_nothing() {
 fn the_first_error_ends_the_other_files() {
     let mut setup = Setup::new();
     setup.config = setup.config.clone().with_files_at_once(2);
+    setup.network = setup.network.clone().with_attempts(u32::MAX);
+    // Both are under way; one may try for ever, the other meets its error when it tries again.
     setup.hub.fault(Fault::stall(0).path(MODEL).on(Host::Cdn));
     setup.hub.fault(Fault::stall(1).path(CONFIG).once());
     setup.hub.fault(Fault::status(404).path(CONFIG));
     let error = std::thread::scope(|scope| {
         let fetched = scope.spawn(|| setup.fetch());
-        setup.hub.wait_until(|requests| {
-            let status = |path: &str, host| requests.iter().any(|r| r.host == host && r.is_for(path) && r.status != 0);
-            status(MODEL, Host::Cdn) && status(CONFIG, Host::Hub)
-        });
-        // Releases both; the model's next answers stall again.
-        setup.hub.fault(Fault::stall(0).path(MODEL).on(Host::Cdn));
-        setup.timer.end_stalls(2);
+        let mut seen = 0;
+        while !fetched.is_finished() {
+            let asked = setup.hub.requests().len();
+            setup.timer.end_stalls(asked - seen);
+            seen = asked;
+            std::thread::yield_now();
+        }
         fetched.join().unwrap().unwrap_err()
     });
     assert_eq!(error.code(), "not_found", "{error}");

@@ -72,7 +72,10 @@ fn a_connection_that_stalls_is_given_up_and_goes_on_where_it_was() {
     });
     let requests = setup.asked(MODEL);
     assert_eq!((requests.len(), setup.waits().len()), (5, 1));
-    assert_eq!(requests[1].header("range"), Some("bytes=100000-262143"));
+    // The time may have been up before the last of what was sent had come.
+    let range = requests[1].header("range").unwrap();
+    let start: u64 = range.strip_prefix("bytes=").unwrap().strip_suffix("-262143").unwrap().parse().unwrap();
+    assert!(start <= 100_000 && setup.served() == SIZE + 100_000 - start, "{range}");
     setup.hub.wait_until_idle();
 }
 

@@ -142,3 +142,13 @@ fn an_empty_file_needs_no_request() {
     setup.fetch().unwrap();
     assert!(setup.hub.requests().is_empty());
 }
+
+#[test]
+fn a_small_file_without_digest_and_etag_is_never_put_together_from_parts() {
+    let weak = || Fault::header("ETag", "W/\"weak\"").path(CONFIG);
+    let setup = Setup::new().only(CONFIG).with_fault(weak().and(Fault::cut(3)).once()).with_fault(weak());
+    let mut setup = setup;
+    setup.files[0].digest = None;
+    setup.fetch().unwrap();
+    assert_eq!(ranges(&setup.asked(CONFIG)), [None, None]);
+}

@@ -53,7 +53,9 @@ fn told_right(setup: &Setup, present: u64) -> Result<bool, TestCaseError> {
         })
         .collect();
     let total = SIZE + 8;
-    prop_assert_eq!(downloads[0].completed_bytes, present);
+    // An error that comes at once may leave nothing to tell.
+    prop_assert!(result.is_err() || !downloads.is_empty());
+    prop_assert!(downloads.first().is_none_or(|first| first.completed_bytes == present));
     for pair in downloads.windows(2) {
         prop_assert!(pair[0].fraction <= pair[1].fraction && pair[0].completed_bytes <= pair[1].completed_bytes);
     }
@@ -68,7 +70,7 @@ fn told_right(setup: &Setup, present: u64) -> Result<bool, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn progress_begins_at_what_is_there_never_falls_and_ends_at_one_or_an_error(

@@ -64,6 +64,6 @@ fn another_ref_to_the_same_content_continues_it() {
     let model: Content = setup.contents.remove(MODEL).unwrap();
     setup.contents.insert("renamed.bin".into(), model);
     setup.fetch().unwrap();
-    let cdn: u64 = setup.hub.requests().iter().filter(|r| r.host == Host::Cdn).map(|r| r.body_bytes_sent).sum();
+    let cdn: u64 = setup.hub.wait_until_idle().iter().filter(|r| r.host == Host::Cdn).map(|r| r.body_bytes_sent).sum();
     assert_eq!(cdn, SIZE - 2 * SEGMENT - 100_000);
 }

@@ -197,6 +197,8 @@ impl Setup {
 
     /// The bytes sent of the large file.
     pub(crate) fn served(&self) -> u64 {
+        // What was sent is written down a moment after it is here.
+        self.hub.wait_until_idle();
         self.asked(MODEL).iter().filter(|r| matches!(r.status, 200 | 206)).map(|r| r.body_bytes_sent).sum()
     }
 
