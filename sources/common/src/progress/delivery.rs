@@ -97,6 +97,14 @@ impl Delivery {
         }
     }
 
+    /// Forgets what was not heard but for what is present at the start, which every consumer hears first; the thread ends.
+    pub(super) fn stop(&self) {
+        let mut state = self.inbox.state();
+        state.notes.retain(|note| note.kind == Kind::First);
+        state.closed = true;
+        self.inbox.changed.notify_one();
+    }
+
     /// Forgets what was not heard; the thread ends.
     pub(super) fn cut(&self) {
         let mut state = self.inbox.state();

@@ -77,10 +77,12 @@ impl Meter {
         }
     }
 
-    /// Ends the events, after an error or a cancel: once this has ended, the handler is called no more.
+    /// Ends the events, after an error or a cancel: once this has ended, the handler is called no more. It has heard what
+    /// was present at the start, if that was known.
     pub async fn stop(&self) {
-        self.0.cut();
+        self.0.tally().stop();
         if let Some(delivery) = &self.0.delivery {
+            delivery.stop();
             delivery.ended().await;
         }
     }
