@@ -26,5 +26,5 @@ pub(crate) use hasher::{Hasher, digest_file};
 pub(crate) use key::FileKey;
 pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};
-pub(crate) use publish::{Target, link, publish};
+pub(crate) use publish::{Target, link, publish, sweep};
 pub(crate) use space::check as check_space;

@@ -10,7 +10,7 @@ use std::{
 use llm_local_core::{Error, Result};
 
 use super::{
-    Partial,
+    FileKey, FileLock, Partial,
     folder::{
         common_folder, create_lasting_folders, no_links_here, parent, relative, replace_with_symlink, sync_folder,
         temporary,
@@ -40,6 +40,25 @@ impl Target {
     /// Whether the content is there, all `size` bytes of it; perhaps without its link.
     pub(crate) fn has_blob(&self, size: u64) -> bool {
         is_whole(&self.blob, size)
+    }
+}
+
+/// Removes what a process left of the partial of `key` that was killed between publishing the file and that: its state,
+/// and, where it was copied to another file system, the copy's origin. A partial that still has bytes to get stays.
+///
+/// # Errors
+/// [`Error::Io`] that names the folder.
+pub(crate) fn sweep(root: &Path, key: &FileKey, size: u64) -> Result<()> {
+    let folder = key.partial(root);
+    let is_left = || folder.exists() && (!folder.join("data").exists() || Partial::peek(root, key, size) == size);
+    if !is_left() {
+        return Ok(());
+    }
+    // Whoever has it is at work.
+    let Some(_lock) = FileLock::try_acquire(&key.lock(root))? else { return Ok(()) };
+    match fs::remove_dir_all(&folder) {
+        Err(e) if is_left() => Err(Error::io("remove", &folder, e)),
+        _ => Ok(()),
     }
 }
 

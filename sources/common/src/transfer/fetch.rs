@@ -13,7 +13,7 @@ use super::{
     preflight::{check_room, count_present},
 };
 use crate::{
-    disk::write_text_staged,
+    disk::{sweep, write_text_staged},
     progress::{FileMeter, Meter},
     store::{Hold, Store},
 };
@@ -163,9 +163,18 @@ impl Course {
         }
         let (call, store) = (self.call.clone(), self.store.clone());
         let (placement, news) = (self.plan.placements[job].clone(), self.news[job].clone());
+        let keys: Vec<_> = self.plan.places[job]
+            .iter()
+            .zip(&call.jobs[job].manifest.files)
+            .filter_map(|(place, file)| match place {
+                Place::Stored { key, .. } => Some((key.clone(), file.size)),
+                Place::Local(_) => None,
+            })
+            .collect();
         let finish = move || {
             let (manifest, now) = (&call.jobs[job].manifest, call.network.timer().wall());
             store.record(manifest, &files, &news.computed, placement.as_ref(), news.fetched, now)?;
+            keys.iter().try_for_each(|(key, size)| sweep(&call.root, key, *size))?;
             let Some(placement) = placement else { return Ok(()) };
             for (path, text) in &placement.refs {
                 if fs::read_to_string(path).ok().as_ref() != Some(text) {

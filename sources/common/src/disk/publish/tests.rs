@@ -3,7 +3,6 @@ use std::cell::Cell;
 use llm_local_core::{Manifest, ManifestFile, Want};
 
 use super::*;
-use crate::disk::{FileKey, FileLock};
 
 const CONTENT: &[u8] = b"the content of a file";
 
@@ -257,4 +256,30 @@ fn a_link_leads_to_its_blob_out_of_a_folder_that_lies_elsewhere() {
     publish(place.partial(CONTENT), &place.target).unwrap();
     assert_eq!(fs::read(place.link()).unwrap(), CONTENT);
     assert!(fs::symlink_metadata(elsewhere.join("1/sub/model.safetensors")).unwrap().is_symlink());
+}
+
+#[test]
+fn what_a_kill_left_behind_a_published_file_is_swept_and_unfinished_work_is_not() {
+    let place = Place::new();
+    let (root, size) = (place.root(), CONTENT.len() as u64);
+    let left = |content: &[u8]| {
+        let partial = place.partial(content);
+        (partial.path().to_owned(), place.key.partial(&root))
+    };
+    // Renamed away; then copied away; then not yet whole.
+    let (data, folder) = left(CONTENT);
+    fs::remove_file(data).unwrap();
+    sweep(&root, &place.key, size).unwrap();
+    assert!(!folder.exists());
+    let (_, folder) = left(CONTENT);
+    sweep(&root, &place.key, size).unwrap();
+    assert!(!folder.exists());
+    let (_, folder) = left(&CONTENT[..5]);
+    sweep(&root, &place.key, size).unwrap();
+    assert!(folder.join("data").exists());
+    // Somebody is at work.
+    fs::remove_dir_all(&folder).unwrap();
+    let partial = place.partial(CONTENT);
+    sweep(&root, &place.key, size).unwrap();
+    assert!(partial.path().exists());
 }
