@@ -37,7 +37,7 @@ impl<'a> Folder<'a> {
         for (path, file) in self.files.iter().filter(|(path, _)| is_gguf(path) && !is_beside_model(path)) {
             let part = Part::of(path);
             let same = |unit: &Unit<'_>| match (&part, Part::of(unit.path())) {
-                (Some(part), Some(other)) => part.same_set(&other),
+                (Some(part), Some(other)) => part.set() == other.set(),
                 _ => false,
             };
             match units.iter_mut().find(|unit| same(unit)) {

@@ -1,5 +1,7 @@
 //! What the names of files say.
 
+use std::collections::{HashMap, HashSet, hash_map::Entry};
+
 use llm_local_weights::{ShardIndex, is_adapter_file, is_gguf, is_pickle, is_safetensors};
 
 use crate::tree::RepoFile;
@@ -17,6 +19,9 @@ pub(super) struct Part<'a> {
     extension: &'a str,
 }
 
+/// Stem, number of parts, and extension.
+pub(super) type SetName<'a> = (&'a str, u32, &'a str);
+
 impl<'a> Part<'a> {
     /// What `name` says, if it is such a name.
     pub(super) fn of(name: &'a str) -> Option<Self> {
@@ -28,9 +33,9 @@ impl<'a> Part<'a> {
         (1..=part.of).contains(&part.at).then_some(part)
     }
 
-    /// Whether `other` is of the same set.
-    pub(super) fn same_set(&self, other: &Self) -> bool {
-        (self.stem, self.of, self.extension) == (other.stem, other.of, other.extension)
+    /// What all of its set have in common.
+    pub(super) fn set(&self) -> SetName<'a> {
+        (self.stem, self.of, self.extension)
     }
 
     /// The name of the one of its set that is number `at`.
@@ -43,24 +48,20 @@ impl<'a> Part<'a> {
 /// The shards that the files in `repository` say there are, and that are not among them: the other numbers of
 /// `-00001-of-00003`.
 pub(crate) fn promised_shards(repository: &[RepoFile]) -> Vec<String> {
-    let has = |path: &str| repository.iter().any(|f| f.path == path);
-    let mut promised: Vec<String> = repository
-        .iter()
-        .filter_map(|f| Part::of(&f.path))
-        // A name that promises a million of them is no model's.
-        .filter(|part| part.of <= 10_000 && part.at == first(part, repository))
-        .flat_map(|part| (1..=part.of).map(move |at| part.name(at)))
-        .filter(|path| !has(path))
-        .collect();
+    let there: HashSet<&str> = repository.iter().map(|f| f.path.as_str()).collect();
+    // The lowest number of each set says how numbers are written.
+    let mut sets: HashMap<SetName<'_>, Part<'_>> = HashMap::new();
+    // A name that promises a million of them is no model's.
+    for part in repository.iter().filter_map(|f| Part::of(&f.path)).filter(|part| part.of <= 10_000) {
+        match sets.entry(part.set()) {
+            Entry::Occupied(first) if first.get().at <= part.at => {}
+            entry => drop(entry.insert_entry(part)),
+        }
+    }
+    let names = sets.values().flat_map(|part| (1..=part.of).map(move |at| part.name(at)));
+    let mut promised: Vec<String> = names.filter(|path| !there.contains(path.as_str())).collect();
     promised.sort_unstable();
-    promised.dedup();
     promised
-}
-
-/// The lowest number of the set that is there.
-fn first(part: &Part<'_>, repository: &[RepoFile]) -> u32 {
-    let same = repository.iter().filter_map(|f| Part::of(&f.path)).filter(|other| part.same_set(other));
-    same.map(|other| other.at).min().unwrap_or(part.at)
 }
 
 /// Whether a file of this path holds weights in any format.

@@ -1,11 +1,13 @@
 //! Which safetensors files are a model's weights.
 
+use std::collections::HashMap;
+
 use llm_local_core::{Error, Result};
 use llm_local_weights::ShardIndex;
 
 use super::{
     Folder,
-    names::{Part, is_model_weights},
+    names::{Part, SetName, is_model_weights},
 };
 
 /// The one file of a checkpoint that is not sharded.
@@ -21,9 +23,10 @@ impl<'a> Folder<'a> {
             return Ok(Some(vec![single]));
         }
         let weights: Vec<_> = self.names().filter(|n| is_model_weights(n)).collect();
+        let sets = Sets::of(&weights);
         let Some(index) = self.names().find(|n| *n == ShardIndex::FILE) else {
-            if let Some(part) = weights.iter().filter_map(|n| Part::of(n)).find(|part| !is_complete(part, &weights)) {
-                return Err(self.incomplete(&part, &weights));
+            if let Some(part) = weights.iter().filter_map(|n| Part::of(n)).find(|part| !sets.has_all(part)) {
+                return Err(self.incomplete(&part, &sets));
             }
             return Ok((!weights.is_empty()).then_some(weights));
         };
@@ -32,20 +35,20 @@ impl<'a> Folder<'a> {
             return Ok(None);
         }
         let mut shards = indexed(&weights);
-        let incomplete = shards.iter().filter_map(|n| Part::of(n)).find(|part| !is_complete(part, &weights));
-        shards.retain(|n| Part::of(n).is_none_or(|part| is_complete(&part, &weights)));
+        let incomplete = shards.iter().filter_map(|n| Part::of(n)).find(|part| !sets.has_all(part));
+        shards.retain(|n| Part::of(n).is_none_or(|part| sets.has_all(&part)));
         match (incomplete, shards.is_empty()) {
-            (Some(part), true) => Err(self.incomplete(&part, &weights)),
+            (Some(part), true) => Err(self.incomplete(&part, &sets)),
             _ => Ok(Some([index].into_iter().chain(shards).collect())),
         }
     }
 
-    fn incomplete(&self, part: &Part<'_>, weights: &[&str]) -> Error {
+    fn incomplete(&self, part: &Part<'_>, sets: &Sets<'_>) -> Error {
         Error::load(
             self.reference,
             format!(
                 "the repository has {} of the {} shards of {}; its owner must add the others, or choose another revision",
-                count(part, weights),
+                sets.count(part),
                 part.of,
                 part.stem
             ),
@@ -65,11 +68,23 @@ fn indexed<'a>(weights: &[&'a str]) -> Vec<&'a str> {
         .unwrap_or_else(|| weights.to_vec())
 }
 
-fn is_complete(part: &Part<'_>, names: &[&str]) -> bool {
-    count(part, names) == part.of as usize
-}
+/// How many shards there are of each set.
+struct Sets<'a>(HashMap<SetName<'a>, usize>);
 
-/// How many of `names` are of the set of `part`.
-fn count(part: &Part<'_>, names: &[&str]) -> usize {
-    names.iter().filter_map(|n| Part::of(n)).filter(|other| part.same_set(other)).count()
+impl<'a> Sets<'a> {
+    fn of(names: &[&'a str]) -> Self {
+        let mut counts = HashMap::new();
+        for part in names.iter().filter_map(|n| Part::of(n)) {
+            *counts.entry(part.set()).or_default() += 1;
+        }
+        Self(counts)
+    }
+
+    fn count(&self, part: &Part<'a>) -> usize {
+        self.0.get(&part.set()).copied().unwrap_or_default()
+    }
+
+    fn has_all(&self, part: &Part<'a>) -> bool {
+        self.count(part) == part.of as usize
+    }
 }
