@@ -5,8 +5,12 @@
 //!   blobs/<digest in hex>         content: SHA-256, or git's blob id
 //!   snapshots/<commit>/<path>     link to ../../blobs/<digest>; the file itself where there are no links
 //!   refs/<revision>               the commit that a branch or tag stood for
-//!   trees/<commit>.json           the list of its files
+//!   trees/<commit>.json           the list of its files, as huggingface_hub writes it
+//!   .llm-local/<commit>.json      the same, as it is written here
 //! ```
+//!
+//! Where there is a list in `trees`, `huggingface_hub` takes a snapshot that lacks any file for incomplete, and offline
+//! gives none of it. Only the files that a model needs are fetched here, so the list has a folder of its own.
 
 use std::{
     fs,
@@ -25,6 +29,8 @@ use crate::{
     tree::{RepoFile, Tree},
 };
 
+/// The folder of lists of files that are written here.
+const OURS: &str = ".llm-local";
 /// Folders in folders that a snapshot is searched to.
 const DEPTH: usize = 16;
 /// The files of which a model has one, or both.
@@ -59,20 +65,22 @@ impl RepoCache {
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    /// The list of the files of `commit`, if it is there.
+    /// The list of the files of `commit`, if it is there: ours, or that of `huggingface_hub`.
     pub(crate) fn tree(&self, commit: &str) -> Option<Tree> {
-        let path = self.tree_path(commit);
-        let text = fs::read_to_string(&path).ok()?;
-        let tree = Tree::from_json(&text);
-        if tree.is_none() {
-            tracing::warn!(path = %path.display(), "the list of files is broken or of another version, and is left out");
-        }
-        tree
+        [OURS, "trees"].into_iter().find_map(|folder| {
+            let path = self.tree_path(folder, commit);
+            let text = fs::read_to_string(&path).ok()?;
+            let tree = Tree::from_json(&text);
+            if tree.is_none() {
+                tracing::warn!(path = %path.display(), "the list of files is broken or of another version, and is left out");
+            }
+            tree
+        })
     }
 
     /// Writes the list of the files of `commit`, whole or not at all.
     pub(crate) fn write_tree(&self, commit: &str, tree: &Tree) -> io::Result<()> {
-        let path = self.tree_path(commit);
+        let path = self.tree_path(OURS, commit);
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder)?;
         if let Some(cache) = self.folder.parent() {
@@ -86,8 +94,8 @@ impl RepoCache {
         Ok(())
     }
 
-    fn tree_path(&self, commit: &str) -> PathBuf {
-        self.folder.join("trees").join(format!("{commit}.json"))
+    fn tree_path(&self, folder: &str, commit: &str) -> PathBuf {
+        self.folder.join(folder).join(format!("{commit}.json"))
     }
 
     fn snapshot(&self, commit: &str) -> PathBuf {

@@ -129,7 +129,7 @@ fn a_gguf_file_that_is_not_in_the_cache_is_missing_and_not_unknown() {
 fn a_list_that_is_broken_or_of_another_version_is_asked_for_again() {
     let setup = setup(Hub::builder().with_repo(model()).start());
     let manifest = setup.resolve("hf:org/tiny").unwrap();
-    let tree = setup.cache.path().join(format!("models--org--tiny/trees/{}.json", manifest.revision));
+    let tree = setup.cache.path().join(format!("models--org--tiny/.llm-local/{}.json", manifest.revision));
     for text in ["{", r#"{"format_version": 2, "files": {}}"#] {
         setup.asked();
         fs::write(&tree, text).unwrap();
