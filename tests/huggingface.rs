@@ -84,6 +84,7 @@ fn what_is_loaded_is_not_deleted() {
     let engine = engine(&hub, folder.path(), false);
     let spec = ModelSpec::new("hf:org/tiny".parse().unwrap());
     let model = block_on(engine.load(&spec)).unwrap();
+    assert!(model.plan().base.present);
     let error = engine.store().delete(&spec.base).unwrap_err();
     assert!(error.to_string().contains("loaded"), "{error}");
     block_on(model.unload()).unwrap();

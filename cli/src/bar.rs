@@ -47,9 +47,10 @@ impl Drop for Bar {
     }
 }
 
+const TEMPLATE: &str = "{bar:30} {decimal_bytes}/{decimal_total_bytes} {wide_msg}";
+
 fn style() -> ProgressStyle {
-    let template = "{bar:30} {decimal_bytes}/{decimal_total_bytes} {wide_msg}";
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn message(progress: &DownloadProgress) -> String {
@@ -72,7 +73,6 @@ mod tests {
 
     #[test]
     fn the_template_is_sound() {
-        let template = "{bar:30} {decimal_bytes}/{decimal_total_bytes} {wide_msg}";
-        assert!(ProgressStyle::with_template(template).is_ok());
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 }

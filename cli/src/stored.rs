@@ -117,9 +117,9 @@ pub(crate) fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
     }
     if args.repair {
         let removed = store.remove_damaged(&verified)?;
-        eprintln!("{} damaged files removed; the next pull or run brings them anew", removed.files);
+        eprintln!("damaged files removed: {}; the next pull or run brings them anew", removed.files);
     } else {
-        eprintln!("{damaged} files are damaged; --repair removes them, so that the next pull brings them anew");
+        eprintln!("damaged files: {damaged}; --repair removes them, so that the next pull brings them anew");
     }
     Ok(ExitCode::FAILURE)
 }

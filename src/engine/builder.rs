@@ -67,7 +67,8 @@ impl EngineBuilder {
         self
     }
 
-    /// How requests are made: time limits, attempts, whether http is allowed.
+    /// How files are requested: time limits, attempts, whether http is allowed. What a source asks for itself, such as
+    /// listings, it asks by settings of its own; a source that is to share these is given by [`EngineBuilder::source`].
     pub fn network(mut self, config: NetworkConfig) -> Self {
         self.network = config;
         self

@@ -110,19 +110,22 @@ impl Inner {
         for job in &jobs {
             files.push(self.transfer.present(job, cx).await?);
         }
-        let mut plan = Plan::new(spec, &base, &manifests, &files, &resolution);
+        let mut by_headers = None;
         // An engine that is offline asks no source for headers.
-        let here = files[0].is_some();
-        if !here && !cx.offline {
-            let headers = peek(&self.transfer, &jobs[0], &plan.id, cx).await?;
-            if let Some(info) = headers {
-                let chosen = self.choose(spec, &info)?;
-                plan.set_model(chosen.planned(&info, 0)?, chosen.resolution);
-            }
+        if files[0].is_none()
+            && !cx.offline
+            && let Some(info) = peek(&self.transfer, &jobs[0], &spec.id(), cx).await?
+        {
+            let chosen = self.choose(spec, &info)?;
+            by_headers = Some((chosen.planned(&info, 0)?, chosen.resolution));
         }
         if fetching == Fetching::Yes {
             self.make_room(&jobs, &files).await?;
             files = self.transfer.fetch(jobs, cx).await?.into_iter().map(Some).collect();
+        }
+        let mut plan = Plan::new(spec, &base, &manifests, &files, &resolution);
+        if let Some((model, resolution)) = by_headers {
+            plan.set_model(model, resolution);
         }
         let mut files = files.into_iter();
         let base_files = files.next().flatten();

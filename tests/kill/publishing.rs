@@ -54,7 +54,13 @@ fn before_the_end(world: &World, folder: &Folder) -> Fetching {
 }
 
 /// Kills the process once `done` holds, and has another one go on, which has no byte left to fetch.
-fn kill_and_go_on(world: &World, folder: &Folder, mut fetching: Fetching, done: impl Fn() -> bool, undo: impl Fn()) {
+fn kill_and_go_on(
+    world: &World,
+    folder: &Folder,
+    mut fetching: Fetching,
+    done: impl Fn() -> bool,
+    undo: impl FnOnce(),
+) {
     world.hub.release();
     fetching.until(done);
     fetching.kill();
@@ -75,42 +81,29 @@ fn all_are_published(world: &World, folder: &Folder) -> bool {
     world.files.keys().all(|name| world.link(folder.path(), name).exists()) && names(&partials).is_empty()
 }
 
-#[test]
-fn killed_between_the_last_file_and_the_record_it_only_records() {
+/// Kills a fetch that has published all files and waits to record them, and lets another go on after `meanwhile`.
+fn killed_before_the_record(meanwhile: impl FnOnce(&World, &Folder)) {
     let (world, folder) = (World::new(0, SEGMENT), Folder::new());
     let fetching = before_the_end(&world, &folder);
     // Nobody writes a record without this lock.
     let lock = fs::File::open(folder.path().join("store/locks/store.lock")).unwrap();
     lock.lock().unwrap();
-    kill_and_go_on(
-        &world,
-        &folder,
-        fetching,
-        || all_are_published(&world, &folder),
-        || {
-            assert!(!world.is_recorded(folder.path()));
-            lock.unlock().unwrap();
-        },
-    );
+    let published = || all_are_published(&world, &folder);
+    kill_and_go_on(&world, &folder, fetching, published, || {
+        meanwhile(&world, &folder);
+        lock.unlock().unwrap();
+    });
+}
+
+#[test]
+fn killed_between_the_last_file_and_the_record_it_only_records() {
+    killed_before_the_record(|world, folder| assert!(!world.is_recorded(folder.path())));
 }
 
 #[test]
 fn killed_between_a_blob_and_its_link_it_only_links() {
-    let (world, folder) = (World::new(0, SEGMENT), Folder::new());
-    let fetching = before_the_end(&world, &folder);
-    let lock = fs::File::open(folder.path().join("store/locks/store.lock")).unwrap();
-    lock.lock().unwrap();
-    kill_and_go_on(
-        &world,
-        &folder,
-        fetching,
-        || all_are_published(&world, &folder),
-        || {
-            // No process can be stopped exactly there, but this is what it leaves.
-            fs::remove_file(world.link(folder.path(), WEIGHTS)).unwrap();
-            lock.unlock().unwrap();
-        },
-    );
+    // No process can be stopped exactly there, but this is what it leaves.
+    killed_before_the_record(|world, folder| fs::remove_file(world.link(folder.path(), WEIGHTS)).unwrap());
 }
 
 #[cfg(unix)]

@@ -122,5 +122,9 @@ fn working(s: &Supported, chunk: u64, context: u64) -> u64 {
     // A layer's cache beside the larger one that it moves to.
     let moved = 2 * context * (c.kv_heads * c.head_dim) as u64 * size;
     let logits = 2 * c.vocab_size as u64 * F32;
-    masks + attention.max(mlp) + moved + logits + tile_bytes()
+    masks
+        + attention.max(mlp)
+        + moved
+        + logits
+        + tile_bytes(c.hidden_size.max(c.intermediate_size).max(c.heads * c.head_dim))
 }

@@ -83,6 +83,8 @@ impl RepoCache {
         let path = self.tree_path(OURS, commit);
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder)?;
+        // Without it, `huggingface_hub` calls the cache broken.
+        fs::create_dir_all(self.folder.join("snapshots"))?;
         if let Some(cache) = self.folder.parent() {
             // Never over one that is there, and not worth an error.
             let tag = fs::File::create_new(cache.join("CACHEDIR.TAG"));

@@ -121,8 +121,10 @@ impl HuggingFaceBuilder {
             settings.endpoint = endpoint(&url)?;
         }
         if let Some(folder) = self.cache_dir {
-            settings.cache = std::path::absolute(&folder).map_err(|e| Error::io("find", folder, e))?;
+            settings.cache = folder;
         }
+        // What is recorded of a cache must mean the same in whatever folder a process is.
+        settings.cache = std::path::absolute(&settings.cache).map_err(|e| Error::io("find", &settings.cache, e))?;
         if let Some(offline) = self.offline {
             settings.offline = offline;
         }

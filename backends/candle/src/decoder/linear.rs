@@ -117,9 +117,8 @@ impl Matrix {
     /// The product by tiles of rows that are widened to f32 one after another, some threads at a time.
     fn apply_tiles(&self, x: &Tensor) -> Result<Tensor> {
         let (out, width) = self.dims()?;
-        // Whole registers of the product, and an even share for every thread.
-        let share = out.div_ceil(threads());
-        let rows = (TILE / width).clamp(1, share.max(1)).next_multiple_of(16);
+        // An even share for every thread.
+        let rows = tile_rows(width, out.div_ceil(threads()));
         let run: &Run<'_> = match self {
             // Those of another pool would compete for the cores with candle's, where products with blocks run.
             Self::Quantized { .. } if x.dim(0)? == 1 => &beside_blocks,
@@ -267,9 +266,16 @@ fn widen_from(w: &QTensor) -> Result<usize> {
     })
 }
 
-/// Bytes that widened tiles take at one time.
-pub(crate) fn tile_bytes() -> u64 {
-    (threads() * TILE * size_of::<f32>()) as u64
+/// Rows of `width` elements of one tile, of a share of so many rows.
+fn tile_rows(width: usize, share: usize) -> usize {
+    // Whole registers of the product.
+    (TILE / width).clamp(1, share.max(1)).next_multiple_of(16)
+}
+
+/// Bytes that widened tiles of matrices of at most `width` columns take at one time.
+pub(crate) fn tile_bytes(width: usize) -> u64 {
+    let widest = tile_rows(width, usize::MAX) * width;
+    (threads() * widest.max(TILE) * size_of::<f32>()) as u64
 }
 
 #[cfg(test)]

@@ -127,7 +127,13 @@ impl Download {
         let poured = pour(&self.file, &writer, &mut 0, body, &halt).await;
         drop(connection);
         match poured {
-            Ok(()) => Ok(None),
+            Ok(()) if self.partial.is_complete() => Ok(None),
+            // A part, though all was asked for; it cannot be joined with another.
+            Ok(()) => {
+                let failure =
+                    Failure::passing(&self.file.what, "the host answers with a part where the whole was asked for");
+                self.failed(failure).await
+            }
             Err(failure) if self.partial.is_complete() && failure.retry != Retry::Never => Ok(None),
             Err(failure) => self.failed(failure).await,
         }

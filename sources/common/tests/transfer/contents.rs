@@ -152,3 +152,19 @@ fn a_small_file_without_digest_and_etag_is_never_put_together_from_parts() {
     setup.fetch().unwrap();
     assert_eq!(ranges(&setup.asked(CONFIG)), [None, None]);
 }
+
+#[test]
+fn a_host_that_always_answers_with_a_part_is_not_asked_for_ever() {
+    let mut setup = Setup::new().only(CONFIG);
+    setup.files[0].digest = None;
+    let part = format!("bytes 0-3/{}", setup.files[0].size);
+    let fault = Fault::answer(206, "application/json", "{\"a\"").with_header("Content-Range", part);
+    // More often than it may be asked.
+    setup.hub.fault(fault.path(CONFIG).times(20));
+    let error = setup.fetch().unwrap_err();
+    assert_eq!(error.code(), "download_failed", "{error}");
+    assert!(error.to_string().contains("a part where the whole was asked for"), "{error}");
+    // The first brought something, which gives five more.
+    assert_eq!(setup.asked(CONFIG).len(), 6);
+    assert!(setup.published().is_empty());
+}

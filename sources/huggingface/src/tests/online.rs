@@ -22,6 +22,7 @@ fn a_plan_asks_for_the_commit_once_and_for_its_list_once() {
     assert_eq!(setup.asked(), [info], "the list of a commit never changes");
     let kept = setup.cache.path().join(format!("models--org--tiny/.llm-local/{commit}.json"));
     let json: serde_json::Value = serde_json::from_slice(&fs::read(kept).unwrap()).unwrap();
+    assert!(setup.cache.path().join("models--org--tiny/snapshots").is_dir());
     assert_eq!(json["format_version"], 1);
     assert_eq!(json["files"]["model-00001-of-00002.safetensors"]["lfs_size"], 3000);
     assert_eq!(json["files"].as_object().unwrap().len(), 7);
