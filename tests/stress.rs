@@ -35,7 +35,7 @@ const CHUNK: usize = 256;
 /// What resident memory may grow by from `WARM` to `GENERATIONS`: the heap of several threads, in which caches of up to
 /// 1 MiB come and go; 0 to 7 MiB were measured. The caches of the long prompts between, were they kept, would be more
 /// than 100 MiB. What is counted as a cache is checked to the byte.
-const GROWTH: u64 = 24 << 20;
+const GROWTH: u64 = 12 << 20;
 
 /// Held by the test that runs: what the process holds is that of one.
 static ALONE: Mutex<()> = Mutex::new(());
