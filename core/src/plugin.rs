@@ -1,18 +1,44 @@
 //! Plugin descriptors: const values of names and `fn` pointers. Nothing runs before `main` except a pointer push.
 
-use std::{fmt, sync::Arc};
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    fmt,
+    sync::Arc,
+};
 
 use crate::{AdapterSource, InferenceBackend, ModelSource, Result};
 
-/// What a plugin's makers may use. Empty now; later versions add to it.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct PluginContext {}
+/// What a plugin's makers may use: at most one value of each type, put there by whoever makes the registry. The engine
+/// puts in the network that it fetches with (`Network` of `llm-local-source-common`), so that sources share its settings
+/// and threads. Clones share the values.
+#[derive(Clone, Default)]
+pub struct PluginContext {
+    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+}
 
 impl PluginContext {
     /// An empty context.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Puts `value` in, in place of one of its type.
+    pub fn with<T: Any + Send + Sync>(mut self, value: T) -> Self {
+        self.values.insert(TypeId::of::<T>(), Arc::new(value));
+        self
+    }
+
+    /// The value of this type, if there is one. A plugin has a default for each that it asks for.
+    pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.values.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+}
+
+impl fmt::Debug for PluginContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The values say nothing of themselves, and may hold secrets.
+        f.debug_struct("PluginContext").field("values", &self.values.len()).finish()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use etcetera::BaseStrategy;
-use llm_local_core::{AdapterSource, Error, InferenceBackend, ModelSource, Plugin, Registry, Result};
+use llm_local_core::{AdapterSource, Error, InferenceBackend, ModelSource, Plugin, PluginContext, Registry, Result};
 use llm_local_source_common::{
     network::{Network, NetworkConfig},
     store::Store,
@@ -67,8 +67,8 @@ impl EngineBuilder {
         self
     }
 
-    /// How files are requested: time limits, attempts, whether http is allowed. What a source asks for itself, such as
-    /// listings, it asks by settings of its own; a source that is to share these is given by [`EngineBuilder::source`].
+    /// How requests are made: time limits, attempts, whether http is allowed. It holds for files, and for what built-in
+    /// sources ask themselves; a source that is given as an instance has settings of its own.
     pub fn network(mut self, config: NetworkConfig) -> Self {
         self.network = config;
         self
@@ -111,7 +111,9 @@ impl EngineBuilder {
                 .cache_dir()
                 .join("llm-local"),
         };
-        let transfer = Transfer::new(Network::new(self.network), Store::new(cache), self.transfer);
+        let network = Network::new(self.network);
+        let registry = registry.with_context(PluginContext::new().with(network.clone()));
+        let transfer = Transfer::new(network, Store::new(cache), self.transfer);
         let (quota, offline) = (self.quota, self.offline);
         Ok(Engine { inner: Arc::new(Inner { registry, transfer, quota, offline, slots: Slots::default() }) })
     }

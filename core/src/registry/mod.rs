@@ -101,10 +101,10 @@ impl<T: ?Sized, M: Fn(&PluginContext) -> Result<Arc<T>>> Entry<T, M> {
         Self { name: name.into(), plugin: None, origin: Origin::Explicit, priority, make: None, instance: cell }
     }
 
-    fn get(&self) -> Result<Arc<T>> {
+    fn get(&self, context: &PluginContext) -> Result<Arc<T>> {
         self.instance
             .get_or_init(|| match &self.make {
-                Some(make) => make(&PluginContext::new()),
+                Some(make) => make(context),
                 None => unreachable!("an entry without an instance has a maker"),
             })
             .clone()
@@ -130,6 +130,7 @@ pub struct Registry {
     model_sources: Entries<dyn ModelSource, MakeModelSource>,
     adapter_sources: Entries<dyn AdapterSource, MakeAdapterSource>,
     features: &'static [KnownFeature],
+    context: PluginContext,
 }
 
 impl Registry {
@@ -140,6 +141,7 @@ impl Registry {
             model_sources: BTreeMap::new(),
             adapter_sources: BTreeMap::new(),
             features: &[],
+            context: PluginContext::new(),
         }
     }
 
@@ -168,6 +170,12 @@ impl Registry {
     /// Sets which cargo features of the facade would bring which plugins, for messages.
     pub fn with_known_features(mut self, features: &'static [KnownFeature]) -> Self {
         self.features = features;
+        self
+    }
+
+    /// Sets what plugins are made with. Each is made when it is first asked for; one that was already stays as it is.
+    pub fn with_context(mut self, context: PluginContext) -> Self {
+        self.context = context;
         self
     }
 
@@ -231,7 +239,7 @@ impl Registry {
     /// # Errors
     /// [`Error::NotRegistered`], or what its maker said.
     pub fn backend(&self, name: &str) -> Result<Arc<dyn InferenceBackend>> {
-        self.lookup(&self.backends, PluginKind::Backend, name)?.get()
+        self.lookup(&self.backends, PluginKind::Backend, name)?.get(&self.context)
     }
 
     /// The source for models at `reference`.
@@ -239,7 +247,7 @@ impl Registry {
     /// # Errors
     /// [`Error::NotRegistered`], or what its maker said.
     pub fn model_source(&self, reference: &ArtifactRef) -> Result<Arc<dyn ModelSource>> {
-        self.lookup(&self.model_sources, PluginKind::ModelSource, reference.scheme())?.get()
+        self.lookup(&self.model_sources, PluginKind::ModelSource, reference.scheme())?.get(&self.context)
     }
 
     /// The source for the adapter at `reference`.
@@ -248,7 +256,7 @@ impl Registry {
     /// [`Error::AdapterMergeFailed`] around [`Error::NotRegistered`] or what its maker said.
     pub fn adapter_source(&self, reference: &ArtifactRef) -> Result<Arc<dyn AdapterSource>> {
         self.lookup(&self.adapter_sources, PluginKind::AdapterSource, reference.scheme())
-            .and_then(Entry::get)
+            .and_then(|entry| entry.get(&self.context))
             .map_err(|e| e.into_adapter(reference))
     }
 

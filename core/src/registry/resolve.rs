@@ -145,7 +145,7 @@ impl Registry {
             let whole = |reason| vec![(None, reason)];
             let reasons = match &spec.backend {
                 BackendPreference::Named(name) if *name != entry.name => whole(Reason::NotPreferred),
-                _ => match try_backend(entry.get(), spec, model) {
+                _ => match try_backend(entry.get(&self.context), spec, model) {
                     Ok((choice, refused)) if chosen.is_none() => {
                         chosen = Some(choice);
                         refused

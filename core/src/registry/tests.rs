@@ -84,6 +84,11 @@ fn adapters(_: &PluginContext) -> Result<Arc<dyn AdapterSource>> {
     Ok(Arc::new(Source("file")))
 }
 
+fn by_context(context: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {
+    let name = context.get::<&'static str>().copied().unwrap_or("nothing said");
+    Ok(Arc::new(Backend::on(name, &["cpu"])))
+}
+
 const GOOD: Plugin = Plugin::new("good", "crate-good", "1.0.0").with_backend(1, good);
 const BROKEN: Plugin = Plugin::new("broken", "crate-broken", "1.0.0").with_backend(9, broken);
 const FILES: Plugin = Plugin::new("local", "crate-local", "1.0.0")
@@ -252,4 +257,18 @@ fn an_explicit_backend_may_come_first() {
         .unwrap()
         .with_backend_at(2, Arc::new(Backend::on("mine", &["cpu"])));
     assert_eq!(registry.resolve(&spec()).unwrap().backend.backend.name(), "mine");
+}
+
+#[test]
+fn a_plugin_is_made_with_the_values_that_the_registry_was_given() {
+    const PLUGIN: Plugin = Plugin::new("asks", "crate-asks", "1.0.0").with_backend(1, by_context);
+    let name = |context| {
+        let registry = Registry::from_plugins(&[PLUGIN], &[]).unwrap().with_context(context);
+        registry.backend("asks").unwrap().name().to_owned()
+    };
+    let given = PluginContext::new().with("first").with("second").with(7_u64);
+    assert_eq!(given.get::<u64>(), Some(&7));
+    assert_eq!(name(given.clone()), "second");
+    assert_eq!(name(PluginContext::new()), "nothing said");
+    assert!(!format!("{given:?}").contains("second"));
 }
