@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`spec`] | [`ModelSpec`]: what to run, as plain data |
 //! | [`artifact_ref`] | [`ArtifactRef`]: `scheme:locator[@revision][#fragment]` |
-//! | [`manifest`] | [`Manifest`]: a ref pinned to an immutable revision, with its files |
+//! | [`manifest`] | [`Manifest`]: a ref pinned to an immutable revision, with its files, their [`Digest`]s, and what is [unpacked](Unpack) of them |
 //! | [`source`] | [`ModelSource`] and [`AdapterSource`]: where artifacts are |
 //! | [`tensor`] | [`TensorSource`]: tensors by name, in the encoding they are stored in or the float type asked for |
 //! | [`model`] | [`ModelInfo`] and [`model::DecoderConfig`]: an architecture described as data |
@@ -36,6 +36,7 @@
 
 pub mod artifact_ref;
 pub mod backend;
+mod digest;
 pub mod error;
 pub mod generate;
 pub mod lora;
@@ -48,19 +49,21 @@ mod session;
 pub mod source;
 pub mod spec;
 pub mod tensor;
+mod unpack;
 
 pub use artifact_ref::ArtifactRef;
 pub use backend::{
     Capabilities, Counters, DeviceInfo, DeviceKind, InferenceBackend, LoadOptions, LoadedInfo, LoadedModel,
     LogitsRequest, MemoryEstimate, MemoryReport, ModelWeights, Support, TextFiles, TrimLevel,
 };
+pub use digest::Digest;
 pub use error::{Cause, Error, Result};
 pub use generate::{
     Completion, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats, Input, Message, Role,
     Sampling, SessionId, Usage,
 };
 pub use lora::{AdapterSet, LoraAdapter, LoraModule};
-pub use manifest::{Digest, Manifest, ManifestFile, Want};
+pub use manifest::{Manifest, ManifestFile, Want};
 pub use model::{DecoderConfig, GgufMetadata, GgufValue, ModelFormat, ModelInfo};
 pub use plugin::{Plugin, PluginContext};
 pub use progress::{DownloadProgress, FileProgress, ProgressEvent, ProgressHandler};
@@ -71,6 +74,7 @@ pub use source::{
 };
 pub use spec::{AdapterSpec, BackendPreference, ComputeDtype, ContextLength, ModelSpec};
 pub use tensor::{Encoding, FloatType, GgmlType, IntType, TensorData, TensorEntry, TensorSource};
+pub use unpack::Unpack;
 
 // Re-exported because their types are in the signatures above: an author needs no dependency of its own for them.
 pub use async_trait::async_trait;

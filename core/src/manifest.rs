@@ -1,10 +1,8 @@
 //! Manifests: a ref pinned to an immutable revision, with its files, sizes and digests.
 
-use std::{fmt, str::FromStr};
-
 use serde::{Deserialize, Serialize};
 
-use crate::{ArtifactRef, Error, Result};
+use crate::{ArtifactRef, Digest, Error, Result, Unpack};
 
 /// What a ref is wanted as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -28,8 +26,15 @@ pub struct Manifest {
     pub want: Want,
     /// The immutable revision: a commit, a release's tag and id, a digest.
     pub revision: String,
+    /// The name of the revision for people, where its owner promises that it always means the same: a release's tag.
+    /// What was fetched under it first is held against what comes later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// The files, each path once.
     pub files: Vec<ManifestFile>,
+    /// What is made of them once they are verified, step by step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unpack: Vec<Unpack>,
     /// The licence, in the source's words, where it tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
@@ -44,7 +49,10 @@ struct Unchecked {
     reference: ArtifactRef,
     want: Want,
     revision: String,
+    version: Option<String>,
     files: Vec<ManifestFile>,
+    #[serde(default)]
+    unpack: Vec<Unpack>,
     license: Option<String>,
     gated: Option<bool>,
 }
@@ -53,8 +61,8 @@ impl TryFrom<Unchecked> for Manifest {
     type Error = Error;
 
     fn try_from(m: Unchecked) -> Result<Self> {
-        let mut manifest = Self::new(m.reference, m.want, m.revision, m.files)?;
-        (manifest.license, manifest.gated) = (m.license, m.gated);
+        let mut manifest = Self::new(m.reference, m.want, m.revision, m.files)?.with_unpack(m.unpack)?;
+        (manifest.version, manifest.license, manifest.gated) = (m.version, m.license, m.gated);
         Ok(manifest)
     }
 }
@@ -70,7 +78,16 @@ impl Manifest {
         revision: impl Into<String>,
         files: Vec<ManifestFile>,
     ) -> Result<Self> {
-        let manifest = Self { reference, want, revision: revision.into(), files, license: None, gated: None };
+        let manifest = Self {
+            reference,
+            want,
+            revision: revision.into(),
+            version: None,
+            files,
+            unpack: Vec::new(),
+            license: None,
+            gated: None,
+        };
         let mut seen = std::collections::HashSet::new();
         for file in &manifest.files {
             check_relative_path(&file.path)
@@ -83,6 +100,25 @@ impl Manifest {
             }
         }
         Ok(manifest)
+    }
+
+    /// Sets the name of the revision for people.
+    pub fn with_version(mut self, version: impl Into<String>) -> Self {
+        self.version = Some(version.into());
+        self
+    }
+
+    /// Sets what is made of the files once they are verified.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if a step takes a file that is not there, or that an earlier one took, or makes one whose
+    /// name is taken or could leave the folder it is put into.
+    pub fn with_unpack(mut self, steps: Vec<Unpack>) -> Result<Self> {
+        let names = self.files.iter().map(|file| file.path.as_str());
+        Unpack::check(&steps, names)
+            .map_err(|reason| Error::invalid_spec(format!("manifest of {}", self.reference), reason))?;
+        self.unpack = steps;
+        Ok(self)
     }
 
     /// Sets the licence.
@@ -171,70 +207,6 @@ impl ManifestFile {
     }
 }
 
-/// A digest of a file's bytes. As text: `sha256:<64 hex>` or `git-sha1:<40 hex>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-#[non_exhaustive]
-pub enum Digest {
-    /// SHA-256 of the bytes.
-    Sha256([u8; 32]),
-    /// git's blob id: SHA-1 of `"blob " + length + "\0" + bytes`.
-    GitSha1([u8; 20]),
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, bytes): (_, &[u8]) = match self {
-            Self::Sha256(b) => ("sha256", b),
-            Self::GitSha1(b) => ("git-sha1", b),
-        };
-        write!(f, "{name}:")?;
-        bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))
-    }
-}
-
-impl FromStr for Digest {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-            let mut out = [0; N];
-            if text.len() != 2 * N || !text.is_ascii() {
-                return None;
-            }
-            for (i, byte) in out.iter_mut().enumerate() {
-                *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-            }
-            Some(out)
-        }
-        match text.split_once(':') {
-            Some(("sha256", rest)) => hex(rest).map(Self::Sha256),
-            Some(("git-sha1", rest)) => hex(rest).map(Self::GitSha1),
-            _ => None,
-        }
-        .ok_or_else(|| {
-            Error::invalid_spec(
-                format!("digest `{text}`"),
-                "expected `sha256:` and 64 hex digits, or `git-sha1:` and 40",
-            )
-        })
-    }
-}
-
-impl TryFrom<String> for Digest {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<Digest> for String {
-    fn from(digest: Digest) -> Self {
-        digest.to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,15 +230,5 @@ mod tests {
         assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
         let error = serde_json::from_str::<Manifest>(&json.replace("a/b.json", "../b.json")).unwrap_err();
         assert!(error.to_string().contains("../b.json"), "{error}");
-    }
-
-    #[test]
-    fn digest_text_round_trips() {
-        for text in [format!("sha256:{}", "0f".repeat(32)), format!("git-sha1:{}", "a9".repeat(20))] {
-            assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
-        }
-        for text in ["sha256:00", "md5:00", "", &format!("sha256:{}", "zz".repeat(32))] {
-            assert!(text.parse::<Digest>().is_err());
-        }
     }
 }
