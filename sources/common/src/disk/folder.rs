@@ -1,13 +1,14 @@
 //! Folders, small files and links, written so that a crash leaves the old or the new.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     io::{self, Write},
     path::{Component, Path, PathBuf},
 };
 
 use llm_local_core::{Error, Result};
-use tempfile::NamedTempFile;
+
+use super::temporary::{named, temporary};
 
 /// What tells backup tools that a folder can be had again (<https://bford.info/cachedir/>).
 const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
@@ -121,16 +122,6 @@ pub(crate) fn write_text_staged(path: &Path, text: &str, staging: &Path) -> Resu
     sync_folder(parent(path))
 }
 
-/// A new file in `folder`, with permissions by the umask; gone when dropped.
-///
-/// # Errors
-/// [`Error::Io`] that names the folder.
-pub(super) fn temporary(folder: &Path) -> Result<NamedTempFile> {
-    create_folders(folder)?;
-    let make = |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).open(path);
-    named().make_in(folder, make).map_err(|e| Error::io("create a file in", folder, e))
-}
-
 /// Puts a symbolic link to `target` at `link`, in place of what is there, made in the folder `staging` first.
 ///
 /// # Errors
@@ -143,13 +134,6 @@ pub(super) fn replace_with_symlink(target: &Path, link: &Path, staging: &Path) -
     // Nothing is left there to remove.
     let _ = path.keep();
     Ok(())
-}
-
-/// How everything is called that a crash may leave behind.
-fn named() -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".llm-local-").suffix(".tmp");
-    builder
 }
 
 #[cfg(unix)]

@@ -9,7 +9,8 @@
 //! | `hasher` | digests that follow a partial as it grows |
 //! | `publish` | a whole file, moved to its place in one step |
 //! | `folder` | folders, small files and links, written so that a crash leaves the old or the new |
-//! | `space` | free bytes, before the first one comes |
+//! | `temporary` | files on their way to a name, and what a crash left of such |
+//! | `space` | file systems, and their free bytes |
 
 mod folder;
 mod hasher;
@@ -20,6 +21,7 @@ mod positioned;
 mod publish;
 mod space;
 mod state;
+mod temporary;
 
 pub(crate) use folder::{prepare_root, write_text_atomically, write_text_staged};
 pub(crate) use hasher::{Hasher, digest_file};
@@ -27,4 +29,6 @@ pub(crate) use key::FileKey;
 pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};
 pub(crate) use publish::{Target, link, publish, sweep};
-pub(crate) use space::check as check_space;
+pub(crate) use space::{check as check_space, same_volume};
+#[allow(unused_imports)]
+pub(crate) use temporary::{Swept, sweep_temporaries};

@@ -145,6 +145,14 @@ impl Partial {
         state.map_or(0, |(state, _)| state.done.iter().sum())
     }
 
+    /// As [`Partial::peek`], and how many bytes of the disk its data takes: it is made with its whole length, but takes
+    /// room only as bytes come, also such that do not count as done.
+    pub(crate) fn peek_room(root: &Path, key: &FileKey, size: u64) -> (u64, u64) {
+        let done = Self::peek(root, key, size);
+        let taken = fs::metadata(key.partial(root).join("data")).map_or(0, |data| allocated(&data));
+        (done, taken.max(done).min(size))
+    }
+
     /// The file's size in bytes, once it is whole.
     pub(crate) fn size(&self) -> u64 {
         self.disk.size
@@ -385,6 +393,20 @@ impl Progress {
             self.gap += 1;
         }
     }
+}
+
+/// Bytes of the disk that a file takes, of which its holes take none.
+#[cfg(unix)]
+fn allocated(metadata: &fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    // The unit is 512 bytes, whatever the block size of the file system (POSIX's `st_blocks`, on all that Rust knows).
+    metadata.blocks().saturating_mul(512)
+}
+
+/// Where files have no holes unless they ask for them, the length is there from the start.
+#[cfg(not(unix))]
+fn allocated(metadata: &fs::Metadata) -> u64 {
+    metadata.len()
 }
 
 /// Makes the file `size` bytes of nothing.

@@ -1,7 +1,6 @@
 //! A whole file, moved to its place in one step.
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -13,8 +12,8 @@ use super::{
     FileKey, FileLock, Partial,
     folder::{
         common_folder, create_lasting_folders, no_links_here, parent, relative, replace_with_symlink, sync_folder,
-        temporary,
     },
+    temporary::{incomplete, temporary},
 };
 
 /// Where a file is published.
@@ -171,11 +170,8 @@ fn link_by(target: &Target, fresh: bool, system: &impl FileSystem) -> Result<()>
 
 /// Copies `partial` to `blob`, on another file system, by way of a file beside it.
 fn copy_beside(partial: &Partial, blob: &Path) -> Result<()> {
-    // One name for each partial, which is locked: what a crash leaves is overwritten, not added to. And one that other
-    // tools take for an unfinished download.
-    let mut name = blob.file_name().map_or_else(OsString::new, ToOwned::to_owned);
-    name.push(format!(".{}.incomplete", partial.tag()));
-    let copy = blob.with_file_name(name);
+    // One name for each partial, which is locked: what a crash leaves is overwritten, not added to.
+    let copy = incomplete(blob, &partial.tag());
     let failed = |e| Error::io("copy the download to", &copy, e);
     let copied = File::create(&copy)
         .and_then(|mut to| {

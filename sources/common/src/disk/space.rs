@@ -1,4 +1,4 @@
-//! Free bytes, before the first one comes.
+//! File systems, and their free bytes.
 
 use std::{
     collections::BTreeMap,
@@ -26,10 +26,8 @@ fn check_with(needed: &[(PathBuf, u64)], available: impl Fn(&Path) -> io::Result
     let mut volumes = BTreeMap::<_, (PathBuf, u64)>::new();
     for (path, bytes) in needed {
         let failed = |e| Error::io("find the file system of", path, e);
-        // What is not there yet will be on the file system of the folder that it will be made in.
-        let absolute = std::path::absolute(path).map_err(failed)?;
-        let there = absolute.ancestors().find(|p| p.exists()).unwrap_or(&absolute);
-        let entry = volumes.entry(volume(there).map_err(failed)?).or_insert_with(|| (there.to_owned(), 0));
+        let there = nearest(path).map_err(failed)?;
+        let entry = volumes.entry(volume(&there).map_err(failed)?).or_insert_with(|| (there, 0));
         entry.1 = entry.1.saturating_add(*bytes);
     }
     for (path, required) in volumes.into_values() {
@@ -39,6 +37,23 @@ fn check_with(needed: &[(PathBuf, u64)], available: impl Fn(&Path) -> io::Result
         }
     }
     Ok(())
+}
+
+/// Whether both paths, of which nothing need be there yet, are on one file system. Where that is not known, they are taken
+/// to be: what then fails says so itself.
+pub(crate) fn same_volume(one: &Path, other: &Path) -> bool {
+    let of = |path: &Path| nearest(path).and_then(|there| volume(&there));
+    match (of(one), of(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => true,
+    }
+}
+
+/// The part of `path` that is there. What is not there yet will be on the file system of the folder it is made in.
+fn nearest(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    let there = absolute.ancestors().find(|p| p.exists()).map(Path::to_owned);
+    Ok(there.unwrap_or(absolute))
 }
 
 /// What is one for all paths on one file system.
@@ -79,6 +94,14 @@ mod tests {
         // Sizes come from remote listings: together they may be more than any number.
         let all = [(folder.path().join("a"), u64::MAX), (folder.path().join("b"), 1)];
         assert!(matches!(check(&all), Err(Error::InsufficientStorage { required: u64::MAX, .. })));
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_on_the_file_system_of_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(same_volume(&folder.path().join("a/b/c"), &folder.path().join("d")));
+        #[cfg(target_os = "linux")]
+        assert!(!same_volume(&folder.path().join("a"), Path::new("/proc/not/there")));
     }
 
     #[test]

@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
-use llm_local_core::{Digest, Error, FetchContext, Result};
+use llm_local_core::{Digest, Error, FetchContext, ManifestFile, Result};
 use tokio::task::JoinSet;
 
 use super::{
     Call, Files,
     context::{FileContext, blocking},
     file::{Fetched, Item, Spot, fetch_file},
+    missing::{Content, Here, Wanted, contents},
     plan::{Place, Plan, files, of_job},
-    preflight::{check_room, count_present},
+    preflight::check_room,
 };
 use crate::{
     disk::{sweep, write_text_staged},
-    progress::{FileMeter, Meter},
+    progress::Meter,
     store::{Hold, Store},
 };
 
@@ -56,14 +57,16 @@ impl Course {
     /// # Errors
     /// The first; [`Error::Cancelled`]. No worker runs then.
     pub(super) async fn run(mut self, meter: &Meter) -> Result<Vec<Files>> {
-        let items = self.items(meter);
+        let contents = contents(&self.call, &self.plan, &self.paths);
         let root = self.call.root.clone();
-        let items = blocking(move || {
-            count_present(&root, &items);
-            check_room(&root, &items)?;
-            Ok(items)
+        let (contents, here) = blocking(move || {
+            let here: Vec<_> = contents.iter().map(|content| content.here(&root)).collect();
+            Ok((contents, here))
         })
         .await?;
+        let items = self.items(meter, &contents, &here);
+        let root = self.call.root.clone();
+        blocking(move || check_room(&root, contents.iter().zip(here))).await?;
         meter.begin();
         for job in 0..self.call.jobs.len() {
             self.finish(job).await?;
@@ -73,32 +76,32 @@ impl Course {
         all.ok_or_else(|| Error::unsupported("fetching", "a file is neither here nor was it fetched"))
     }
 
-    /// What is missing, once for each content; and a meter for each file.
-    fn items(&self, meter: &Meter) -> Vec<Item> {
-        let mut items: Vec<Item> = Vec::new();
-        for (job, places) in self.plan.places.iter().enumerate() {
-            let manifest = &self.call.jobs[job].manifest;
-            for (index, place) in places.iter().enumerate() {
-                let file = &manifest.files[index];
-                let meter: FileMeter = meter.file(manifest.reference.clone(), &*file.path, file.size);
-                let Place::Stored { key, target } = place else {
-                    meter.done();
-                    continue;
-                };
-                if self.paths[job][index].is_some() {
-                    meter.done();
-                    continue;
-                }
-                let file = Arc::new(FileContext::new(&self.call, job, index, Some(meter), self.cx.clone()));
-                let spot = Spot { file, target: target.clone() };
-                let same = |item: &&mut Item| item.key == *key && item.spots[0].target.blob == target.blob;
-                match items.iter_mut().find(same) {
-                    Some(item) => item.spots.push(spot),
-                    None => items.push(Item { key: key.clone(), spots: vec![spot] }),
-                }
+    /// What is to be done for `contents`, with a meter for each file of the call, which knows what is `here`.
+    fn items(&self, meter: &Meter, contents: &[Content], here: &[Here]) -> Vec<Item> {
+        let meters = self.call.jobs.iter().map(|job| {
+            let files = job.manifest.files.iter();
+            let meter = |file: &ManifestFile| meter.file(job.manifest.reference.clone(), &*file.path, file.size);
+            files.map(meter).collect::<Vec<_>>()
+        });
+        let meters: Vec<_> = meters.collect();
+        for (meter, path) in meters.iter().flatten().zip(self.paths.iter().flatten()) {
+            if path.is_some() {
+                meter.done();
             }
         }
-        items
+        let item = |(content, here): (&Content, &Here)| {
+            let spot = |(nth, wanted): (usize, &Wanted)| {
+                let meter = meters[wanted.job][wanted.index].clone();
+                // What a partial has will be one of the files; a blob is all of them.
+                if here.blob || nth == 0 {
+                    meter.reset_to(here.bytes);
+                }
+                let file = FileContext::new(&self.call, wanted.job, wanted.index, Some(meter), self.cx.clone());
+                Spot { file: Arc::new(file), target: wanted.target.clone() }
+            };
+            Item { key: content.key.clone(), spots: content.spots.iter().enumerate().map(spot).collect() }
+        };
+        contents.iter().zip(here).map(item).collect()
     }
 
     /// Fetches `items`, some at a time; the first error ends the others.

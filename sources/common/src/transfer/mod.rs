@@ -2,7 +2,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `plan` | where files are and which have to come; `preflight`: room for them |
+//! | `plan` | where files are; `missing`: which have to come; `preflight`: room for them |
 //! | `fetch` | a whole call: several files at a time, records, refs |
 //! | `file` | one file: lock, partial, digest, publishing |
 //! | `download` | all bytes of one version of a file; `ranges`: several at a time |
@@ -20,6 +20,7 @@ mod download;
 mod fetch;
 mod file;
 mod flush;
+mod missing;
 mod plan;
 mod pour;
 mod preflight;
@@ -137,6 +138,23 @@ impl Transfer {
             let plan = Plan::survey(&call, &cx).await?;
             let paths = plan.look(&call).await?;
             Ok(plan::files(&call.jobs[0].manifest, &paths[0]))
+        };
+        self.network.run(looking).await
+    }
+
+    /// How many bytes have to come until every file of `jobs` is present: none of a file whose content is here and only
+    /// its link is missing, nor what an earlier call has fetched of one; content that several files have comes once.
+    /// Makes no request, takes no lock and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Transfer::present`].
+    pub async fn missing_bytes(&self, jobs: &[Job], cx: &FetchContext) -> Result<u64> {
+        let (call, cx) = (self.call(jobs.to_vec()), inner(cx));
+        let looking = async move {
+            let plan = Plan::survey(&call, &cx).await?;
+            let paths = plan.look(&call).await?;
+            let contents = missing::contents(&call, &plan, &paths);
+            context::blocking(move || Ok(missing::bytes(&call.root, &contents))).await
         };
         self.network.run(looking).await
     }

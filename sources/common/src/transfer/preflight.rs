@@ -1,45 +1,97 @@
 //! Room on the disks for all that is to come.
 
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use llm_local_core::Result;
 
-use super::file::Item;
-use crate::disk::{Partial, check_space};
+use super::missing::{Content, Here};
+use crate::disk::{check_space, same_volume};
 
-/// Checks that there is room for what `items` lack, in the store at `root` and where they are published. Blocks.
+/// Checks that there is room for what is not here of `contents`, in the store at `root` and where they are published.
+/// Blocks.
 ///
 /// # Errors
 /// [`Error::InsufficientStorage`](llm_local_core::Error::InsufficientStorage).
-pub(super) fn check_room(root: &Path, items: &[Item]) -> Result<()> {
-    let mut needed = Vec::new();
-    for item in items {
-        let size = item.spots[0].file.entry().size;
-        needed.push((root.to_owned(), size.saturating_sub(Partial::peek(root, &item.key, size))));
-        let blob = &item.spots[0].target.blob;
+pub(super) fn check_room<'a>(root: &Path, contents: impl IntoIterator<Item = (&'a Content, Here)>) -> Result<()> {
+    check_space(&needed(root, contents))
+}
+
+/// Bytes that have to be free below folders.
+fn needed<'a>(root: &Path, contents: impl IntoIterator<Item = (&'a Content, Here)>) -> Vec<(PathBuf, u64)> {
+    let mut needed = BTreeMap::<PathBuf, u64>::new();
+    let mut need = |folder: &Path, bytes: u64| {
+        let sum = needed.entry(folder.to_owned()).or_default();
+        *sum = sum.saturating_add(bytes);
+    };
+    let (mut same, mut partials) = (BTreeMap::new(), BTreeSet::new());
+    for (content, here) in contents {
+        if here.blob {
+            continue;
+        }
+        let folder = content.blob().parent().unwrap_or(root);
+        // Of two caches that want one content, the second cannot have the partial that the first takes.
+        let taken = if partials.insert(&content.key) { here.taken } else { 0 };
+        need(root, content.size - taken);
         // On one file system the partial is moved there; to another it is copied.
-        if volume(blob) != volume(root) {
-            needed.push((blob.clone(), size));
+        if !*same.entry(folder).or_insert_with(|| same_volume(folder, root)) {
+            need(folder, content.size);
         }
     }
-    check_space(&needed)
+    needed.into_iter().collect()
 }
 
-/// Counts what is there of `items` from an earlier run. Blocks.
-pub(super) fn count_present(root: &Path, items: &[Item]) {
-    for item in items {
-        let file = &item.spots[0].file;
-        file.recount(Partial::peek(root, &item.key, file.entry().size));
+#[cfg(test)]
+mod tests {
+    use llm_local_core::{Manifest, ManifestFile, Want};
+
+    use super::*;
+    use crate::{
+        disk::{FileKey, Target},
+        transfer::missing::Wanted,
+    };
+
+    fn content(path: &str, blob: &Path) -> Content {
+        let file = ManifestFile::new(path, 100);
+        let manifest = Manifest::new("test:a".parse().unwrap(), Want::Model, "1", vec![file]).unwrap();
+        let target = Target { blob: blob.to_owned(), link: None };
+        let key = FileKey::new(&manifest, &manifest.files[0]);
+        Content { key, size: 100, spots: vec![Wanted { job: 0, index: 0, target }] }
     }
-}
 
-/// What is one for all paths on one file system; `None` if that is not known.
-fn volume(path: &Path) -> Option<impl PartialEq + use<>> {
-    let path = std::path::absolute(path).ok()?;
-    let there = path.ancestors().find(|p| p.exists())?;
-    #[cfg(unix)]
-    let volume = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(there).ok()?);
-    #[cfg(not(unix))]
-    let volume = there.canonicalize().ok()?.components().next().map(|c| c.as_os_str().to_owned());
-    Some(volume)
+    fn here(blob: bool, taken: u64) -> Here {
+        Here { blob, bytes: if blob { 100 } else { 0 }, taken }
+    }
+
+    #[test]
+    fn room_is_needed_for_what_neither_a_blob_nor_a_partial_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let blob = |name: &str| root.join("blobs").join(name);
+        let contents = [content("a", &blob("a")), content("b", &blob("b")), content("c", &blob("c"))];
+        let sum = |here: [Here; 3]| needed(root, contents.iter().zip(here));
+        assert_eq!(sum([here(false, 0), here(false, 0), here(false, 0)]), [(root.to_owned(), 300)]);
+        assert_eq!(sum([here(true, 0), here(false, 40), here(false, 0)]), [(root.to_owned(), 160)]);
+        assert_eq!(sum([here(true, 0), here(true, 0), here(true, 0)]), []);
+    }
+
+    #[test]
+    fn a_partial_is_the_beginning_of_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let twice = [content("a", &root.join("one/a")), content("a", &root.join("other/a"))];
+        assert_eq!(needed(root, twice.iter().zip([here(false, 40); 2])), [(root.to_owned(), 160)]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn another_file_system_needs_room_for_all_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = Path::new("/proc/models");
+        let contents = [content("a", &elsewhere.join("a"))];
+        let expected = [(elsewhere.to_owned(), 100), (folder.path().to_owned(), 60)];
+        assert_eq!(needed(folder.path(), contents.iter().zip([here(false, 40)])), expected);
+    }
 }

@@ -9,4 +9,5 @@ mod refusals;
 mod resume;
 mod several;
 mod sources;
+mod space;
 mod support;

@@ -1,0 +1,96 @@
+//! What is here already: it neither comes again nor needs room again.
+
+use std::{fs, path::PathBuf};
+
+use llm_local_core::{ManifestFile, PlacedFile, Placement, ProgressEvent};
+use llm_local_testkit::hub::Fault;
+
+use super::support::*;
+
+impl Setup {
+    fn missing(&self) -> u64 {
+        let missing = pollster::block_on(self.transfer().missing_bytes(&[self.job()], &self.cx())).unwrap();
+        assert!(self.hub.requests().is_empty(), "nobody is asked");
+        missing
+    }
+
+    /// How much the first event says is here.
+    fn first(&self) -> u64 {
+        let events = self.events.lock().unwrap();
+        let first = events.iter().find_map(|event| match event {
+            ProgressEvent::Download(progress) => Some(progress.completed_bytes),
+            _ => None,
+        });
+        first.unwrap()
+    }
+
+    /// The content of each file lies in a folder and has its own link.
+    fn place(&mut self) -> PathBuf {
+        let root = self.root.path().join("cache");
+        let place = |f: &ManifestFile| {
+            let name = f.digest.unwrap().to_string().replace(':', "-");
+            PlacedFile::new(root.join("blobs").join(name), root.join("snapshots/1").join(&f.path))
+        };
+        let files = self.files.iter().map(place).collect();
+        self.source.placement = Some(Placement::new(&root, root.join("snapshots"), files));
+        root
+    }
+}
+
+#[test]
+fn nothing_is_missing_of_a_file_that_lacks_its_link_alone() {
+    let mut setup = Setup::new();
+    setup.place();
+    assert_eq!(setup.missing(), SIZE + 8);
+    assert!(!setup.root.path().join("cache").exists() && !setup.root.path().join("locks").exists());
+    let files = setup.fetch().unwrap();
+    assert_eq!(setup.first(), 0);
+    setup.hub.clear();
+    assert_eq!(setup.missing(), 0);
+    fs::remove_file(&files[MODEL]).unwrap();
+    assert_eq!(setup.missing(), 0);
+    setup.events.lock().unwrap().clear();
+    assert_eq!(setup.fetch().unwrap(), files);
+    assert_eq!(setup.first(), SIZE + 8);
+    assert!(setup.hub.requests().is_empty());
+}
+
+#[test]
+fn content_that_several_files_and_artifacts_have_is_missing_once() {
+    let mut setup = Setup::new();
+    setup.files.push(ManifestFile::new("copy.bin", SIZE).with_digest(sha256(&setup.contents[MODEL])));
+    assert_eq!(setup.missing(), SIZE + 8);
+    let jobs = [setup.job(), setup.job()];
+    let missing = pollster::block_on(setup.transfer().missing_bytes(&jobs, &setup.cx()));
+    assert_eq!(missing.unwrap(), SIZE + 8);
+}
+
+#[test]
+fn what_came_of_a_file_is_not_missing() {
+    let setup = Setup::new();
+    setup.hub.fault(Fault::status(404).path(MODEL).on(llm_local_testkit::hub::Host::Cdn).skip(2));
+    setup.fetch().unwrap_err();
+    setup.hub.clear();
+    setup.hub.clear_faults();
+    assert_eq!(setup.missing(), SIZE - 2 * SEGMENT);
+    setup.events.lock().unwrap().clear();
+    setup.fetch().unwrap();
+    assert_eq!(setup.first(), 8 + 2 * SEGMENT);
+}
+
+/// Of a file that no disk has room for, all bytes but the link are here, in a blob that has no block.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_room_is_needed_for_content_that_is_here() {
+    const HUGE: u64 = 8 << 40;
+    let mut setup = Setup::new().only(MODEL);
+    setup.files = vec![ManifestFile::new(MODEL, HUGE).with_digest(sha256(&setup.contents[MODEL]))];
+    setup.place();
+    let fetch = || pollster::block_on(setup.transfer().fetch(vec![setup.job()], &setup.cx()));
+    assert_eq!(fetch().unwrap_err().code(), "insufficient_storage");
+    let place = &setup.source.placement.as_ref().unwrap().files[0];
+    fs::create_dir_all(place.blob.parent().unwrap()).unwrap();
+    fs::File::create(&place.blob).unwrap().set_len(HUGE).unwrap();
+    assert_eq!(fetch().unwrap()[0][MODEL], place.link);
+    assert!(setup.hub.requests().is_empty());
+}
