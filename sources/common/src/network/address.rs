@@ -37,6 +37,9 @@ pub(super) fn refused(url: &Url, insecure_http: bool) -> Option<&'static str> {
     }
 }
 
+/// The hosts of [`is_loopback`], as `NO_PROXY` would have them.
+pub(super) const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
+
 fn is_loopback(url: &Url) -> bool {
     let Some(host) = url.host_str() else { return false };
     // An IPv6 address stands in brackets.

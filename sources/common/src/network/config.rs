@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Proxies;
+
 /// How requests are made: limits on time, how often they are tried, and who this program says it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -24,6 +26,9 @@ pub struct NetworkConfig {
     /// Whether `http:` may be used with hosts other than this machine, so that anybody on the way can read and change
     /// what is sent, tokens too: no.
     pub insecure_http: bool,
+    /// The proxies that requests go by way of: those that the variables of this process name
+    /// ([`Proxies::from_environment`]) when the first request is made.
+    pub proxies: Option<Proxies>,
 }
 
 impl Default for NetworkConfig {
@@ -37,6 +42,7 @@ impl Default for NetworkConfig {
             max_delay: Duration::from_secs(30),
             longest_wait: Duration::from_secs(120),
             insecure_http: false,
+            proxies: None,
         }
     }
 }
@@ -86,6 +92,12 @@ impl NetworkConfig {
     /// Sets whether `http:` may be used with hosts other than this machine.
     pub fn with_insecure_http(mut self, allowed: bool) -> Self {
         self.insecure_http = allowed;
+        self
+    }
+
+    /// Sets the proxies that requests go by way of, in the place of those that the environment names.
+    pub fn with_proxies(mut self, proxies: Proxies) -> Self {
+        self.proxies = Some(proxies);
         self
     }
 }

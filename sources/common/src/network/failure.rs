@@ -98,6 +98,11 @@ impl Failure {
             404 | 410 => {
                 (Error::not_found(what, format!("{answered}; look at the name and the revision")), Retry::Never)
             }
+            // `Network::get` follows them.
+            301 | 302 | 303 | 307 | 308 => {
+                let reason = "it redirects to another host, which is not followed with a token; name that host instead";
+                return Self::permanent(what, format!("{answered}: {reason}"));
+            }
             408 | 425 | 500..=599 => return Self { retry, ..Self::passing(what, answered) },
             _ => return Self::permanent(what, answered),
         };

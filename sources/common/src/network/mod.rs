@@ -7,6 +7,7 @@ mod address;
 mod clients;
 mod config;
 mod failure;
+mod proxies;
 mod rate;
 mod request;
 mod retry;
@@ -30,6 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use address::shown;
 pub use config::NetworkConfig;
 pub use failure::{Failure, Retry};
+pub use proxies::Proxies;
 pub use request::Response;
 pub(crate) use retry::Attempts;
 pub use retry::retrying;
@@ -39,7 +41,7 @@ pub use timer::{Timer, TokioTimer, Wait};
 const MAX_REDIRECTS: usize = 10;
 
 /// Makes requests, on threads of its own that start with the first of them. Cheap to clone; the threads end with the
-/// last clone. Proxies are taken from the usual variables (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
+/// last clone. Requests go by way of the proxies that the usual variables name ([`Proxies`]), but those to this machine.
 #[derive(Clone)]
 pub struct Network(Arc<Inner>);
 
@@ -102,12 +104,12 @@ impl Network {
         }
     }
 
-    /// A client for API calls: it follows redirects, without credentials to other hosts, and gives up on answers that
-    /// stall. URLs that are not of its own making pass [`Network::check_url`] first. Its requests run within
-    /// [`Network::run`].
+    /// A client for API calls: it follows redirects as long as they stay on one host, port and scheme, and gives up on
+    /// answers that stall. A redirect to anywhere else is its answer: any header of a request may be a secret. URLs that
+    /// are not of its own making pass [`Network::check_url`] first. Its requests run within [`Network::run`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the machine has no certificates to trust.
+    /// [`Error::Unsupported`] if the machine has no certificates to trust, or a proxy that cannot be used.
     pub fn client(&self) -> Result<Client> {
         self.0.following.get_or_init(|| clients::following(&self.0.config)).clone()
     }

@@ -1,7 +1,7 @@
 //! Who gets what the source sends along, and which URLs are followed.
 
 use llm_local_core::{Error, Request};
-use llm_local_source_common::network::{Network, NetworkConfig, Retry};
+use llm_local_source_common::network::{Failure, Network, NetworkConfig, Retry};
 use llm_local_testkit::hub::{Fault, Host, Hub};
 
 use super::support::*;
@@ -90,28 +90,49 @@ fn a_header_that_cannot_be_sent_is_named_without_its_value() {
 }
 
 #[test]
-fn a_client_for_api_calls_goes_by_the_same_rules() {
+fn a_client_for_api_calls_follows_redirects_within_an_origin_only() {
     let hub = Hub::start();
     let network = Network::new(NetworkConfig::new().with_user_agent("tests/1"));
     hub.fault(Fault::redirect(302, "http://example.invalid/a?sig=abc").path("/elsewhere"));
     hub.fault(Fault::redirect(302, format!("{}/there", hub.cdn_endpoint())).path("/away"));
+    hub.fault(Fault::redirect(307, format!("{}/api/models", hub.endpoint())).path("/renamed"));
+    hub.fault(Fault::redirect(307, "/away").path("/then-away"));
+    hub.fault(Fault::redirect_loop().path("/loop"));
     let get = |path: &str| {
-        let (inner, url) = (network.clone(), format!("{}{path}", hub.endpoint()));
+        let (inner, url) = (network.clone(), format!("{}{path}?sig=abc", hub.endpoint()));
         pollster::block_on(network.run(async move {
-            let sent = inner.client()?.get(url).header("authorization", format!("Bearer {TOKEN}")).send().await;
+            let request = inner.client()?.get(url).header("authorization", format!("Bearer {TOKEN}"));
+            let sent = request.header("PRIVATE-TOKEN", TOKEN).header("X-Api-Key", TOKEN).send().await;
             sent.map(|r| r.status().as_u16()).map_err(|e| {
-                let failure = llm_local_source_common::network::Failure::connection("host/path", e);
+                let failure = Failure::connection("host/path", e);
                 assert_eq!(failure.retry, Retry::Never);
                 failure.error
             })
         }))
     };
-    let error: Error = get("/elsewhere").unwrap_err();
-    assert!(!format!("{error} {error:?}").contains("abc"), "{error:?}");
-    get("/away").unwrap();
-    let requests = hub.requests();
-    let sent: Vec<_> = requests.iter().map(|r| (r.host, r.header("authorization").is_some())).collect();
-    assert_eq!(sent, [(Host::Hub, true), (Host::Hub, true), (Host::Cdn, false)]);
-    assert!(requests.iter().all(|r| r.header("user-agent") == Some("tests/1")));
+    for (path, status, requests) in
+        [("/elsewhere", 302, 1), ("/away", 302, 1), ("/then-away", 302, 2), ("/renamed", 404, 2)]
+    {
+        hub.clear();
+        assert_eq!((get(path).unwrap(), hub.requests().len()), (status, requests), "{path}");
+        assert!(hub.requests().iter().all(|r| r.host == Host::Hub && r.header("user-agent") == Some("tests/1")));
+        assert!(hub.requests().iter().all(|r| r.header("private-token") == Some(TOKEN)));
+    }
+    hub.clear();
+    let error: Error = get("/loop").unwrap_err();
+    assert!(error.to_string().contains("too many redirects"), "{error}");
+    assert!(!format!("{error} {error:?} {error:#?}").contains("abc"), "{error:?}");
+    assert_eq!(hub.requests().len(), 11);
     assert!(network.check_url("http://example.invalid/").is_err() && network.check_url(&hub.endpoint()).is_ok());
+}
+
+#[test]
+fn a_redirect_that_is_not_followed_is_an_error_that_says_so() {
+    for status in [301, 302, 303, 307, 308] {
+        let refusal = llm_local_core::Refusal::new(status, vec![]);
+        let failure = Failure::refusal("x", &refusal, "hub.test/a", true, std::time::UNIX_EPOCH);
+        let text = failure.error.to_string();
+        assert!(text.contains("hub.test/a") && text.contains("redirects to another host"), "{text}");
+        assert_eq!(failure.retry, Retry::Never);
+    }
 }

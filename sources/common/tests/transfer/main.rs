@@ -5,6 +5,7 @@ mod connections;
 mod contents;
 mod credentials;
 mod progress;
+mod proxies;
 mod refusals;
 mod resume;
 mod several;
