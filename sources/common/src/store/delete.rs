@@ -4,7 +4,13 @@ use std::io;
 
 use llm_local_core::{ArtifactRef, Error, Result};
 
-use super::{Store, hold::Held, ledger::Ledger, record::Record, removal::Removal};
+use super::{
+    Store,
+    hold::Held,
+    ledger::Ledger,
+    record::Record,
+    removal::{Removal, Taking},
+};
 
 /// What a deletion took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,16 +53,16 @@ impl Store {
                 io::Error::new(io::ErrorKind::ResourceBusy, reason),
             ));
         }
-        self.remove(&ledger, &found, &held)
+        self.remove(&ledger, &found, Taking::All, &held)
     }
 
     /// Removes the records of these numbers and what only they need. Only for those who have the right to change the
     /// store.
-    pub(super) fn remove(&self, ledger: &Ledger, numbers: &[usize], held: &[Held]) -> Result<Deleted> {
+    pub(super) fn remove(&self, ledger: &Ledger, numbers: &[usize], taking: Taking, held: &[Held]) -> Result<Deleted> {
         let (going, staying): (Vec<_>, Vec<_>) = (0..ledger.records.len()).partition(|i| numbers.contains(i));
         let records = |numbers: Vec<usize>| numbers.into_iter().map(|i| &ledger.records[i]).collect::<Vec<&Record>>();
         let (going, staying) = (records(going), records(staying));
-        Removal::plan(self, &going, &staying, &ledger.unreadable, held)?.execute()
+        Removal::plan(self, &going, &staying, taking, &ledger.unreadable, held)?.execute()
     }
 }
 

@@ -7,15 +7,17 @@ use std::{
 
 use llm_local_core::{Error, Result};
 
-use super::{Deleted, Store, below::real, delete::is_held, list::Content, record::Place, tree, usage::Usage};
+use super::{
+    Deleted, Store, below::real, delete::is_held, entry::Place, list::Content, removal::Taking, tree, usage::Usage,
+};
 
 impl Store {
     /// Makes room for `needed` more bytes within `quota`, which bounds the bytes of all that was brought here, each
     /// content counted once and partials apart. First goes content without a record, then artifacts, the least recently
     /// used first. One that would free nothing, because others share its content, is passed over.
     ///
-    /// What is pinned, held ([`Store::hold`]) or was found in the cache of another tool stays, and so does content that
-    /// a link of another tool leads to.
+    /// What is pinned or held ([`Store::hold`]) stays; of an artifact of which some files were found in the cache of
+    /// another tool those stay, and so does content that a link of another tool leads to.
     ///
     /// # Errors
     /// [`Error::InsufficientStorage`] with `needed` and what the quota leaves beside all that must stay, and then
@@ -37,7 +39,10 @@ impl Store {
         let mut order: Vec<usize> = (0..ledger.records.len())
             .filter(|i| {
                 let record = &ledger.records[*i];
-                record.fetched && !record.pinned && !is_held(record, &held) && !usage.is_named(&record.revision)
+                record.has_ours(self.root())
+                    && !record.pinned
+                    && !is_held(record, &held)
+                    && !usage.is_named(&record.revision)
             })
             .collect();
         order.sort_by_key(|i| (ledger.records[*i].last_used, *i));
@@ -59,22 +64,22 @@ impl Store {
             }
         }
         let going = choose(&contents, &order, room);
-        let removed = self.remove(&ledger, &going, &held)?;
+        let removed = self.remove(&ledger, &going, Taking::Ours, &held)?;
         deleted.artifacts = removed.artifacts;
         deleted.files += removed.files;
         deleted.bytes += removed.bytes;
         Ok(deleted)
     }
 
-    /// Content to which a link leads that no record knows.
+    /// Content to which a link leads that we did not make.
     fn linked_by_others(&self, records: &[super::record::Record]) -> Result<HashSet<PathBuf>> {
         let (mut trees, mut known) = (BTreeSet::new(), HashSet::new());
-        for record in records.iter().filter(|r| r.fetched) {
+        for record in records {
             let Some(cache) = &record.cache else { continue };
             trees.insert(real(&cache.links.at(&cache.root)));
         }
         for record in records {
-            for file in &record.files {
+            for file in record.files.iter().filter(|file| record.is_ours(self.root(), file)) {
                 if let Place::Linked { link, .. } = &file.place {
                     known.insert(real(&link.at(record.cache_root())));
                 }

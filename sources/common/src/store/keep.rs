@@ -6,21 +6,27 @@ use llm_local_core::{ArtifactRef, Digest, Manifest, Placement, Result};
 
 use super::{
     Store,
+    below::real,
+    entry::{Fetched, Place, RecordFile},
     ledger::Ledger,
     record::{Record, to_millis},
 };
 
+/// How a file came to where it is used, by the call that says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Came {
+    /// Its content was brought here.
+    Fetched,
+    /// Its content was there, and a link to it, or a copy, was made.
+    Linked,
+}
+
 impl Store {
-    /// Records that every file of `manifest` is here, where `files` says for each path. `computed` has the digests of
-    /// those for which the manifest promised none; `placement` is where the source wants them, if it does; `fetched`
-    /// says whether any of them was brought here now, and not found. What an earlier record of the same artifact knew,
-    /// when it came and whether it is pinned, stays.
-    ///
-    /// A file that lies neither at its placement nor in this store is its owner's: it is recorded and never deleted.
+    /// [`Store::record_files`] of files that either all were `fetched` now or were all there already.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`](llm_local_core::Error::InvalidSpec) if a file lies nowhere, or a path cannot be written
-    /// as text; [`Error::Io`](llm_local_core::Error::Io).
+    /// As [`Store::record_files`].
     pub fn record(
         &self,
         manifest: &Manifest,
@@ -30,10 +36,47 @@ impl Store {
         fetched: bool,
         now: SystemTime,
     ) -> Result<()> {
+        let came = manifest.files.iter().filter(|_| fetched).map(|file| (file.path.clone(), Came::Fetched)).collect();
+        self.record_files(manifest, files, computed, placement, &came, now)
+    }
+
+    /// Records that every file of `manifest` is here, where `files` says for each path. `computed` has the digests of
+    /// those for which the manifest promised none; `placement` is where the source wants them, if it does; `came` has
+    /// those that were not there before, and not those that were found. What an earlier record of the same artifact
+    /// knew, when it came, which of its files were fetched and whether it is pinned, stays.
+    ///
+    /// A file that lies neither at its placement nor in this store is its owner's: it is recorded and never deleted.
+    /// One in the cache of another tool is evicted only if it was fetched, by this call or an earlier one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`](llm_local_core::Error::InvalidSpec) if a file lies nowhere, or a path cannot be written
+    /// as text; [`Error::Io`](llm_local_core::Error::Io).
+    pub fn record_files(
+        &self,
+        manifest: &Manifest,
+        files: &BTreeMap<String, PathBuf>,
+        computed: &BTreeMap<String, Digest>,
+        placement: Option<&Placement>,
+        came: &BTreeMap<String, Came>,
+        now: SystemTime,
+    ) -> Result<()> {
         let mut record = Record::new(self, manifest, Some(files), computed, placement)?;
         let _changing = self.change()?;
-        (record.fetched, record.created) = (fetched, to_millis(now));
-        record.last_used = self.ledger()?.next_use(now);
+        let ledger = self.ledger()?;
+        record.created = to_millis(now);
+        record.last_used = ledger.next_use(now);
+        for i in 0..record.files.len() {
+            let fetched = match came.get(&record.files[i].path) {
+                Some(Came::Fetched) => true,
+                // Ours with the content, if that is.
+                Some(Came::Linked) => ledger.brought(self, &record, i),
+                None => false,
+            };
+            if fetched {
+                let used = record.used_path(self.root(), &record.files[i]);
+                record.files[i].fetched = Some(Fetched::now(&used));
+            }
+        }
         if let Some(old) = self.existing(&record)? {
             record.take_over(old, self.root());
         }
@@ -89,6 +132,20 @@ impl Store {
 }
 
 impl Ledger {
+    /// Whether the content of the file numbered `file` in `new` is of those that a record says were fetched.
+    fn brought(&self, store: &Store, new: &Record, file: usize) -> bool {
+        let content = |record: &Record, file: &RecordFile| match &file.place {
+            Place::Linked { blob, .. } => Some(real(&blob.at(record.cache_root()))),
+            Place::Blob(_) | Place::Elsewhere(_) => None,
+        };
+        let Some(wanted) = content(new, &new.files[file]) else { return false };
+        let fetched = |record: &Record| {
+            let mut files = record.files.iter();
+            files.any(|f| content(record, f).as_ref() == Some(&wanted) && record.is_ours(store.root(), f))
+        };
+        self.records.iter().any(fetched)
+    }
+
     /// The time of a use at `now`: later than all before it, even by a clock that was set back, so that the order of
     /// uses stays true.
     fn next_use(&self, now: SystemTime) -> u64 {

@@ -12,7 +12,8 @@ use llm_local_core::{ArtifactRef, Result, Want};
 use super::{
     Store,
     below::real,
-    record::{Place, Record, RecordFile, from_millis},
+    entry::{Place, RecordFile},
+    record::{Record, from_millis},
     tree,
 };
 
@@ -36,8 +37,11 @@ pub struct Artifact {
     pub license: Option<String>,
     /// Whether its owner grants access to those who ask, where the source tells.
     pub gated: Option<bool>,
-    /// Whether it was brought here, and not found in the cache of another tool.
+    /// Whether any of it was brought here, and not found in the cache of another tool.
     pub fetched: bool,
+    /// The paths of those that are there and were found in the cache of another tool, or are their owner's. Eviction
+    /// leaves them alone.
+    pub found: Vec<String>,
     /// Whether it is kept from eviction.
     pub pinned: bool,
     /// When it was first recorded.
@@ -70,9 +74,9 @@ pub struct UnreadableRecord {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Size {
-    /// Of artifacts that were brought here. Content that a found one shares counts here.
+    /// Of files that were brought here. Content that found ones share counts here.
     pub fetched: u64,
-    /// Of artifacts that were found in the caches of other tools.
+    /// Of files that were found in the caches of other tools.
     pub found: u64,
     /// Of content in this store without a record: of a download of several files that was cut off.
     pub unrecorded: u64,
@@ -125,12 +129,15 @@ impl Store {
             }
         }
         for (number, record) in records.iter().enumerate() {
-            for path in record.files.iter().flat_map(|file| self.kept_paths(record, file)) {
-                let bytes = tree::own_bytes(&path);
-                let content = contents.entry(path).or_default();
-                content.bytes = bytes;
-                content.fetched |= record.fetched;
-                content.users.push(number);
+            for file in &record.files {
+                let is_ours = record.is_ours(self.root(), file);
+                for path in self.kept_paths(record, file) {
+                    let bytes = tree::own_bytes(&path);
+                    let content = contents.entry(path).or_default();
+                    content.bytes = bytes;
+                    content.fetched |= is_ours;
+                    content.users.push(number);
+                }
             }
         }
         Ok(contents)
@@ -151,6 +158,8 @@ impl Store {
     fn artifact(&self, record: &Record) -> Artifact {
         let used = |file: &RecordFile| record.used_path(self.root(), file);
         let whole = |file: &&RecordFile| fs::metadata(used(file)).is_ok_and(|m| m.is_file() && m.len() == file.size);
+        let is_found =
+            |file: &&RecordFile| fs::exists(used(file)).unwrap_or_default() && !record.is_ours(self.root(), file);
         let mut kept: Vec<_> = record.files.iter().flat_map(|file| self.kept_paths(record, file)).collect();
         kept.sort();
         kept.dedup();
@@ -163,7 +172,8 @@ impl Store {
             bytes: kept.iter().map(|path| tree::own_bytes(path)).sum(),
             license: record.license.clone(),
             gated: record.gated,
-            fetched: record.fetched,
+            fetched: record.has_ours(self.root()),
+            found: record.files.iter().filter(is_found).map(|file| file.path.clone()).collect(),
             pinned: record.pinned,
             created: from_millis(record.created),
             last_used: from_millis(record.last_used),
@@ -175,7 +185,7 @@ impl Store {
 #[derive(Debug, Default)]
 pub(super) struct Content {
     pub(super) bytes: u64,
-    /// Whether any user was brought here.
+    /// Whether it was brought here.
     pub(super) fetched: bool,
     /// The numbers of the records.
     pub(super) users: Vec<usize>,

@@ -14,7 +14,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `record` | the form of a record |
+//! | `record`, `entry` | the form of a record, and of a file in it |
 //! | `below` | paths that stay below a folder, whatever a file says |
 //! | `ledger` | reads and writes records |
 //! | `keep` | [`Store::record`], [`Store::touch`], [`Store::pin`] |
@@ -38,6 +38,7 @@ use crate::disk::FileKey;
 
 mod below;
 mod delete;
+mod entry;
 mod evict;
 mod hold;
 mod keep;
@@ -57,6 +58,7 @@ mod tests;
 
 pub use delete::Deleted;
 pub use hold::Hold;
+pub use keep::Came;
 pub use list::{Artifact, Listing, Size, UnreadableRecord};
 pub use verify::{Outcome, Verified};
 

@@ -10,11 +10,16 @@ use llm_local_core::{ArtifactRef, Digest, Error, Manifest, ManifestFile, Placeme
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Store, below::Below};
-use crate::disk::FileKey;
+use super::{
+    Store,
+    below::Below,
+    entry::{Fetched, Place, RecordFile, place},
+};
 
-/// The version of the form that is written.
-const VERSION: u32 = 1;
+/// The version of the form that is written. That before it said of an artifact as a whole whether it was brought here.
+const VERSION: u32 = 2;
+/// The oldest version that is read.
+const OLDEST: u32 = 1;
 
 /// What is known of an artifact.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,8 +36,9 @@ pub(super) struct Record {
     pub(super) license: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) gated: Option<bool>,
-    /// Whether we brought it here; else it was found.
-    pub(super) fetched: bool,
+    /// Version 1: whether we brought any of it here. What it says moves to the files when it is read.
+    #[serde(default, rename = "fetched", skip_serializing)]
+    all_fetched: bool,
     pub(super) pinned: bool,
     /// Milliseconds since 1970.
     pub(super) created: u64,
@@ -47,30 +53,6 @@ pub(super) struct Cache {
     pub(super) root: PathBuf,
     pub(super) links: Below,
     pub(super) refs: Vec<(Below, String)>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct RecordFile {
-    pub(super) path: String,
-    pub(super) size: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) digest: Option<Digest>,
-    /// What a file without a promised digest had when it came.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) computed: Option<Digest>,
-    pub(super) place: Place,
-}
-
-/// Where a file lies.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Place {
-    /// Below the store's root.
-    Blob(Below),
-    /// Below the root of another tool's cache.
-    Linked { blob: Below, link: Below },
-    /// Somewhere on this machine: its owner's, never ours to delete.
-    Elsewhere(PathBuf),
 }
 
 impl Record {
@@ -92,7 +74,8 @@ impl Record {
                 files.map(|files| files.get(&file.path).ok_or_else(|| bad(format!("`{}` lies nowhere", file.path))));
             let place = place(store, manifest, file, placement.map(|p| (p, i)), used.transpose()?)?;
             let computed = computed.get(&file.path).copied();
-            Ok(RecordFile { path: file.path.clone(), size: file.size, digest: file.digest, computed, place })
+            let (path, size, digest) = (file.path.clone(), file.size, file.digest);
+            Ok(RecordFile { path, size, digest, computed, fetched: None, place })
         };
         Ok(Self {
             version: VERSION,
@@ -103,7 +86,7 @@ impl Record {
             cache: placement.map(Cache::new).transpose()?,
             license: manifest.license.clone(),
             gated: manifest.gated,
-            fetched: false,
+            all_fetched: false,
             pinned: false,
             created: 0,
             last_used: 0,
@@ -118,12 +101,16 @@ impl Record {
         }
         let broken = |e: serde_json::Error| format!("it is not a record: {e}");
         let Version { version } = serde_json::from_str(text).map_err(broken)?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(format!(
-                "it has version {version}, and this program knows version {VERSION}; update the program"
+                "it has version {version}, and this program knows versions {OLDEST} to {VERSION}; update the program"
             ));
         }
-        let record: Self = serde_json::from_str(text).map_err(broken)?;
+        let mut record: Self = serde_json::from_str(text).map_err(broken)?;
+        record.version = VERSION;
+        if std::mem::take(&mut record.all_fetched) {
+            record.files.iter_mut().for_each(|file| file.fetched = Some(Fetched { modified: None }));
+        }
         record.check().map(|()| record)
     }
 
@@ -157,12 +144,13 @@ impl Record {
     /// Takes over what `old`, of the same artifact, knows and this does not. Files that it no longer lists, since other
     /// ones are wanted now, are still its own while they are there: nobody else would ever delete them.
     pub(super) fn take_over(&mut self, old: Self, store: &Path) {
-        (self.fetched, self.created, self.pinned) = (self.fetched || old.fetched, old.created, old.pinned);
+        (self.created, self.pinned) = (old.created, old.pinned);
         // A source that is offline does not tell.
         (self.license, self.gated) = (self.license.take().or_else(|| old.license.clone()), self.gated.or(old.gated));
         for file in &mut self.files {
             let before = old.files.iter().find(|f| f.path == file.path && f.size == file.size);
             file.computed = file.computed.or(before.and_then(|f| f.computed));
+            file.fetched = file.fetched.or(before.filter(|f| f.place == file.place).and_then(|f| f.fetched));
         }
         for file in &old.files {
             let is_new = self.files.iter().all(|f| f.path != file.path);
@@ -179,8 +167,8 @@ impl Record {
 
     /// What of it says which files the artifact needs; the same for every hold of it.
     pub(super) fn into_needs(mut self) -> Self {
-        self.files.iter_mut().for_each(|file| file.computed = None);
-        Self { license: None, gated: None, fetched: false, pinned: false, created: 0, last_used: 0, ..self }
+        self.files.iter_mut().for_each(|file| (file.computed, file.fetched) = (None, None));
+        Self { license: None, gated: None, pinned: false, created: 0, last_used: 0, ..self }
     }
 
     /// As text.
@@ -247,31 +235,6 @@ impl Cache {
 fn tree_of<'a>(link: &'a Below, cache: &Cache) -> Option<&'a str> {
     let tree = link.part_below(cache.links.as_str())?;
     (link.as_str().len() > cache.links.as_str().len() + 1 + tree.len()).then_some(tree)
-}
-
-fn place(
-    store: &Store,
-    manifest: &Manifest,
-    file: &ManifestFile,
-    placed: Option<(&Placement, usize)>,
-    used: Option<&PathBuf>,
-) -> Result<Place> {
-    let (base, blob, link) = match placed {
-        Some((placement, i)) => {
-            (placement.root.as_path(), placement.files[i].blob.clone(), Some(&placement.files[i].link))
-        }
-        None => (store.root(), store.blob(&FileKey::new(manifest, file)), None),
-    };
-    match used {
-        Some(used) if used != link.unwrap_or(&blob) => Ok(Place::Elsewhere(used.clone())),
-        _ => {
-            let blob = Below::new(base, &blob)?;
-            Ok(match link {
-                Some(link) => Place::Linked { blob, link: Below::new(base, link)? },
-                None => Place::Blob(blob),
-            })
-        }
-    }
 }
 
 /// Milliseconds since 1970; 0 before that.

@@ -12,12 +12,22 @@ use llm_local_core::Result;
 use super::{
     Deleted, Store,
     below::{Below, real_inside},
+    entry::Place,
     hold::Held,
     ledger::Unreadable,
-    record::{Cache, Place, Record},
+    record::{Cache, Record},
     traces, tree,
     usage::Usage,
 };
+
+/// Which files of the artifacts that go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taking {
+    /// All but those that are their owner's.
+    All,
+    /// Those that we brought.
+    Ours,
+}
 
 /// A deletion that was looked through and found to stay inside.
 pub(super) struct Removal<'a> {
@@ -39,6 +49,7 @@ impl<'a> Removal<'a> {
         store: &'a Store,
         going: &[&'a Record],
         staying: &[&'a Record],
+        taking: Taking,
         unreadable: &[Unreadable],
         held: &[Held],
     ) -> Result<Self> {
@@ -59,7 +70,8 @@ impl<'a> Removal<'a> {
             {
                 removal.caches.insert(links, cache);
             }
-            for file in &record.files {
+            let taken = record.files.iter().filter(|file| taking == Taking::All || record.is_ours(store.root(), file));
+            for file in taken {
                 match &file.place {
                     Place::Blob(blob) => removal.take_content(store.root(), blob)?,
                     Place::Linked { blob, link } => {

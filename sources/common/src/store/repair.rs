@@ -7,7 +7,8 @@ use llm_local_core::{Error, Result};
 use super::{
     Deleted, Outcome, Store, Verified,
     below::{real, real_inside},
-    record::{Place, Record, RecordFile},
+    entry::{Place, RecordFile},
+    record::Record,
     tree,
     usage::Usage,
     verify::seen,

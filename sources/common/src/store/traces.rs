@@ -10,7 +10,8 @@ use llm_local_core::Result;
 
 use super::{
     below::{real, real_inside},
-    record::{Place, Record},
+    entry::Place,
+    record::Record,
     tree,
 };
 

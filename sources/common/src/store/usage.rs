@@ -5,13 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Store,
-    below::real,
-    hold::Held,
-    ledger::Unreadable,
-    record::{Place, Record},
-};
+use super::{Store, below::real, entry::Place, hold::Held, ledger::Unreadable, record::Record};
 
 /// What the artifacts that stay need.
 #[derive(Debug, Default)]

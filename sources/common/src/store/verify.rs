@@ -10,10 +10,7 @@ use std::{
 use llm_local_core::{ArtifactRef, Digest, Error, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Store,
-    record::{Record, RecordFile},
-};
+use super::{Store, entry::RecordFile, record::Record};
 use crate::disk::digest_file;
 
 /// What became of one file.

@@ -4,6 +4,8 @@
 mod deleting;
 mod evicting;
 #[cfg(unix)]
+mod found;
+#[cfg(unix)]
 mod hub;
 mod keeping;
 mod processes;
