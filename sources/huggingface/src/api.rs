@@ -131,28 +131,55 @@ impl Api {
         url: &Url,
         asked: &Asked,
     ) -> Result<(T, Option<Url>), Failure> {
+        let mut response = self.get(url, asked, None).await?;
+        let next = next_page(&response, url).map_err(|reason| malformed(&asked.reference, reason))?;
+        let json = serde_json::from_slice(&body(&mut response, asked, ANSWER_LIMIT).await?).map_err(|e| {
+            malformed(&asked.reference, format!("{} did not answer with the JSON expected: {e}", response.address()))
+        })?;
+        Ok((json, next))
+    }
+
+    /// The content of the file at `path` of `repo` at `commit`, which has `size` bytes if it is right.
+    ///
+    /// # Errors
+    /// As [`Api::tree`]; [`Error::DownloadFailed`] for more bytes than that.
+    pub(crate) async fn file(
+        &self,
+        asked: &Asked,
+        repo: &str,
+        commit: &str,
+        path: &str,
+        size: usize,
+    ) -> Result<Vec<u8>> {
+        let url = self.file_url(repo, commit, path)?;
+        retrying(&self.network, &asked.reference, || async {
+            body(&mut self.get(&url, asked, Some(path)).await?, asked, size).await
+        })
+        .await
+    }
+
+    /// The answer to a request for `file`, or for a listing if there is none.
+    async fn get(&self, url: &Url, asked: &Asked, file: Option<&str>) -> Result<Response, Failure> {
         let mut request = Request::new(url.as_str());
         if let Some(token) = &self.settings.token {
             request = request.with_header("Authorization", token.header());
         }
-        let mut response = self.network.get(&request, &[("Accept", "application/json")]).await?;
-        if response.status() != 200 {
-            let explained = asked.explain(&response.as_refusal(), None).filter(|_| response.from_named_host());
-            return Err(explained.map_or_else(|| response.failure(&asked.reference), Failure::from));
+        let accept = if file.is_some() { "*/*" } else { "application/json" };
+        let response = self.network.get(&request, &[("Accept", accept)]).await?;
+        if response.status() == 200 {
+            return Ok(response);
         }
-        let next = next_page(&response, url).map_err(|reason| malformed(&asked.reference, reason))?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_LIMIT {
-                let reason = format!("{} answered with more than {ANSWER_LIMIT} bytes", response.address());
-                return Err(malformed(&asked.reference, reason).into());
-            }
-        }
-        let json = serde_json::from_slice(&body).map_err(|e| {
-            malformed(&asked.reference, format!("{} did not answer with the JSON expected: {e}", response.address()))
-        })?;
-        Ok((json, next))
+        let explained = asked.explain(&response.as_refusal(), file).filter(|_| response.from_named_host());
+        Err(explained.map_or_else(|| response.failure(&asked.reference), Failure::from))
+    }
+
+    /// The URL of the file at `path` of `repo` at `commit`.
+    ///
+    /// # Errors
+    /// As [`Api::url`].
+    pub(crate) fn file_url(&self, repo: &str, commit: &str, path: &str) -> Result<Url> {
+        let after: Vec<_> = ["resolve", commit].into_iter().chain(path.split('/')).collect();
+        self.url(&[], repo, &after)
     }
 
     /// The URL of `before`, the parts of `repo`, and `after`, each part encoded.
@@ -255,6 +282,19 @@ fn refusal(error: &HFError) -> Option<Refusal> {
     ];
     let headers = headers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     Some(Refusal::new(context.status.as_u16(), headers))
+}
+
+/// The body of `response`, of at most `limit` bytes.
+async fn body(response: &mut Response, asked: &Asked, limit: usize) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > limit {
+            let reason = format!("{} answered with more than {limit} bytes", response.address());
+            return Err(malformed(&asked.reference, reason).into());
+        }
+    }
+    Ok(body)
 }
 
 /// An answer that does not mean what it must.

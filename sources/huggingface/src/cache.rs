@@ -7,6 +7,7 @@
 //!   refs/<revision>               the commit that a branch or tag stood for
 //!   trees/<commit>.json           the list of its files, as huggingface_hub writes it
 //!   .llm-local/<commit>.json      the same, as it is written here
+//!   .llm-local/<commit>/<path>    an index of shards, which was read to know which files are needed
 //! ```
 //!
 //! Where there is a list in `trees`, `huggingface_hub` takes a snapshot that lacks any file for incomplete, and offline
@@ -80,9 +81,6 @@ impl RepoCache {
 
     /// Writes the list of the files of `commit`, whole or not at all.
     pub(crate) fn write_tree(&self, commit: &str, tree: &Tree) -> io::Result<()> {
-        let path = self.tree_path(OURS, commit);
-        let folder = path.parent().unwrap_or(&self.folder);
-        fs::create_dir_all(folder)?;
         // Without it, `huggingface_hub` calls the cache broken.
         fs::create_dir_all(self.folder.join("snapshots"))?;
         if let Some(cache) = self.folder.parent() {
@@ -90,14 +88,45 @@ impl RepoCache {
             let tag = fs::File::create_new(cache.join("CACHEDIR.TAG"));
             let _ = tag.and_then(|mut tag| tag.write_all(CACHEDIR_TAG.as_bytes()));
         }
-        let mut file = tempfile::Builder::new().suffix(".tmp").tempfile_in(folder)?;
-        file.write_all(&tree.to_json()?)?;
-        file.persist(&path)?;
-        Ok(())
+        write_whole(&self.tree_path(OURS, commit), &tree.to_json()?)
+    }
+
+    /// Where the index `file` of `commit` is, if it is there whole: kept by [`RepoCache::write_index`], or published for
+    /// this or another commit.
+    pub(crate) fn index(&self, commit: &str, at: &HubRef, file: &ManifestFile) -> Option<PathBuf> {
+        let blob = file.digest.map(|digest| self.blob(digest));
+        [self.index_path(commit, at, file), self.snapshot(commit).join(at.in_repo(&file.path))]
+            .into_iter()
+            .chain(blob)
+            .find(|path| is_whole(path, file.size))
+    }
+
+    /// Keeps the index `file` of `commit`, whose `content` was verified, and says where.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn write_index(
+        &self,
+        commit: &str,
+        at: &HubRef,
+        file: &ManifestFile,
+        content: &[u8],
+    ) -> Result<PathBuf> {
+        let path = self.index_path(commit, at, file);
+        write_whole(&path, content).map_err(|e| Error::io("write", &path, e))?;
+        Ok(path)
+    }
+
+    fn index_path(&self, commit: &str, at: &HubRef, file: &ManifestFile) -> PathBuf {
+        self.folder.join(OURS).join(commit).join(at.in_repo(&file.path))
     }
 
     fn tree_path(&self, folder: &str, commit: &str) -> PathBuf {
         self.folder.join(folder).join(format!("{commit}.json"))
+    }
+
+    fn blob(&self, digest: Digest) -> PathBuf {
+        self.folder.join("blobs").join(hex(digest))
     }
 
     fn snapshot(&self, commit: &str) -> PathBuf {
@@ -115,8 +144,7 @@ impl RepoCache {
         let is_there = |path: &str, size: u64| {
             // What was found in the snapshot and not in a list has no other size than the one it has; a name that was
             // only promised has no file.
-            check_relative_path(path).is_ok()
-                && fs::metadata(snapshot.join(path)).is_ok_and(|meta| meta.is_file() && meta.len() == size)
+            check_relative_path(path).is_ok() && is_whole(&snapshot.join(path), size)
         };
         files
             .iter()
@@ -187,7 +215,7 @@ impl RepoCache {
             let link = snapshot.join(path);
             let blob = match file.digest {
                 // Without links, the snapshot has the file itself and there is no blob.
-                Some(digest) if !is_plain_file(&link) => self.folder.join("blobs").join(hex(digest)),
+                Some(digest) if !is_plain_file(&link) => self.blob(digest),
                 _ => link.clone(),
             };
             Ok(PlacedFile::new(blob, link))
@@ -200,6 +228,21 @@ impl RepoCache {
             placement.with_ref(self.folder.join("refs").join(&at.revision), commit)
         })
     }
+}
+
+/// Writes `content` to `path`, whole or not at all.
+fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new().suffix(".tmp").tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// Whether a file of this size is at `path`.
+fn is_whole(path: &Path, size: u64) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == size)
 }
 
 fn is_plain_file(path: &Path) -> bool {

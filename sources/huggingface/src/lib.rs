@@ -5,7 +5,7 @@
 //! | `source` | [`HuggingFace`]: the traits |
 //! | `settings` | token, endpoint, cache folder, offline: from the environment as other tools read it |
 //! | `reference` | what a ref means: repository, revision, subfolder, GGUF file |
-//! | `choose` | which files are the model or the adapter |
+//! | `choose`, `index` | which files are the model or the adapter, and the index that names shards |
 //! | `api`, `tree` | what the Hub is asked: the commit of a revision, the list of its files |
 //! | `refusal` | what the Hub's refusals mean, and what to do |
 //! | `cache`, `cached` | the layout of the cache, and what it gives without a request |
@@ -18,6 +18,7 @@ mod api;
 mod cache;
 mod cached;
 mod choose;
+mod index;
 mod reference;
 mod refusal;
 mod settings;

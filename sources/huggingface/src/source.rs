@@ -15,14 +15,14 @@ use llm_local_core::{
 use llm_local_source_common::network::{Network, NetworkConfig};
 
 use crate::{
-    api::{Api, Info, is_unreachable},
+    api::{Api, is_unreachable},
     cache::{RepoCache, is_commit},
-    cached,
-    choose::choose,
+    cached::{self, Cached},
+    choose::{Choice, choose},
+    index,
     reference::{HubRef, SCHEME},
     refusal::Asked,
     settings::{Settings, Token, endpoint},
-    tree::Tree,
     xet::{PLAIN_LIMIT, Xet, XetFile},
 };
 
@@ -180,22 +180,35 @@ impl HuggingFace {
         cx.cancel.run_until_cancelled(running).await.unwrap_or(Err(Error::Cancelled))
     }
 
-    /// The commit and its files, as the Hub has them now; the files as the cache lists them, if it does.
-    async fn list(&self, asked: Asked, cache: RepoCache, impatient: bool) -> Result<(Info, Tree)> {
-        let info = self.0.api.info(&asked, impatient).await?;
-        if info.repo != asked.repo {
-            tracing::warn!(asked = asked.repo, now = info.repo, "the repository has another name now; use it in refs");
+    /// The manifest, as the Hub has it now.
+    async fn ask(&self, reference: ArtifactRef, at: HubRef, want: Want, impatient: bool) -> Result<Manifest> {
+        let (asked, cache, api) = (self.asked(&reference, &at), self.cache(&at), &self.0.api);
+        let info = api.info(&asked, impatient).await?;
+        if info.repo != at.repo {
+            tracing::warn!(asked = at.repo, now = info.repo, "the repository has another name now; use it in refs");
             let mut renamed = self.0.renamed.lock().unwrap_or_else(PoisonError::into_inner);
-            renamed.insert(asked.repo.clone(), info.repo.clone());
+            renamed.insert(at.repo.clone(), info.repo.clone());
         }
-        if let Some(tree) = cache.tree(&info.commit) {
-            return Ok((info, tree));
-        }
-        let tree = self.0.api.tree(&asked, &info.repo, &info.commit).await?;
-        if let Err(error) = cache.write_tree(&info.commit, &tree) {
-            tracing::warn!(%error, repo = asked.repo, "the list of files could not be kept in the cache");
-        }
-        Ok((info, tree))
+        let tree = match cache.tree(&info.commit) {
+            Some(tree) => tree,
+            None => {
+                let tree = api.tree(&asked, &info.repo, &info.commit).await?;
+                if let Err(error) = cache.write_tree(&info.commit, &tree) {
+                    tracing::warn!(%error, repo = at.repo, "the list of files could not be kept in the cache");
+                }
+                tree
+            }
+        };
+        let files = match choose(&reference, &at, want, &tree.files())? {
+            Choice::Files(files) => files,
+            Choice::Indexed(indexed) => {
+                let read = index::read(api, &cache, &asked, &info, &at, indexed.index()).await?;
+                indexed.by(&read)?
+            }
+        };
+        let mut manifest = Manifest::new(reference, want, info.commit, files)?;
+        (manifest.license, manifest.gated) = (info.license, info.gated);
+        Ok(manifest)
     }
 
     /// The name of today of `repo`, as far as it was asked for.
@@ -216,31 +229,26 @@ impl ArtifactSource for HuggingFace {
             return Err(Error::Cancelled);
         }
         let at = HubRef::parse(reference)?;
-        let cache = self.cache(&at);
+        let cached = cached::resolve(&self.cache(&at), reference, &at, want);
         if self.is_offline(cx) {
-            return cached::resolve(&cache, reference, &at, want);
+            return cached.map(|cached| cached.manifest);
         }
-        if let Some(manifest) = cached::complete_commit(&cache, reference, &at, want) {
-            return Ok(manifest);
-        }
-        let in_cache = cached::resolve(&cache, reference, &at, want).ok();
-        let (asked, impatient, source) = (self.asked(reference, &at), in_cache.is_some(), self.clone());
-        let listing = self.run(cx, async move { source.list(asked, cache, impatient).await });
-        let (info, tree) = match (listing.await, in_cache) {
-            (Ok(listing), _) => listing,
-            (Err(error), Some(manifest)) if is_unreachable(&error) => {
+        let cached = match cached {
+            Ok(cached) if cached.is_final => return Ok(cached.manifest),
+            cached => cached.ok(),
+        };
+        let (source, asked, impatient) = (self.clone(), reference.clone(), cached.is_some());
+        let asking = self.run(cx, async move { source.ask(asked, at, want, impatient).await });
+        match (asking.await, cached) {
+            (Err(error), Some(Cached { manifest, .. })) if is_unreachable(&error) => {
                 tracing::warn!(
                     %reference, %error, commit = manifest.revision,
                     "the Hub cannot be reached; what is in the cache is used, which may not be the newest"
                 );
-                return Ok(manifest);
+                Ok(manifest)
             }
-            (Err(error), _) => return Err(error),
-        };
-        let files = choose(reference, &at, want, &tree.files())?;
-        let mut manifest = Manifest::new(reference.clone(), want, info.commit, files)?;
-        (manifest.license, manifest.gated) = (info.license, info.gated);
-        Ok(manifest)
+            (answer, _) => answer,
+        }
     }
 
     async fn open(
@@ -281,9 +289,7 @@ impl ArtifactSource for HuggingFace {
             let opening = async move { source.0.xet.open(&source.0.api, &asked, &file, range).await };
             return Ok(Opened::Stream(self.run(cx, opening).await?));
         }
-        let after: Vec<_> = ["resolve", &manifest.revision].into_iter().chain(path.split('/')).collect();
-        let url = self.0.api.url(&[], &repo, &after)?;
-        let request = Request::new(url);
+        let request = Request::new(self.0.api.file_url(&repo, &manifest.revision, &path)?);
         Ok(Opened::Request(match &self.settings().token {
             Some(token) => request.with_header("Authorization", token.header()),
             None => request,

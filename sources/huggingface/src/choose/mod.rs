@@ -1,26 +1,40 @@
 //! Which files of a repository are the model or the adapter.
 //!
-//! The rules are those of the local source, by name alone: nothing has been downloaded yet.
+//! The rules are those of the local source, by name: nothing has been downloaded yet but the index of shards, where it
+//! decides.
 
 mod gguf;
+mod indexed;
 mod names;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use indexed::Indexed;
 pub(crate) use names::{holds_weights, promised_shards};
 
 use llm_local_core::{ArtifactRef, Error, ManifestFile, Result, Want};
 use llm_local_weights::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_file, is_pickle,
-    is_trainer_state,
+    is_safetensors, is_trainer_state,
 };
+
+use weights::Safetensors;
 
 use crate::{reference::HubRef, tree::RepoFile};
 
 /// How many names a message lists.
 const LISTED: usize = 40;
+
+/// What the names of files tell.
+#[derive(Debug)]
+pub(crate) enum Choice {
+    /// These, sorted by path.
+    Files(Vec<ManifestFile>),
+    /// An index must be read first.
+    Indexed(Indexed),
+}
 
 /// The files that `want` needs of those in the repository, with their paths below the folder of `at`, sorted.
 ///
@@ -28,16 +42,11 @@ const LISTED: usize = 40;
 /// [`Error::NotFound`] where nothing of what is wanted is there, [`Error::LoadFailed`] where it is not complete or one of
 /// several must be meant, [`Error::UnsupportedModelFormat`] for pickles, split GGUF files, and an adapter for a model or
 /// the other way around.
-pub(crate) fn choose(
-    reference: &ArtifactRef,
-    at: &HubRef,
-    want: Want,
-    repository: &[RepoFile],
-) -> Result<Vec<ManifestFile>> {
+pub(crate) fn choose(reference: &ArtifactRef, at: &HubRef, want: Want, repository: &[RepoFile]) -> Result<Choice> {
     let folder = Folder::new(reference, at, repository)?;
-    let mut paths = match (want, &at.gguf) {
+    let paths = match (want, &at.gguf) {
         (Want::Model | Want::Adapter, Some(asked)) => vec![folder.asked_gguf(asked)?],
-        (Want::Model, None) => folder.model()?,
+        (Want::Model, None) => return folder.model(),
         (Want::Adapter, None) => folder.adapter()?,
         (other, _) => {
             return Err(Error::unsupported(
@@ -46,9 +55,7 @@ pub(crate) fn choose(
             ));
         }
     };
-    paths.sort_unstable();
-    paths.dedup();
-    Ok(paths.into_iter().filter_map(|path| folder.get(path).map(|file| file.at(path))).collect())
+    Ok(Choice::Files(folder.manifest(&paths)))
 }
 
 /// The folder of a repository that a ref names.
@@ -75,18 +82,31 @@ impl<'a> Folder<'a> {
         self.get(path).is_some()
     }
 
+    /// The files at `paths`, sorted, each once.
+    fn manifest(&self, paths: &[&str]) -> Vec<ManifestFile> {
+        let mut paths = paths.to_vec();
+        paths.sort_unstable();
+        paths.dedup();
+        paths.into_iter().filter_map(|path| self.get(path).map(|file| file.at(path))).collect()
+    }
+
     /// The files in the folder itself, not below.
     fn names(&self) -> impl Iterator<Item = &'a str> {
         self.files.iter().map(|(path, _)| *path).filter(|path| !path.contains('/'))
     }
 
-    fn model(&self) -> Result<Vec<&'a str>> {
+    fn model(&self) -> Result<Choice> {
         let safetensors = self.safetensors()?;
         let ggufs = self.ggufs();
-        if let Some(mut files) = safetensors {
+        if let Some(weights) = safetensors {
             if self.has(MODEL_CONFIG) {
-                files.extend(self.names().filter(|n| *n == MODEL_CONFIG || MODEL_TEXT_FILES.contains(n)));
-                return Ok(files);
+                let texts = self.names().filter(|n| *n == MODEL_CONFIG || MODEL_TEXT_FILES.contains(n));
+                return Ok(match weights {
+                    Safetensors::Named(names) => Choice::Files(self.manifest(&texts.chain(names).collect::<Vec<_>>())),
+                    Safetensors::Indexed(index) => {
+                        Choice::Indexed(Indexed::new(self, index, &texts.collect::<Vec<_>>()))
+                    }
+                });
             }
             if ggufs.is_empty() {
                 return Err(Error::load(
@@ -104,7 +124,7 @@ impl<'a> Folder<'a> {
         if !ggufs.is_empty() {
             let mut files = vec![self.only_gguf(&ggufs)?];
             files.extend(self.names().filter(|n| GGUF_TEXT_FILES.contains(n)));
-            return Ok(files);
+            return Ok(Choice::Files(self.manifest(&files)));
         }
         if let Some(name) = self.names().find(|n| names::is_original_layout(n)) {
             return Err(Error::unsupported_format(
@@ -139,7 +159,7 @@ impl<'a> Folder<'a> {
             }
             (None, None) => {}
         }
-        if self.has(MODEL_CONFIG) || self.safetensors()?.is_some() {
+        if self.has(MODEL_CONFIG) || self.has_safetensors() {
             return Err(Error::unsupported_format(self.reference, "it is a model, not an adapter; pass it as model"));
         }
         let ggufs = self.ggufs();

@@ -69,8 +69,9 @@ pub(crate) fn holds_weights(path: &str) -> bool {
     is_safetensors(path) || is_gguf(path) || path.ends_with(ShardIndex::FILE) || is_pickle(path)
 }
 
-/// Whether a file of this name holds weights of a model in safetensors, with the names that transformers uses.
-pub(super) fn is_model_weights(name: &str) -> bool {
+/// Whether a file of this path holds weights of a model in safetensors, with the names that transformers uses.
+pub(super) fn is_model_weights(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
     is_safetensors(name) && !is_adapter_file(name) && !is_original_layout(name)
 }
 

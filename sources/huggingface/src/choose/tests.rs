@@ -1,12 +1,32 @@
+use llm_local_weights::ShardIndex;
+
 use super::*;
 
-/// What is chosen of a repository with these files, for a ref whose tail is given.
-fn chosen(tail: &str, want: Want, files: &[&str]) -> Result<Vec<String>> {
+/// What names tell of a repository with these files, for a ref whose tail is given.
+fn choice(tail: &str, want: Want, files: &[&str]) -> Result<Choice> {
     let reference: ArtifactRef = format!("hf:org/name{tail}").parse().unwrap();
     let file = |path: &&str| RepoFile { path: (*path).into(), size: path.len() as u64 * 1_000_000, digest: None };
     let files: Vec<_> = files.iter().map(file).collect();
-    let at = HubRef::parse(&reference).unwrap();
-    Ok(choose(&reference, &at, want, &files)?.into_iter().map(|f| f.path).collect())
+    choose(&reference, &HubRef::parse(&reference).unwrap(), want, &files)
+}
+
+/// What is chosen where names are enough.
+fn chosen(tail: &str, want: Want, files: &[&str]) -> Result<Vec<String>> {
+    match choice(tail, want, files)? {
+        Choice::Files(files) => Ok(files.into_iter().map(|f| f.path).collect()),
+        Choice::Indexed(indexed) => panic!("{} is to be read", indexed.index().path),
+    }
+}
+
+/// What is chosen where an index decides that names these shards.
+fn indexed(tail: &str, files: &[&str], shards: &[&str]) -> Result<Vec<String>> {
+    let Choice::Indexed(indexed) = choice(tail, Want::Model, files)? else { panic!("no index decides") };
+    assert_eq!(indexed.index().path, ShardIndex::FILE);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(ShardIndex::FILE);
+    let map: serde_json::Map<_, _> = shards.iter().enumerate().map(|(i, s)| (i.to_string(), (*s).into())).collect();
+    std::fs::write(&path, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+    Ok(indexed.by(&ShardIndex::read(&path)?)?.into_iter().map(|f| f.path).collect())
 }
 
 fn model(files: &[&str]) -> Vec<String> {
@@ -67,20 +87,54 @@ fn a_model_is_config_tokenizer_and_one_format_of_weights() {
 }
 
 #[test]
-fn shards_come_with_their_index_and_without_the_maker_s_own_layout() {
+fn the_index_says_which_files_are_the_weights() {
     let with = |more: &[&'static str]| -> Vec<&str> { SHARDS.iter().chain(more).copied().collect() };
-    assert_eq!(model(&SHARDS), SHARDS);
-    assert_eq!(model(&with(&["consolidated.safetensors", "params.json"])), SHARDS);
-    assert_eq!(model(&with(&["model.fp16-00001-of-00001.safetensors", "other.safetensors"])), SHARDS);
-    assert_eq!(model(&with(&["model-00001-of-00003.safetensors"])), SHARDS, "a set that is not whole is an old one");
+    let of_two = &SHARDS[1..3];
+    assert_eq!(indexed("", &SHARDS, of_two).unwrap(), SHARDS);
+    let others = ["consolidated.safetensors", "model-00001-of-00003.safetensors", "other.safetensors", "params.json"];
+    assert_eq!(indexed("", &with(&others), of_two).unwrap(), SHARDS, "what it does not name is not of the model");
+    let odd =
+        ["config.json", "extra/e.safetensors", "model.safetensors.index.json", "mtp.safetensors", "tokenizer.json"];
+    assert_eq!(indexed("", &odd, &["mtp.safetensors", "extra/e.safetensors"]).unwrap(), odd);
+    let below = ["q/config.json", "q/model.safetensors.index.json", "q/x/a.safetensors", "a.safetensors"];
+    assert_eq!(indexed(":q", &below, &["x/a.safetensors"]).unwrap()[2], "x/a.safetensors");
     assert_eq!(model(&with(&["model.safetensors"])), ["config.json", "model.safetensors"], "as transformers chooses");
-    let odd = ["config.json", "model.safetensors.index.json", "weights.0.safetensors", "weights.1.safetensors"];
-    assert_eq!(model(&odd), odd);
+}
+
+#[test]
+fn an_index_that_names_what_is_not_there_says_what() {
+    let lacking = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"];
+    for (shards, words) in [
+        (&SHARDS[1..3], &["names 1 of 2 shards", "`model.safetensors.index.json`"][..]),
+        (&["mtp.safetensors"], &["lacks: mtp.safetensors;"]),
+    ] {
+        let text = indexed("", &lacking, shards).unwrap_err().to_string();
+        assert!(words.iter().all(|w| text.contains(w)) && text.contains("its owner must add them"), "{text}");
+        assert!(!text.contains("00001-of-00002"), "{text}");
+    }
+    // One of another folder is not below this one.
+    let below = ["q/config.json", "q/model.safetensors.index.json", "q/b.safetensors", "a.safetensors"];
+    assert!(indexed(":q", &below, &["a.safetensors"]).unwrap_err().to_string().contains("a.safetensors"));
+    // Nothing else is there that could be meant.
+    assert!(
+        indexed("", &lacking[2..].iter().chain(&lacking[..1]).copied().collect::<Vec<_>>(), &["x.safetensors"])
+            .is_err()
+    );
+}
+
+#[test]
+fn an_index_beside_weights_of_another_format_only_is_not_read() {
+    let gguf = ["config.json", "m.gguf", "model.safetensors.index.json"];
+    assert_eq!(model(&gguf), ["m.gguf"]);
+    refused("", Want::Adapter, &SHARDS[1..], "unsupported_model_format", &["is a model"]);
+}
+
+#[test]
+fn without_an_index_the_numbers_count() {
     let no_index = ["config.json", "x-1-of-2.safetensors", "x-2-of-2.safetensors"];
     assert_eq!(model(&no_index), no_index);
-    let lacking = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"];
-    refused("", Want::Model, &lacking, "load_failed", &["1 of the 2 shards of model"]);
-    refused("", Want::Model, &lacking[..2], "load_failed", &["1 of the 2 shards of model"]);
+    assert_eq!(model(&["config.json", "consolidated.safetensors", "w.safetensors"]), ["config.json", "w.safetensors"]);
+    refused("", Want::Model, &SHARDS[..2], "load_failed", &["1 of the 2 shards of model"]);
 }
 
 #[test]

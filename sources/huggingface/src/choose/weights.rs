@@ -13,34 +13,39 @@ use super::{
 /// The one file of a checkpoint that is not sharded.
 const SINGLE: &str = "model.safetensors";
 
+/// Safetensors weights of a model, as far as names tell.
+pub(super) enum Safetensors<'a> {
+    /// These files, all in the folder itself.
+    Named(Vec<&'a str>),
+    /// Those that this index names.
+    Indexed(&'a str),
+}
+
 impl<'a> Folder<'a> {
-    /// The safetensors files that are the weights of a model, with their index; `None` if there are none.
+    /// The safetensors weights of a model; `None` if there are none.
     ///
-    /// `model.safetensors` counts first, as in transformers; then the shards that go with the index, which is not read
-    /// yet, so that all of its name count; then all there are.
-    pub(super) fn safetensors(&self) -> Result<Option<Vec<&'a str>>> {
+    /// `model.safetensors` counts first, as in transformers; then what the index names; without one, all there are.
+    pub(super) fn safetensors(&self) -> Result<Option<Safetensors<'a>>> {
         if let Some(single) = self.names().find(|n| *n == SINGLE) {
-            return Ok(Some(vec![single]));
+            return Ok(Some(Safetensors::Named(vec![single])));
+        }
+        if let Some(index) = self.names().find(|n| *n == ShardIndex::FILE) {
+            // One that was left behind beside weights of another format means nothing.
+            let is_left_behind = !self.files.iter().any(|(path, _)| is_model_weights(path))
+                && (self.pickle().is_some() || !self.ggufs().is_empty());
+            return Ok((!is_left_behind).then_some(Safetensors::Indexed(index)));
         }
         let weights: Vec<_> = self.names().filter(|n| is_model_weights(n)).collect();
         let sets = Sets::of(&weights);
-        let Some(index) = self.names().find(|n| *n == ShardIndex::FILE) else {
-            if let Some(part) = weights.iter().filter_map(|n| Part::of(n)).find(|part| !sets.has_all(part)) {
-                return Err(self.incomplete(&part, &sets));
-            }
-            return Ok((!weights.is_empty()).then_some(weights));
-        };
-        if weights.is_empty() {
-            // The shards of an index can be pickles.
-            return Ok(None);
+        match weights.iter().filter_map(|n| Part::of(n)).find(|part| !sets.has_all(part)) {
+            Some(part) => Err(self.incomplete(&part, &sets)),
+            None => Ok((!weights.is_empty()).then_some(Safetensors::Named(weights))),
         }
-        let mut shards = indexed(&weights);
-        let incomplete = shards.iter().filter_map(|n| Part::of(n)).find(|part| !sets.has_all(part));
-        shards.retain(|n| Part::of(n).is_none_or(|part| sets.has_all(&part)));
-        match (incomplete, shards.is_empty()) {
-            (Some(part), true) => Err(self.incomplete(&part, &sets)),
-            _ => Ok(Some([index].into_iter().chain(shards).collect())),
-        }
+    }
+
+    /// Whether anything in the folder is of a model's safetensors weights.
+    pub(super) fn has_safetensors(&self) -> bool {
+        self.names().any(|n| n == ShardIndex::FILE || is_model_weights(n))
     }
 
     fn incomplete(&self, part: &Part<'_>, sets: &Sets<'_>) -> Error {
@@ -54,18 +59,6 @@ impl<'a> Folder<'a> {
             ),
         )
     }
-}
-
-/// Those of `weights` that an index `model.safetensors.index.json` can mean: shards of `model`, else shards of
-/// `model<something>`, else all.
-fn indexed<'a>(weights: &[&'a str]) -> Vec<&'a str> {
-    let of_stem = |is: fn(&str) -> bool| -> Vec<&'a str> {
-        weights.iter().copied().filter(|n| Part::of(n).is_some_and(|part| is(part.stem))).collect()
-    };
-    [of_stem(|stem| stem == "model"), of_stem(|stem| stem.starts_with("model"))]
-        .into_iter()
-        .find(|shards| !shards.is_empty())
-        .unwrap_or_else(|| weights.to_vec())
 }
 
 /// How many shards there are of each set.

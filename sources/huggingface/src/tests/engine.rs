@@ -93,7 +93,7 @@ fn wrong_bytes_are_never_published() {
 
 #[test]
 fn the_engine_says_what_the_source_explains() {
-    let setup = setup(Hub::builder().with_repo(model().gated(Gated::Auto)).start());
+    let setup = setup(Hub::builder().with_repo(single().gated(Gated::Auto)).start());
     let manifest = setup.resolve("hf:org/tiny").unwrap();
     let error = setup.fetch(&manifest, &FetchContext::new()).unwrap_err();
     assert_eq!(error.code(), "unauthorized");

@@ -38,7 +38,7 @@ fn what_is_given_is_not_overruled_by_it() {
     assert_eq!(paths(&setup.resolve("hf:org/tiny").unwrap()), MODEL_FILES);
     block_on(setup.source.revisions(&reference, &FetchContext::new())).unwrap();
     let requests = setup.hub.wait_until_idle();
-    assert_eq!(requests.len(), 3);
+    assert_eq!(requests.len(), 4);
     assert!(requests.iter().all(|r| r.header("authorization").is_none()), "{requests:?}");
 }
 

@@ -2,6 +2,7 @@
 
 mod engine;
 mod environment;
+mod indexed;
 mod offline;
 mod online;
 mod refusals;
@@ -58,6 +59,11 @@ fn model() -> Repo {
         .with_lfs("model-00002-of-00002.safetensors", vec![2; 2000])
         .with_lfs("pytorch_model.bin", vec![3; 9])
         .with_license("apache-2.0")
+}
+
+/// A model in one file.
+fn single() -> Repo {
+    Repo::new("org/tiny").with_file("config.json", "{}").with_lfs("model.safetensors", vec![1; 300])
 }
 
 /// The names of [`model`]'s files that are chosen.

@@ -31,10 +31,10 @@ fn holds(error: &Error, code: &str, words: &[&str]) {
 
 #[test]
 fn a_gated_repository_says_where_to_ask_and_whether_a_token_was_sent() {
-    let hub = || Hub::builder().with_repo(model().gated(Gated::Auto)).with_token_without_access(TOKEN).start();
+    let hub = || Hub::builder().with_repo(single().gated(Gated::Auto)).with_token_without_access(TOKEN).start();
     let anonymous = setup(hub());
     let page = format!("{}/org/tiny", anonymous.hub.endpoint());
-    for path in ["config.json", "model-00001-of-00002.safetensors"] {
+    for path in ["config.json", "model.safetensors"] {
         let error = anonymous.refused("hf:org/tiny", path);
         holds(
             &error,
@@ -115,7 +115,7 @@ fn a_server_in_trouble_is_asked_again_and_a_web_page_is_not() {
     setup.hub.fault(Fault::status(503).path("*/revision/*").times(2));
     setup.hub.fault(Fault::hang_up().path("*/tree/*").times(2));
     assert_eq!(paths(&setup.resolve("hf:org/tiny").unwrap()), MODEL_FILES);
-    assert_eq!((setup.asked().len(), setup.timer.sleeps(Wait::Backoff).len()), (6, 4));
+    assert_eq!((setup.asked().len(), setup.timer.sleeps(Wait::Backoff).len()), (7, 4));
     for path in ["*/revision/*", "*/tree/*"] {
         setup.hub.clear_faults();
         setup.hub.publish(model().with_commit().with_file(path.replace(['*', '/'], "_"), "x"));

@@ -26,7 +26,7 @@ fn without_a_token_no_header_is_sent_whatever_the_environment_has() {
     let manifest = setup.resolve("hf:org/tiny").unwrap();
     setup.get(&setup.request(&manifest, "config.json"));
     let requests = setup.hub.wait_until_idle();
-    assert!(requests.len() == 3 && requests.iter().all(|r| r.header("authorization").is_none()), "{requests:?}");
+    assert!(requests.len() == 4 && requests.iter().all(|r| r.header("authorization").is_none()), "{requests:?}");
 }
 
 #[test]
