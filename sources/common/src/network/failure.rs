@@ -5,7 +5,7 @@ use std::{error::Error as _, fmt::Write as _, sync::Arc, time::Duration};
 use llm_local_core::{Error, Refusal};
 use reqwest::StatusCode;
 
-use super::rate::wait_asked;
+use super::{rate::wait_asked, tls};
 
 /// What may follow a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Failure {
     }
 
     /// A request to `address`, as [`shown`](super::shown) gives it, that ended without an answer. The URL is taken out of
-    /// `error`: it may be signed.
+    /// `error`: it may be signed. A host whose certificate is not trusted would end it the same way again.
     pub fn connection(address: impl Into<String>, error: reqwest::Error) -> Self {
         let (what, error) = (address.into(), error.without_url());
         let mut reason = error.to_string();
@@ -70,7 +70,11 @@ impl Failure {
             }
             cause = inner.source();
         }
-        let retryable = !(error.is_builder() || error.is_redirect());
+        let hint = tls::permanent(&error);
+        if let Some(hint) = hint {
+            let _ = write!(reason, "; {hint}");
+        }
+        let retryable = !(error.is_builder() || error.is_redirect() || hint.is_some());
         let retry = if retryable { Retry::Backoff } else { Retry::Never };
         Self { error: Error::DownloadFailed { what, reason, retryable, source: Some(Arc::new(error)) }, retry }
     }
@@ -103,6 +107,8 @@ impl Failure {
                 let reason = "it redirects to another host, which is not followed with a token; name that host instead";
                 return Self::permanent(what, format!("{answered}: {reason}"));
             }
+            // It will not know the method or the version of HTTP at another time either.
+            501 | 505 => return Self::permanent(what, answered),
             408 | 425 | 500..=599 => return Self { retry, ..Self::passing(what, answered) },
             _ => return Self::permanent(what, answered),
         };
@@ -150,7 +156,11 @@ mod tests {
             (418, "download_failed", Retry::Never),
             (429, "rate_limited", Retry::Backoff),
             (500, "download_failed", Retry::Backoff),
+            (501, "download_failed", Retry::Never),
+            (502, "download_failed", Retry::Backoff),
             (503, "download_failed", Retry::Backoff),
+            (504, "download_failed", Retry::Backoff),
+            (505, "download_failed", Retry::Never),
             (304, "download_failed", Retry::Never),
         ] {
             let failure = failure(status, &[], true);

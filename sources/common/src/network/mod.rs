@@ -7,6 +7,7 @@ mod address;
 mod clients;
 mod config;
 mod failure;
+mod pauses;
 mod proxies;
 mod rate;
 mod request;
@@ -15,6 +16,7 @@ mod runtime;
 #[doc(hidden)]
 pub mod testing;
 mod timer;
+mod tls;
 
 use std::{
     fmt,
@@ -48,6 +50,7 @@ pub struct Network(Arc<Inner>);
 struct Inner {
     config: NetworkConfig,
     timer: Arc<dyn Timer>,
+    pauses: pauses::Pauses,
     // Made with the first request: a program that never makes one pays nothing. An error is kept, since the machine
     // would give the same again.
     threads: OnceLock<Result<runtime::Threads>>,
@@ -62,8 +65,8 @@ impl Network {
     }
 
     fn with(config: NetworkConfig, timer: Arc<dyn Timer>) -> Self {
-        let (threads, plain, following) = Default::default();
-        Self(Arc::new(Inner { config, timer, threads, plain, following }))
+        let (pauses, threads, plain, following) = Default::default();
+        Self(Arc::new(Inner { config, timer, pauses, threads, plain, following }))
     }
 
     /// A network of the same configuration, with threads of its own, to which `timer` tells the time.
@@ -121,6 +124,10 @@ impl Network {
     /// [`Error::InvalidSpec`].
     pub fn check_url(&self, url: &str) -> Result<()> {
         address::permitted(url, self.0.config.insecure_http).map(drop)
+    }
+
+    fn pauses(&self) -> &pauses::Pauses {
+        &self.0.pauses
     }
 
     fn plain_client(&self) -> Result<Client> {

@@ -9,7 +9,7 @@ use reqwest::{
     header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION},
 };
 
-use super::{Failure, MAX_REDIRECTS, Network, address};
+use super::{Failure, MAX_REDIRECTS, Network, address, rate::wait_asked};
 
 /// The headers of a source that go to hosts it did not name. All others stay back, since any may be a credential:
 /// `Authorization` and `Cookie`, but also `X-Api-Key` or `PRIVATE-TOKEN`.
@@ -29,7 +29,8 @@ pub struct Response {
 impl Network {
     /// One GET of `request`, with the headers `extra` besides. At most ten redirects are followed, never from `https` to
     /// `http`; what the source put into `request` but for `Accept` and `User-Agent` is not sent to another host, port or
-    /// scheme, nor ever again after that. Any status but a redirect is an answer. Not tried again.
+    /// scheme, nor ever again after that. Any status but a redirect is an answer. Not tried again. A host that asked for a
+    /// pause, by `Retry-After` to any request of this network, is not asked before that is over.
     ///
     /// # Errors
     /// [`Failure`] if there is no answer, or a URL that may not be asked.
@@ -42,13 +43,20 @@ impl Network {
         let (mut url, mut foreign) = (named.clone(), false);
         for _ in 0..=MAX_REDIRECTS {
             let shown = address::shown_url(&url);
+            self.turn_of(&url).await;
             let sending = client.get(url.clone()).headers(own.clone()).headers(extra.clone()).send();
             let answer = match self.within_stall(sending).await {
                 Some(answer) => answer.map_err(|e| Failure::connection(&shown, e))?,
                 None => return Err(Failure::passing(shown, self.stalled())),
             };
             let Some(next) = redirect(&answer, &url, insecure_http)? else {
-                return Ok(Response { inner: answer, network: self.clone(), address: shown, named: !foreign });
+                let response = Response { inner: answer, network: self.clone(), address: shown, named: !foreign };
+                if response.status() >= 400
+                    && let Some(wait) = wait_asked(&response.as_refusal(), self.timer().wall())
+                {
+                    self.pause_url(&url, wait);
+                }
+                return Ok(response);
             };
             drain(self, answer).await;
             if !foreign && !address::same_origin(&named, &next) {

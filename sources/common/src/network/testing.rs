@@ -6,20 +6,22 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::{Timer, Wait};
 
-/// A timer whose clocks stand still but for the sleeps that end: [`Wait::Backoff`] and [`Wait::Lock`] end at once, are
-/// recorded and move the clocks on by their length; [`Wait::Stall`] ends only when [`FakeTimer::end_stalls`] says so.
+/// A timer whose clocks stand still but for the sleeps that end: all but [`Wait::Stall`] end at once, are recorded and move
+/// the clocks on by their length, unless they are [held](FakeTimer::holding); [`Wait::Stall`] ends only when
+/// [`FakeTimer::end_stalls`] says so.
 #[derive(Clone)]
 pub struct FakeTimer {
     state: Arc<Mutex<State>>,
     stalls: Arc<Semaphore>,
+    now: Arc<watch::Sender<Duration>>,
+    held: Arc<[Wait]>,
 }
 
 struct State {
-    now: Duration,
     start: SystemTime,
     sleeps: Vec<(Wait, Duration)>,
 }
@@ -34,8 +36,15 @@ impl FakeTimer {
     /// At second 1,800,000,000 of the Unix epoch, nothing recorded.
     pub fn new() -> Self {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let state = State { now: Duration::ZERO, start, sleeps: Vec::new() };
-        Self { state: Arc::new(Mutex::new(state)), stalls: Arc::new(Semaphore::new(0)) }
+        let state = Arc::new(Mutex::new(State { start, sleeps: Vec::new() }));
+        let now = Arc::new(watch::Sender::new(Duration::ZERO));
+        Self { state, stalls: Arc::new(Semaphore::new(0)), now, held: Arc::default() }
+    }
+
+    /// Sleeps of these kinds end only once [`FakeTimer::advance`] has moved the clocks on to their end.
+    pub fn holding(mut self, waits: &[Wait]) -> Self {
+        self.held = waits.into();
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -44,7 +53,7 @@ impl FakeTimer {
 
     /// Moves both clocks on.
     pub fn advance(&self, by: Duration) {
-        self.state().now += by;
+        self.now.send_modify(|now| *now += by);
     }
 
     /// The lengths of the sleeps of one kind so far, stalls apart, which are not recorded.
@@ -61,12 +70,11 @@ impl FakeTimer {
 
 impl Timer for FakeTimer {
     fn now(&self) -> Duration {
-        self.state().now
+        *self.now.borrow()
     }
 
     fn wall(&self) -> SystemTime {
-        let state = self.state();
-        state.start + state.now
+        self.state().start + self.now()
     }
 
     fn sleep(&self, duration: Duration, wait: Wait) -> BoxFuture<'static, ()> {
@@ -78,10 +86,15 @@ impl Timer for FakeTimer {
                 }
             });
         }
-        let mut state = self.state();
-        state.now += duration;
-        state.sleeps.push((wait, duration));
-        drop(state);
+        self.state().sleeps.push((wait, duration));
+        if self.held.contains(&wait) {
+            let (mut now, end) = (self.now.subscribe(), self.now() + duration);
+            return Box::pin(async move {
+                // The sender lives as long as the timer; without it, nobody waits for this.
+                let _ = now.wait_for(|now| *now >= end).await;
+            });
+        }
+        self.advance(duration);
         // Whoever is waited for must get the thread.
         Box::pin(tokio::task::yield_now())
     }

@@ -13,6 +13,8 @@ use futures_util::future::BoxFuture;
 pub enum Wait {
     /// Before the next attempt of a request that failed.
     Backoff,
+    /// Before a request to a host that asked, by another request, for a pause.
+    Pause,
     /// The limit on how long a connection may stay without a byte: in the ordinary course it never ends.
     Stall,
     /// Before the next look at a lock that somebody else holds.

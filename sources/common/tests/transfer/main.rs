@@ -12,3 +12,4 @@ mod several;
 mod sources;
 mod space;
 mod support;
+mod waits;
