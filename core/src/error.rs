@@ -203,6 +203,14 @@ pub enum Error {
         /// What to do: which token, which licence to accept.
         reason: String,
     },
+    /// What the application does not let the engine fetch or use.
+    #[error("the application's policy does not allow {what}: {reason}")]
+    NotAllowed {
+        /// The ref, file or host.
+        what: String,
+        /// The rule, what it allows, and what was found.
+        reason: String,
+    },
     /// The source asks to slow down.
     #[error("{what} is rate limited{}", retry_after.map(|d| format!("; try again in {} s", d.as_secs())).unwrap_or_default())]
     RateLimited {
@@ -249,6 +257,7 @@ impl Error {
             Self::Unsupported { .. } => "unsupported",
             Self::Offline { .. } => "offline",
             Self::Unauthorized { .. } => "unauthorized",
+            Self::NotAllowed { .. } => "not_allowed",
             Self::RateLimited { .. } => "rate_limited",
         }
     }
@@ -310,6 +319,11 @@ impl Error {
                 source: Some(Arc::new(other)),
             },
         }
+    }
+
+    /// [`Error::NotAllowed`].
+    pub fn not_allowed(what: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self::NotAllowed { what: what.to_string(), reason: reason.into() }
     }
 
     /// [`Error::GenerationFailed`] without a cause.

@@ -5,7 +5,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`spec`] | [`ModelSpec`]: what to run, as plain data |
+//! | [`spec`] | [`ModelSpec`]: what to run, as plain data; [`SpecLock`]: the bytes that it meant |
 //! | [`artifact_ref`] | [`ArtifactRef`]: `scheme:locator[@revision][#fragment]` |
 //! | [`manifest`] | [`Manifest`]: a ref pinned to an immutable revision, with its files, their [`Digest`]s, and what is [unpacked](Unpack) of them |
 //! | [`source`] | [`ModelSource`] and [`AdapterSource`]: where artifacts are |
@@ -39,6 +39,7 @@ pub mod backend;
 mod digest;
 pub mod error;
 pub mod generate;
+mod lock;
 pub mod lora;
 pub mod manifest;
 pub mod model;
@@ -62,6 +63,7 @@ pub use generate::{
     Completion, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats, Input, Message, Role,
     Sampling, SessionId, Usage,
 };
+pub use lock::{LockedArtifact, SpecLock};
 pub use lora::{AdapterSet, LoraAdapter, LoraModule};
 pub use manifest::{Manifest, ManifestFile, Want};
 pub use model::{DecoderConfig, GgufMetadata, GgufValue, ModelFormat, ModelInfo};

@@ -182,7 +182,7 @@ fn is_reserved(part: &str) -> bool {
 }
 
 /// One file of a manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ManifestFile {
     /// Its path below the artifact's folder, `/`-separated.

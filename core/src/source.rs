@@ -55,6 +55,15 @@ pub trait ArtifactSource: Send + Sync {
         None
     }
 
+    /// The ref that names what `reference` does, at `revision`: the name of one, or an immutable one where it has no name
+    /// ([`Manifest::version`], [`Manifest::revision`]). The default puts it in place of the revision.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if refs of this source have no revisions.
+    fn at_revision(&self, reference: &ArtifactRef, revision: &str) -> Result<ArtifactRef> {
+        reference.clone().with_revision(revision)
+    }
+
     /// The revisions that there are, newest first.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{ArtifactRef, Error, Result};
+use crate::{ArtifactRef, Error, Result, SpecLock};
 
 /// What to run. Only `base` is needed; everything else has a default.
 ///
@@ -38,6 +38,9 @@ pub struct ModelSpec {
     /// What dense weights and activations are computed in.
     #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: ComputeDtype,
+    /// What base and adapters are held to: these bytes or an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<SpecLock>,
     /// A name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display_name: Option<String>,
@@ -65,6 +68,7 @@ impl ModelSpec {
             device: None,
             context_length: ContextLength::Auto,
             dtype: ComputeDtype::Auto,
+            lock: None,
             display_name: None,
             description: None,
             estimated_memory: None,
@@ -114,6 +118,12 @@ impl ModelSpec {
     /// Sets the compute dtype.
     pub fn with_dtype(mut self, dtype: ComputeDtype) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Sets what base and adapters are held to.
+    pub fn with_lock(mut self, lock: SpecLock) -> Self {
+        self.lock = Some(lock);
         self
     }
 
