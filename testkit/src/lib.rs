@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models and their sessions |
 //! | [`fakes`] | small, deterministic implementations that count what is asked of them |
+//! | `github` (feature `github`) | a server on the loopback that speaks the API of GitHub's releases and fails as told |
 //! | `hub` (feature `hub`) | a server on the loopback that speaks the protocol of the Hugging Face Hub and fails as told |
 //! | `mocks` (feature `mocks`) | `MockInferenceBackend`, `MockModelSource` and others, made by mockall |
 //!
@@ -20,7 +21,11 @@
 
 pub mod conformance;
 pub mod fakes;
+#[cfg(feature = "github")]
+pub mod github;
 #[cfg(feature = "hub")]
 pub mod hub;
 #[cfg(feature = "mocks")]
 pub mod mocks;
+#[cfg(any(feature = "github", feature = "hub"))]
+mod server;

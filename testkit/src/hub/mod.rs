@@ -7,7 +7,8 @@
 //!
 //! | item | what it is |
 //! |---|---|
-//! | [`Hub`], [`HubBuilder`] | the running server: endpoint, tokens, faults, requests recorded |
+//! | [`Hub`], [`HubBuilder`] | the running server: endpoint, tokens, repositories |
+//! | [`Loopback`] | what it derefs to: faults, requests recorded |
 //! | [`Repo`], [`Gated`] | a repository: files, commits, branches and tags, licence, gating |
 //! | [`Content`] | the bytes of a file: given, generated without being held in memory, or from the disk |
 //! | [`Fault`] | what goes wrong, for which requests and how often |
@@ -34,22 +35,13 @@
 //! # Ok::<_, std::io::Error>(())
 //! ```
 
-mod content;
-mod digest;
-mod fault;
-mod gzip;
-mod loopback;
-mod pattern;
-mod percent;
-mod record;
 mod repo;
 mod routes;
-mod server;
+mod running;
 #[cfg(test)]
 mod tests;
 
-pub use content::Content;
-pub use fault::Fault;
-pub use loopback::{Hub, HubBuilder};
-pub use record::{Host, Outcome, Recorded};
 pub use repo::{Gated, Repo};
+pub use running::{Hub, HubBuilder};
+
+pub use crate::server::{Content, Fault, Host, Loopback, Outcome, Recorded};

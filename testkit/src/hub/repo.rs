@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Content, digest};
+use crate::server::{Content, digest};
 
 /// A repository of models. Its files are put into a commit, the newest one of `main`; more commits can follow.
 #[derive(Debug, Clone)]

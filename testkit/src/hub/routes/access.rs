@@ -2,14 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    super::{
-        repo::Repo,
-        server::{Request, Response},
-    },
-    refusal,
-    target::Wanted,
-};
+use super::{super::repo::Repo, refusal, target::Wanted};
+use crate::server::{Request, Response};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

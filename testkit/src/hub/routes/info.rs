@@ -2,11 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{
-    digest,
-    repo::{Commit, File, Gated, Kept, Published},
-    server::Response,
-};
+use super::super::repo::{Commit, File, Gated, Kept, Published};
+use crate::server::{Response, digest};
 
 /// When everything happened: nothing here has a clock.
 const LONG_AGO: &str = "2024-01-01T00:00:00.000Z";

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::server::Response;
+use crate::server::{Response, reason};
 
 fn refusal(status: u16, code: Option<&str>, message: &str) -> Response {
     let response = Response::json(status, &json!({ "error": message }));
@@ -11,6 +11,11 @@ fn refusal(status: u16, code: Option<&str>, message: &str) -> Response {
         None => response,
     };
     response.with_header("X-Error-Message", message)
+}
+
+/// An error that is told by its status alone.
+pub(super) fn of_status(status: u16) -> Response {
+    refusal(status, None, reason(status))
 }
 
 /// A repository that is not there, or may not be known of: the Hub does not tell the two apart, and without a token

@@ -1,10 +1,7 @@
 //! Files: plain ones here, those in LFS by a redirect to the second host.
 
-use super::super::{
-    percent,
-    repo::{Commit, File, Kept},
-    server::{Request, Response},
-};
+use super::super::repo::{Commit, File, Kept};
+use crate::server::{Request, Response, percent};
 
 /// The answer for a plain file.
 pub(super) fn plain(commit: Commit<'_>, path: &str, file: &File) -> Response {

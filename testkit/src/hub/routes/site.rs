@@ -2,22 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{
     super::{
-        Host, Repo,
+        Repo,
         repo::{Kept, Published},
-        server::{self, Request, Response},
     },
     access::Visitor,
-    info, refusal, resolve,
-    second_host::SignedUrls,
+    info, refusal, resolve, second_host,
     target::{self, Wanted},
     tree,
 };
+use crate::server::{self, Host, Request, Response, SignedUrls, Subject};
 
 /// Both hosts of a Hub.
 #[derive(Debug)]
@@ -27,24 +25,25 @@ pub(crate) struct Site {
     page_size: usize,
     resolve_cache: bool,
     repos: Mutex<BTreeMap<String, Arc<Published>>>,
-    urls: Mutex<SignedUrls>,
+    urls: Arc<SignedUrls>,
 }
 
 impl Site {
-    /// A site at the addresses of the Hub and the second host, with tokens and whether they have access.
+    /// A site at the URLs of the Hub and the second host, with tokens and whether they have access.
     pub(crate) fn new(
-        addresses: [SocketAddr; 2],
+        endpoints: [String; 2],
         tokens: Vec<(String, bool)>,
         page_size: usize,
         resolve_cache: bool,
+        urls: Arc<SignedUrls>,
     ) -> Self {
         Self {
-            endpoints: addresses.map(|address| format!("http://{address}")),
+            endpoints,
             tokens: tokens.into_iter().collect(),
             page_size,
             resolve_cache,
             repos: Mutex::default(),
-            urls: Mutex::default(),
+            urls,
         }
     }
 
@@ -59,14 +58,6 @@ impl Site {
 
     pub(crate) fn commit(&self, id: &str, revision: &str) -> Option<String> {
         self.repos().get(id)?.commit(revision).map(|commit| commit.id.to_owned())
-    }
-
-    pub(crate) fn set_url_uses(&self, uses: Option<usize>) {
-        self.urls().uses = uses;
-    }
-
-    pub(crate) fn expire_urls(&self) {
-        self.urls().expire();
     }
 
     fn hub(&self, request: &Request) -> Result<Response, Response> {
@@ -104,7 +95,7 @@ impl Site {
             Kept::Plain if self.resolve_cache && !from_cache => resolve::cached(request, &id, commit, path, file),
             Kept::Plain => resolve::plain(commit, path, file),
             Kept::Lfs { .. } => {
-                let location = self.endpoints[1].clone() + &self.urls().sign(&id, path, &file.content);
+                let location = self.endpoints[1].clone() + &second_host::sign(&self.urls, &id, path, &file.content);
                 resolve::lfs(&location, commit, file)
             }
         })
@@ -128,27 +119,29 @@ impl Site {
     fn repos(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Published>>> {
         self.repos.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn urls(&self) -> MutexGuard<'_, SignedUrls> {
-        self.urls.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl server::Site for Site {
-    fn file(&self, host: Host, request: &Request) -> Option<(String, String)> {
-        match host {
-            Host::Hub => match target::parse(&request.segments())? {
-                (id, Wanted::File { path, .. } | Wanted::CachedFile { path, .. }) => Some((id, path)),
-                _ => None,
-            },
-            Host::Cdn => self.urls().file(request),
+    fn subject(&self, host: Host, request: &Request) -> Option<Subject> {
+        if host == Host::Cdn {
+            return second_host::subject(&self.urls, request);
+        }
+        match target::parse(&request.segments())? {
+            (repo, Wanted::File { path: file, .. } | Wanted::CachedFile { path: file, .. }) => {
+                Some(Subject { repo, tag: None, file })
+            }
+            _ => None,
         }
     }
 
     fn answer(&self, host: Host, request: &Request) -> Response {
-        match host {
-            Host::Hub => self.hub(request).unwrap_or_else(|refusal| refusal),
-            Host::Cdn => self.urls().answer(request),
+        if host == Host::Cdn {
+            return second_host::answer(&self.urls, request);
         }
+        self.hub(request).unwrap_or_else(|refusal| refusal)
+    }
+
+    fn error(&self, _: Host, status: u16) -> Response {
+        refusal::of_status(status)
     }
 }

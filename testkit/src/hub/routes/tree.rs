@@ -5,13 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    super::{
-        digest, percent,
-        repo::{Commit, File, Kept},
-        server::{Request, Response},
-    },
+    super::repo::{Commit, File, Kept},
     refusal,
 };
+use crate::server::{Request, Response, digest, percent};
 
 /// `/api/models/{id}/tree/{revision}/{folder}`: what lies in the folder, or everything below it with `?recursive=true`.
 /// A page has `?limit` entries and at most `page_size`; a `Link` header leads to the next one.

@@ -5,7 +5,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{ask, body_of, get, head};
+use super::{ask, get, head};
 use crate::hub::{Content, Gated, Hub, Repo};
 
 const LFS: &str = "/org/tiny/resolve/main/model.safetensors";
@@ -105,7 +105,7 @@ fn branches_tags_pull_requests_and_commits_are_revisions() {
     assert_eq!(refs["pullRequests"][0]["ref"], "refs/pr/1");
 
     hub.publish(Repo::new("tiny").with_file("a", "three"));
-    assert_eq!(body_of(hub.address(), "/tiny/resolve/main/a"), b"three");
+    assert_eq!(get(hub.address(), "/tiny/resolve/main/a", &[]).body, b"three");
     assert_eq!(get(hub.address(), "/tiny/resolve/v1/a", &[]).status, 404);
 }
 
@@ -117,7 +117,7 @@ fn the_hub_serves_plain_files_under_their_git_blob_ids() {
     assert_eq!(asked.header("content-length"), Some("2"));
     assert_eq!(asked.header("etag"), Some("\"9e26dfeeb6e641a33dae4961196235bdb965b21b\""));
     assert_eq!(asked.header("x-repo-commit"), hub.commit("org/tiny", "main").as_deref());
-    assert_eq!(body_of(hub.address(), "/org/tiny/resolve/main/config.json"), b"{}");
+    assert_eq!(get(hub.address(), "/org/tiny/resolve/main/config.json", &[]).body, b"{}");
 }
 
 #[test]

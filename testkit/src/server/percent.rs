@@ -1,7 +1,7 @@
 //! Percent-encoding of URLs.
 
 /// `text` decoded; what is no valid escape stays as it is. Bytes that are no UTF-8 become U+FFFD.
-pub(super) fn decode(text: &str) -> String {
+pub(crate) fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -15,7 +15,7 @@ pub(super) fn decode(text: &str) -> String {
 }
 
 /// `text` as one segment of a path or one value of a query: all but the unreserved characters of RFC 3986 escaped.
-pub(super) fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
@@ -25,12 +25,12 @@ pub(super) fn encode(text: &str) -> String {
 }
 
 /// `path` with each of its segments encoded.
-pub(super) fn encode_path(path: &str) -> String {
+pub(crate) fn encode_path(path: &str) -> String {
     path.split('/').map(encode).collect::<Vec<_>>().join("/")
 }
 
 /// The pairs of a query or a form, decoded, with `+` for a space.
-pub(super) fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+pub(crate) fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(&name.replace('+', " ")), decode(&value.replace('+', " ")))

@@ -2,25 +2,24 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::json;
-
 use super::{
-    super::{Content, Fault, Host, fault::Action, gzip, record::is_for},
-    Request, Response, conditions,
+    Content, Fault, Host, Request, Response, Subject, conditions,
     delivery::{Delivery, Stop},
-    response::reason,
+    fault::Action,
+    gzip,
+    record::is_for,
 };
 
 /// The faults that are set, in their order.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Mutex<Vec<Fault>>);
+pub(super) struct Faults(Mutex<Vec<Fault>>);
 
 impl Faults {
-    pub(crate) fn set(&self, fault: Fault) {
+    pub(super) fn set(&self, fault: Fault) {
         self.list().push(fault);
     }
 
-    pub(crate) fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.list().clear();
     }
 
@@ -30,11 +29,11 @@ impl Faults {
         &self,
         host: Host,
         request: &Request,
-        file: Option<(&str, &str)>,
+        subject: Option<&Subject>,
         response: &Response,
     ) -> Vec<Action> {
         for fault in &mut *self.list() {
-            if !concerns(fault, host, request, file, response) || fault.times == Some(0) {
+            if !concerns(fault, host, request, subject, response) || fault.times == Some(0) {
                 continue;
             }
             if fault.skip > 0 {
@@ -52,21 +51,27 @@ impl Faults {
     }
 }
 
-fn concerns(fault: &Fault, host: Host, request: &Request, file: Option<(&str, &str)>, response: &Response) -> bool {
+fn concerns(fault: &Fault, host: Host, request: &Request, subject: Option<&Subject>, response: &Response) -> bool {
     let needs_body = fault.actions.iter().any(Action::is_of_the_body);
     let needs_range = fault.actions.iter().any(|action| matches!(action, Action::IgnoreRange));
     fault.host.is_none_or(|only| only == host)
         && fault.method.as_ref().is_none_or(|only| *only == request.method)
-        && fault.path.as_ref().is_none_or(|pattern| is_for(pattern, &request.path, file))
+        && fault.path.as_ref().is_none_or(|pattern| is_for(pattern, &request.path, subject))
         && (!needs_body || request.method == "GET" && response.status == 200)
         && (!needs_range || request.header("range").is_some())
 }
 
-/// The answer to `request` that `actions` make of the whole true one, and how it is sent.
-pub(super) fn apply(actions: &[Action], request: &Request, mut response: Response) -> (Response, Delivery) {
+/// The answer to `request` that `actions` make of the whole true one, and how it is sent. `error` words an error with
+/// a status.
+pub(super) fn apply(
+    actions: &[Action],
+    request: &Request,
+    mut response: Response,
+    error: impl Fn(u16) -> Response,
+) -> (Response, Delivery) {
     let size = response.body.size();
     for action in actions {
-        replace(action, request, &mut response);
+        replace(action, request, &mut response, &error);
     }
     if !actions.iter().any(|action| matches!(action, Action::IgnoreRange)) {
         conditions::apply(request, &mut response);
@@ -90,7 +95,7 @@ pub(super) fn apply(actions: &[Action], request: &Request, mut response: Respons
 }
 
 /// Changes what there is to answer with, before a range of it is taken.
-fn replace(action: &Action, request: &Request, response: &mut Response) {
+fn replace(action: &Action, request: &Request, response: &mut Response, error: &impl Fn(u16) -> Response) {
     match action {
         Action::Etag(etag) => {
             let linked = response.header("x-linked-etag").is_some();
@@ -108,10 +113,7 @@ fn replace(action: &Action, request: &Request, response: &mut Response) {
         Action::Answer { status, content_type, body } => {
             *response = Response::new(*status, content_type, body.clone());
         }
-        Action::Status(status) => {
-            *response = Response::json(*status, &json!({ "error": reason(*status) }))
-                .with_header("X-Error-Message", reason(*status));
-        }
+        Action::Status(status) => *response = error(*status),
         Action::Redirect { status, location } => {
             let location = location.clone().unwrap_or_else(|| request.target());
             *response = Response::redirect(*status, &location);

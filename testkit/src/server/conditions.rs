@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{super::Content, Request, Response};
+use super::{Content, Request, Response};
 
 /// What of the whole answer `response` the request gets: `304` where it has that version already, a range where it
 /// asks for one of a file that can be had in ranges, `416` where the file has no such range.
@@ -10,13 +10,11 @@ pub(super) fn apply(request: &Request, response: &mut Response) {
     if response.status != 200 {
         return;
     }
-    let etag = response.header("etag").map(str::to_owned);
-    if let (Some(known), Some(etag)) = (request.header("if-none-match"), &etag)
-        && known.split(',').any(|known| known.trim() == "*" || opaque(known) == opaque(etag))
-    {
+    if is_known(request, response) {
         response.status = 304;
         return;
     }
+    let etag = response.header("etag").map(str::to_owned);
     if request.method != "GET" || response.header("accept-ranges") != Some("bytes") {
         return;
     }
@@ -34,6 +32,12 @@ pub(super) fn apply(request: &Request, response: &mut Response) {
         Some(None) => not_satisfiable(response, size),
         None => {}
     }
+}
+
+/// Whether the client has the version `response` already, by what it says in `If-None-Match`.
+pub(crate) fn is_known(request: &Request, response: &Response) -> bool {
+    let (Some(known), Some(etag)) = (request.header("if-none-match"), response.header("etag")) else { return false };
+    known.split(',').any(|known| known.trim() == "*" || opaque(known) == opaque(etag))
 }
 
 /// Makes `response` the answer to a range that a file of `size` bytes does not have.

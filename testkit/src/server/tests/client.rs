@@ -8,49 +8,44 @@ use std::{
 
 /// An answer as it came.
 #[derive(Debug)]
-pub(super) struct Reply {
-    pub(super) status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     headers: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    pub(super) fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).expect("the body is JSON")
     }
 
     /// Whether the body has the length that was promised.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.header("content-length").map(|length| length.parse().unwrap()) == Some(self.body.len())
     }
 
     /// Host and target of a redirect to another host.
-    pub(super) fn location(&self) -> (SocketAddr, &str) {
+    pub(crate) fn location(&self) -> (SocketAddr, &str) {
         let url = self.header("location").expect("a redirect says where to").strip_prefix("http://").unwrap();
         let slash = url.find('/').unwrap();
         (url[..slash].parse().unwrap(), &url[slash..])
     }
 }
 
-pub(super) fn get(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Reply {
+pub(crate) fn get(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Reply {
     ask(address, "GET", target, headers, b"").expect("there is an answer")
 }
 
-pub(super) fn head(address: SocketAddr, target: &str) -> Reply {
+pub(crate) fn head(address: SocketAddr, target: &str) -> Reply {
     ask(address, "HEAD", target, &[], b"").expect("there is an answer")
 }
 
-/// The body of a `GET` without more headers.
-pub(super) fn body_of(address: SocketAddr, target: &str) -> Vec<u8> {
-    get(address, target, &[]).body
-}
-
 /// The answer to one request on a connection of its own; `None` if the connection ended without one.
-pub(super) fn ask(
+pub(crate) fn ask(
     address: SocketAddr,
     method: &str,
     target: &str,

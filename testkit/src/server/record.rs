@@ -6,18 +6,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{pattern, server::Request};
+use super::{Request, pattern};
 
 /// How long [`Log::wait_until`] waits at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One of the two hosts.
+/// One of the hosts of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Host {
     /// The Hub itself: the API and the plain files.
     Hub,
-    /// The host that the Hub redirects to for files in LFS.
+    /// GitHub's API, `api.github.com`.
+    Api,
+    /// GitHub's web pages with the browser's download URLs, `github.com`.
+    Web,
+    /// The host that others redirect to for large files: the Hub for those in LFS, GitHub for all assets.
     Cdn,
+}
+
+/// A file that a request asks for, on whatever host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Subject {
+    pub(crate) repo: String,
+    /// Of the release, where the file is an asset of one.
+    pub(crate) tag: Option<String>,
+    /// Its path in the repository, or the name of the asset.
+    pub(crate) file: String,
 }
 
 /// How a request ended.
@@ -57,9 +72,11 @@ pub struct Recorded {
     pub query: String,
     /// The headers in their order, names as they came.
     pub headers: Vec<(String, String)>,
-    /// The repository that a file was asked of, on either host.
+    /// The repository that a file was asked of, on whatever host.
     pub repo: Option<String>,
-    /// The path in its repository of the file that was asked for, on either host.
+    /// The tag of the release that an asset was asked of, on whatever host.
+    pub tag: Option<String>,
+    /// The path in its repository of the file that was asked for, or the name of the asset, on whatever host.
     pub file: Option<String>,
     /// The status of the answer; 0 as long as none was sent.
     pub status: u16,
@@ -77,10 +94,13 @@ impl Recorded {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// Whether `pattern` describes the path of the request, the path of the file in its repository, or that path with
-    /// the repository's id and a `/` before it. `*` stands for any run of characters.
+    /// Whether `pattern` describes the path of the request or the file that was asked for: its path in the repository or
+    /// the name of the asset; an asset with its tag before it, as in `v1/adapter.gguf`; and either with the repository
+    /// before it. `*` stands for any run of characters.
     pub fn is_for(&self, pattern: &str) -> bool {
-        is_for(pattern, &self.path, self.repo.as_deref().zip(self.file.as_deref()))
+        let subject = self.repo.clone().zip(self.file.clone());
+        let subject = subject.map(|(repo, file)| Subject { repo, tag: self.tag.clone(), file });
+        is_for(pattern, &self.path, subject.as_ref())
     }
 }
 
@@ -95,12 +115,17 @@ impl fmt::Debug for Recorded {
     }
 }
 
-/// Whether `pattern` describes a request for `path`, which asks for `file` of a repository.
-pub(super) fn is_for(pattern: &str, path: &str, file: Option<(&str, &str)>) -> bool {
-    let by_file = |(repo, file): (&str, &str)| {
-        pattern::matches(pattern, file) || pattern::matches(pattern, &format!("{repo}/{file}"))
+/// Whether `pattern` describes a request for `path`, which asks for `subject`.
+pub(super) fn is_for(pattern: &str, path: &str, subject: Option<&Subject>) -> bool {
+    let matches = |text: &str| pattern::matches(pattern, text);
+    let by_name = |Subject { repo, tag, file }: &Subject| {
+        let of_tag = tag.as_ref().is_some_and(|tag| {
+            let name = format!("{tag}/{file}");
+            matches(&name) || matches(&format!("{repo}/{name}"))
+        });
+        of_tag || matches(file) || matches(&format!("{repo}/{file}"))
     };
-    pattern::matches(pattern, path) || file.is_some_and(by_file)
+    matches(path) || subject.is_some_and(by_name)
 }
 
 /// All requests, and a way to wait for what is to happen to them.
@@ -118,9 +143,12 @@ struct State {
 }
 
 impl Log {
-    /// Records that `request` has come, for `file` of a repository. The id is for [`update`](Self::update).
-    pub(super) fn begin(&self, host: Host, request: &Request, connection: u64, file: Option<(String, String)>) -> u64 {
-        let (repo, file) = file.unzip();
+    /// Records that `request` has come, for `subject`. The id is for [`update`](Self::update).
+    pub(super) fn begin(&self, host: Host, request: &Request, connection: u64, subject: Option<Subject>) -> u64 {
+        let (repo, tag, file) = match subject {
+            Some(Subject { repo, tag, file }) => (Some(repo), tag, Some(file)),
+            None => (None, None, None),
+        };
         let mut state = self.state();
         state.begun += 1;
         state.open += 1;
@@ -133,6 +161,7 @@ impl Log {
             query: request.query.clone(),
             headers: request.headers.clone(),
             repo,
+            tag,
             file,
             status: 0,
             body_bytes_sent: 0,

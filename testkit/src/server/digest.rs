@@ -1,4 +1,4 @@
-//! Digests as the Hub gives them: lower-case hex.
+//! Digests in lower-case hex.
 
 use std::{fmt::Write as _, io};
 
@@ -26,7 +26,7 @@ pub(super) fn git_blob(content: &Content) -> io::Result<String> {
 }
 
 /// The SHA-1 of `parts`, each ended by a zero byte: for ids of commits and folders, which nobody can check.
-pub(super) fn sha1_of<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn sha1_of<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let mut hasher = Sha1::new();
     for part in parts {
         hasher.update(part);

@@ -1,4 +1,4 @@
-//! Two listeners, and a thread for each connection.
+//! Listeners, and a thread for each connection.
 
 use std::{
     collections::BTreeMap,
@@ -11,32 +11,31 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{
-    super::record::{Host, Log},
-    Request, Response, connection,
-    faults::Faults,
-};
+use super::{Host, Request, Response, Subject, connection, faults::Faults, record::Log};
 
 /// What is served.
 pub(crate) trait Site: fmt::Debug + Send + Sync {
-    /// The repository and the path in it of the file that `request` asks for, whether it is there or not.
-    fn file(&self, host: Host, request: &Request) -> Option<(String, String)>;
+    /// The file that `request` asks for, whether it is there or not.
+    fn subject(&self, host: Host, request: &Request) -> Option<Subject>;
 
     /// The whole answer to `request`, whatever range and conditions it names: they are applied to it after.
     fn answer(&self, host: Host, request: &Request) -> Response;
+
+    /// An error with this status, as `host` words it.
+    fn error(&self, host: Host, status: u16) -> Response;
 }
 
-/// Two bound listeners: a site has to know their addresses before it is served.
+/// Bound listeners: a site has to know their addresses before it is served.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    hosts: [(Host, TcpListener, SocketAddr); 2],
+    hosts: Vec<(Host, TcpListener, SocketAddr)>,
 }
 
-/// A server of two hosts. Dropping it ends every connection and waits for its threads.
+/// A server of some hosts. Dropping it ends every connection and waits for its threads.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(super) struct Server {
     shared: Arc<Shared>,
-    addresses: [SocketAddr; 2],
+    addresses: Vec<(Host, SocketAddr)>,
     accepting: Vec<JoinHandle<()>>,
 }
 
@@ -54,26 +53,30 @@ pub(super) struct Shared {
 }
 
 impl Listeners {
-    /// Binds both to ports that are free.
-    pub(crate) fn bind() -> io::Result<Self> {
-        let bind = |host| {
+    /// Binds each of `hosts` to a port of 127.0.0.1 that is free.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn bind(hosts: &[Host]) -> Self {
+        let bind = |host: &Host| {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
             let address = listener.local_addr()?;
-            io::Result::Ok((host, listener, address))
+            io::Result::Ok((*host, listener, address))
         };
-        Ok(Self { hosts: [bind(Host::Hub)?, bind(Host::Cdn)?] })
+        let hosts = hosts.iter().map(bind).collect::<io::Result<_>>();
+        Self { hosts: hosts.unwrap_or_else(|error| panic!("binding a port of 127.0.0.1: {error}")) }
     }
 
-    /// Where `host` listens.
-    pub(crate) fn address(&self, host: Host) -> SocketAddr {
-        let [hub, cdn] = &self.hosts;
-        if host == hub.0 { hub.2 } else { cdn.2 }
+    /// The URL of `host`, which is one of those bound.
+    pub(crate) fn endpoint(&self, host: Host) -> String {
+        let bound = self.hosts.iter().find(|(known, ..)| *known == host);
+        format!("http://{}", bound.expect("a site asks for hosts that it has").2)
     }
 }
 
 impl Server {
     /// Serves `site` until it is dropped.
-    pub(crate) fn start(listeners: Listeners, site: Arc<dyn Site>) -> Self {
+    pub(super) fn start(listeners: Listeners, site: Arc<dyn Site>) -> Self {
         let shared = Arc::new(Shared {
             site,
             log: Log::default(),
@@ -83,7 +86,7 @@ impl Server {
             connections: Mutex::default(),
             accepted: AtomicU64::new(0),
         });
-        let addresses = [listeners.hosts[0].2, listeners.hosts[1].2];
+        let addresses = listeners.hosts.iter().map(|(host, _, address)| (*host, *address)).collect();
         let accept = |(host, listener, _)| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || accept(host, &listener, &shared))
@@ -92,16 +95,22 @@ impl Server {
         Self { shared, addresses, accepting }
     }
 
-    pub(crate) fn log(&self) -> &Log {
+    /// Where `host` listens, which is one of those bound.
+    pub(super) fn address(&self, host: Host) -> SocketAddr {
+        let bound = self.addresses.iter().find(|(known, _)| *known == host);
+        bound.expect("a server is asked for hosts that it has").1
+    }
+
+    pub(super) fn log(&self) -> &Log {
         &self.shared.log
     }
 
-    pub(crate) fn faults(&self) -> &Faults {
+    pub(super) fn faults(&self) -> &Faults {
         &self.shared.faults
     }
 
     /// Lets the requests in progress go on where they are stalled, or will be.
-    pub(crate) fn release(&self) {
+    pub(super) fn release(&self) {
         self.shared.releases.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -109,7 +118,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        for (accepting, address) in self.accepting.drain(..).zip(self.addresses) {
+        for (accepting, (_, address)) in self.accepting.drain(..).zip(&self.addresses) {
             // A connection wakes the listener up. If none can be made, its thread is left to the end of the process.
             if TcpStream::connect(address).is_ok() {
                 let _ = accepting.join(); // a panic was reported when it happened

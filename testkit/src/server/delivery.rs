@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{super::record::Outcome, Response, listening::Shared};
+use super::{Outcome, Response, listening::Shared};
 
 /// How much of a body is written at a time, and how much of it together with the head.
 const BLOCK: u64 = 256 << 10;

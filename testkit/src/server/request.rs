@@ -5,7 +5,7 @@ use std::{
     net::TcpStream,
 };
 
-use super::super::percent;
+use super::percent;
 
 /// The largest head and the largest body that are read.
 const HEAD_LIMIT: usize = 64 << 10;

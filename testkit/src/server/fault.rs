@@ -8,9 +8,9 @@ use super::{Content, Host};
 ///
 /// Of the faults that are set, a request gets the first that is for it and has turns left. Faults of the body (`cut`,
 /// `stall`, `slow`, `ignore_range`, `changed`, `wrong_*`, `longer`, `shorter`, `content_length`, `gzip`) are only for a
-/// `GET` that is answered with a body of its own, so the redirect to the second host does not use them up.
+/// `GET` that is answered with a body of its own, so a redirect to another host does not use them up.
 #[derive(Debug, Clone)]
-#[must_use = "a fault does nothing until it is given to `Hub::fault`"]
+#[must_use = "a fault does nothing until it is given to a server"]
 pub struct Fault {
     pub(super) actions: Vec<Action>,
     pub(super) host: Option<Host>,
@@ -58,7 +58,7 @@ impl Fault {
         Self::of(Action::HangUp)
     }
 
-    /// There is no answer until [`Hub::release`](super::Hub::release).
+    /// There is no answer until [`Loopback::release`](super::Loopback::release).
     pub fn silence() -> Self {
         Self::of(Action::Silence)
     }
@@ -68,7 +68,7 @@ impl Fault {
         Self::of(Action::Cut(bytes))
     }
 
-    /// Nothing comes after `bytes` of the body until [`Hub::release`](super::Hub::release).
+    /// Nothing comes after `bytes` of the body until [`Loopback::release`](super::Loopback::release).
     pub fn stall(bytes: u64) -> Self {
         Self::of(Action::Stall(bytes))
     }
@@ -87,8 +87,8 @@ impl Fault {
         Self::of(Action::IgnoreRange)
     }
 
-    /// The file has this ETag (without quotes) and no other; an `If-Range` with another one fails. In a redirect to the
-    /// second host, `X-Linked-Etag` is changed. With [`skip`](Self::skip) it changes midway.
+    /// The file has this ETag (without quotes) and no other; an `If-Range` with another one fails. In the Hub's
+    /// redirect to the second host, `X-Linked-Etag` is changed. With [`skip`](Self::skip) it changes midway.
     pub fn etag(etag: impl Into<String>) -> Self {
         Self::of(Action::Etag(format!("\"{}\"", etag.into())))
     }
@@ -138,7 +138,8 @@ impl Fault {
         Self::answer(200, "text/html; charset=utf-8", "<!doctype html><title>Welcome</title><p>Please log in.")
     }
 
-    /// An error with this status: 401, 403, 404, 416, 500, 503 and others. 416 names the size of the file.
+    /// An error with this status, worded as the host would: 401, 403, 404, 416, 500, 503 and others. 416 names the size
+    /// of the file.
     pub fn status(status: u16) -> Self {
         Self::of(Action::Status(status))
     }
@@ -182,8 +183,8 @@ impl Fault {
         self
     }
 
-    /// Only for requests that this pattern describes: see [`Recorded::is_for`](super::Recorded::is_for). A file of a
-    /// repository has its name on both hosts.
+    /// Only for requests that this pattern describes: see [`Recorded::is_for`](super::Recorded::is_for). A file has its
+    /// name on all hosts.
     pub fn path(mut self, pattern: impl Into<String>) -> Self {
         self.path = Some(pattern.into());
         self

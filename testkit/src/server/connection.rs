@@ -2,14 +2,7 @@
 
 use std::{io::Write as _, net::TcpStream, sync::atomic::Ordering};
 
-use super::{
-    super::record::{Host, Outcome},
-    Request, Response,
-    delivery::Client,
-    faults,
-    listening::Shared,
-    request::Reader,
-};
+use super::{Host, Outcome, Request, Response, delivery::Client, faults, listening::Shared, request::Reader};
 
 /// Answers the requests that come on `stream` until the client is done with it or an answer ends it.
 pub(super) fn serve(shared: &Shared, host: Host, connection: u64, stream: &TcpStream) {
@@ -35,13 +28,13 @@ pub(super) fn serve(shared: &Shared, host: Host, connection: u64, stream: &TcpSt
 /// Answers `request`, and says whether the connection can be used for another.
 fn answer(shared: &Shared, host: Host, connection: u64, stream: &TcpStream, request: &Request) -> bool {
     let releases = shared.releases.load(Ordering::SeqCst);
-    let file = shared.site.file(host, request);
-    let id = shared.log.begin(host, request, connection, file.clone());
+    let subject = shared.site.subject(host, request);
+    let id = shared.log.begin(host, request, connection, subject.clone());
 
     let response = shared.site.answer(host, request);
-    let names = file.as_ref().map(|(repo, file)| (repo.as_str(), file.as_str()));
-    let actions = shared.faults.take(host, request, names, &response);
-    let (response, delivery) = faults::apply(&actions, request, response);
+    let actions = shared.faults.take(host, request, subject.as_ref(), &response);
+    let error = |status| shared.site.error(host, status);
+    let (response, delivery) = faults::apply(&actions, request, response, error);
 
     let keep_alive = request.keep_alive && delivery.promise == 0;
     let head_only = request.method == "HEAD" || response.status == 304;

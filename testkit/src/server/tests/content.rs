@@ -1,6 +1,6 @@
 use std::io;
 
-use crate::hub::Content;
+use crate::server::Content;
 
 #[test]
 fn generated_content_reads_the_same_in_any_ranges() {

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, ops::Range};
 
 use serde_json::Value;
 
-use super::super::Content;
+use super::Content;
 
 /// An answer.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ impl Response {
 }
 
 /// The reason phrase of a status (RFC 9110, 15).
-pub(super) fn reason(status: u16) -> &'static str {
+pub(crate) fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         206 => "Partial Content",

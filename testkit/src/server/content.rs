@@ -15,7 +15,7 @@ const BLOCK: u64 = 1 << 20;
 /// Each page of generated content begins with its own number, so that no two are the same.
 const PAGE: u64 = 4096;
 
-/// The bytes of a file that the hub serves. Cloning it is cheap, and its digests are computed once.
+/// The bytes of a file that is served. Cloning it is cheap, and its digests are computed once.
 #[derive(Clone)]
 pub struct Content(Arc<Inner>);
 
