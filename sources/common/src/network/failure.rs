@@ -115,13 +115,16 @@ impl Failure {
         Self { error, retry }
     }
 
-    /// Says of a failed transfer that it was one of `what`, and of which address if that is what it said before.
+    /// Says of a failed transfer that it was one of `what`, and of which address if that is what it said before; and of a
+    /// URL that may not be asked that it is one of `what`.
     pub fn about(mut self, what: &str) -> Self {
-        if let Error::DownloadFailed { what: said, reason, .. } = &mut self.error
-            && said != what
-        {
-            *reason = format!("{said}: {reason}");
-            what.clone_into(said);
+        match &mut self.error {
+            Error::DownloadFailed { what: said, reason, .. } if said != what => {
+                *reason = format!("{said}: {reason}");
+                what.clone_into(said);
+            }
+            Error::InvalidSpec { field, .. } if !field.ends_with(what) => *field = format!("{field} of {what}"),
+            _ => {}
         }
         self
     }

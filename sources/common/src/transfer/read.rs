@@ -1,16 +1,20 @@
 //! A small range of a file, without storing it.
 
-use std::{fs::File, ops::Range, path::Path};
+use std::{fs::File, mem, ops::Range, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use llm_local_core::{Error, Result};
 
 use super::{
+    answer::is_strong,
     body::{Body, Opening, open},
     context::{FileContext, blocking},
     plan::Place,
 };
-use crate::network::{Failure, retrying};
+use crate::network::{Attempts, Failure, Retry};
+
+/// Answers that one range may take: a host that brings a byte at a time is not asked for ever.
+const MOST_ANSWERS: usize = 256;
 
 /// The bytes `range` of the file: from `place` if it is there, else from its source.
 pub(super) async fn read(file: &FileContext, place: Place, range: Range<u64>) -> Result<Bytes> {
@@ -30,34 +34,111 @@ pub(super) async fn read(file: &FileContext, place: Place, range: Range<u64>) ->
         return blocking(move || read_file(&path, range)).await;
     }
     let _connection = file.connection().await?;
-    let fetched = retrying(file.network(), &file.what, || fetch(file, range.clone()));
-    file.unless_stopped(fetched).await?
+    let reading = Reading { file, range, gathered: BytesMut::new(), etag: None };
+    file.unless_stopped(reading.run()).await?
 }
 
-async fn fetch(file: &FileContext, range: Range<u64>) -> Result<Bytes, Failure> {
-    match open(file, range.clone(), None).await? {
-        Opening::Body(body) => gather(file, body, range).await,
-        Opening::Local(path) => Ok(blocking(move || read_file(&path, range)).await?),
-        Opening::Changed(_) | Opening::Beyond => {
-            let reason = "its host says that bytes of it lie beyond its end, but not what its size is";
-            Err(Failure::permanent(&file.what, reason))
+/// A range on its way.
+struct Reading<'a> {
+    file: &'a FileContext,
+    range: Range<u64>,
+    /// Its first bytes.
+    gathered: BytesMut,
+    /// The ETag that they came under.
+    etag: Option<String>,
+}
+
+impl Reading<'_> {
+    /// Asks for the range, and for what is missing of it still as often as answers bring less.
+    async fn run(mut self) -> Result<Bytes> {
+        let mut attempts = Attempts::new(self.file.network());
+        for _ in 0..MOST_ANSWERS {
+            let before = self.gathered.len();
+            let ended = self.go_on().await;
+            if self.is_whole() {
+                return Ok(self.gathered.freeze());
+            }
+            let can_join = self.can_join();
+            if can_join && self.gathered.len() > before {
+                attempts.progressed();
+            }
+            if !can_join {
+                self.gathered.clear();
+            }
+            match ended {
+                Ok(()) if can_join => {}
+                Ok(()) => {
+                    let reason = "its host brings only a part of what is asked for, and no ETag that would tell which \
+                                  other parts go with it";
+                    return Err(Failure::permanent(&self.file.what, reason).error);
+                }
+                Err(failure) => attempts.next(failure).await?,
+            }
         }
+        let (came, asked) = (self.gathered.len(), self.range.end - self.range.start);
+        let reason =
+            format!("{MOST_ANSWERS} answers brought {came} of {asked} bytes; its host sends too little at a time");
+        Err(Failure::passing(&self.file.what, reason).error)
     }
-}
 
-/// The bytes `range` of a body that may begin before it and end behind it.
-async fn gather(file: &FileContext, mut body: Body, range: Range<u64>) -> Result<Bytes, Failure> {
-    let (mut came, mut gathered) = (body.range.start, BytesMut::new());
-    while came < range.end {
-        let Some(chunk) = body.next(file).await? else {
-            return Err(Failure::passing(&file.what, format!("the answer ended at byte {came}, before {}", range.end)));
-        };
-        let from = range.start.saturating_sub(came).min(chunk.len() as u64);
-        let to = (range.end - came).min(chunk.len() as u64);
-        gathered.extend_from_slice(&chunk[from as usize..to as usize]);
-        came += chunk.len() as u64;
+    fn is_whole(&self) -> bool {
+        self.at() == self.range.end
     }
-    Ok(gathered.freeze())
+
+    /// Behind the last byte that is here.
+    fn at(&self) -> u64 {
+        self.range.start + self.gathered.len() as u64
+    }
+
+    /// Whether something tells that what is here and what may come are of one version of the file: nobody looks at a
+    /// digest of a part.
+    fn can_join(&self) -> bool {
+        self.etag.as_deref().is_some_and(is_strong)
+    }
+
+    /// One answer, as far as it goes.
+    async fn go_on(&mut self) -> Result<(), Failure> {
+        let known = if self.gathered.is_empty() { None } else { self.etag.clone() };
+        let body = match open(self.file, self.at()..self.range.end, known.as_deref()).await? {
+            Opening::Body(body) if known.is_some() && body.etag != known => return Err(self.changed()),
+            Opening::Body(body) => body,
+            Opening::Changed(_) => return Err(self.changed()),
+            Opening::Local(path) => {
+                let range = self.range.clone();
+                self.gathered = BytesMut::from(blocking(move || read_file(&path, range)).await?);
+                return Ok(());
+            }
+            Opening::Beyond => {
+                let reason = "its host says that bytes of it lie beyond its end, but not what its size is";
+                return Err(Failure::permanent(&self.file.what, reason));
+            }
+        };
+        self.etag.clone_from(&body.etag);
+        self.gather(body).await
+    }
+
+    /// What `body` has of the bytes that are missing; it may begin before them and end behind them.
+    async fn gather(&mut self, mut body: Body) -> Result<(), Failure> {
+        let (mut came, end) = (body.range.start, body.range.end.min(self.range.end));
+        while came < end {
+            let Some(chunk) = body.next(self.file).await? else {
+                let reason = format!("the answer ended at byte {came}, before {end}");
+                return Err(Failure::passing(&self.file.what, reason));
+            };
+            let length = chunk.len() as u64;
+            let from = self.at().saturating_sub(came).min(length);
+            let to = (end - came).min(length);
+            self.gathered.extend_from_slice(&chunk[from as usize..to as usize]);
+            came += length;
+        }
+        Ok(())
+    }
+
+    fn changed(&mut self) -> Failure {
+        let came = mem::take(&mut self.gathered).len();
+        let reason = format!("it became another one after {came} bytes; try again");
+        Failure { retry: Retry::Never, ..Failure::passing(&self.file.what, reason) }
+    }
 }
 
 fn read_file(path: &Path, range: Range<u64>) -> Result<Bytes> {

@@ -97,7 +97,11 @@ fn a_wait_is_for_the_host_that_asked_and_until_it_is_over() {
     // A source that asks by itself.
     network.pause(&one, Duration::from_secs(5));
     let (inner, url) = (network.clone(), one.clone());
-    pollster::block_on(network.run(async move { Ok(inner.turn(&url).await) })).unwrap();
+    let waited = network.run(async move {
+        inner.turn(&url).await;
+        Ok(())
+    });
+    pollster::block_on(waited).unwrap();
     assert_eq!(pauses()[2], Duration::from_secs(5));
 }
 
