@@ -37,8 +37,8 @@ pub(super) fn refused(url: &Url, insecure_http: bool) -> Option<&'static str> {
     }
 }
 
-/// The hosts of [`is_loopback`], as `NO_PROXY` would have them.
-pub(super) const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
+/// This machine's hosts, as `NO_PROXY` would have them: those of [`is_loopback`], and other ways to write them.
+pub(super) const LOOPBACK: &str = "localhost,localhost.,127.0.0.0/8,::1,::ffff:127.0.0.0/104";
 
 fn is_loopback(url: &Url) -> bool {
     let Some(host) = url.host_str() else { return false };

@@ -195,7 +195,7 @@ mod tests {
         let variables: Vec<_> = variables.iter().copied().chain([("ALL_PROXY", proxy.as_str())]).collect();
         let rules = proxies(&variables).rules(true).unwrap();
         let client = rules.into_iter().fold(reqwest::Client::builder().no_proxy(), reqwest::ClientBuilder::proxy);
-        let names = ["hub.test", "a.hub.test", "nothub.test"];
+        let names = ["hub.test", "a.hub.test", "nothub.test", "localhost."];
         let client = names.iter().fold(client, |client, name| client.resolve(name, here)).build().unwrap();
         let answering = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -219,6 +219,7 @@ mod tests {
             ("hub.test", "nothub.test", false),
             ("", "hub.test", false),
             ("*", "hub.test", true),
+            ("", "localhost.", true),
             // This machine too, though no address of the loopback.
             #[cfg(unix)]
             ("0.0.0.0/8", "0.0.0.0", true),

@@ -79,9 +79,14 @@ fn redirect(answer: &reqwest::Response, url: &Url, insecure_http: bool) -> Resul
     if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
-    let shown = address::shown_url(url);
     // Some hosts send names in UTF-8 as they are.
     let location = answer.headers().get(LOCATION).and_then(|v| std::str::from_utf8(v.as_bytes()).ok());
+    follow(url, location, insecure_http).map(Some)
+}
+
+/// What `location` leads to from `url`, if that may be asked.
+fn follow(url: &Url, location: Option<&str>, insecure_http: bool) -> Result<Url, Failure> {
+    let shown = address::shown_url(url);
     let Some(Ok(next)) = location.map(|l| url.join(l)) else {
         return Err(Failure::permanent(shown, "it redirects to nowhere: no Location header that is a URL"));
     };
@@ -91,7 +96,7 @@ fn redirect(answer: &reqwest::Response, url: &Url, insecure_http: bool) -> Resul
     }
     match address::refused(&next, insecure_http) {
         Some(reason) => Err(Failure::permanent(shown, format!("it redirects to {to}: {reason}"))),
-        None => Ok(Some(next)),
+        None => Ok(next),
     }
 }
 
@@ -171,5 +176,43 @@ impl fmt::Debug for Response {
             .field("status", &self.status())
             .field("address", &self.address)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn followed(url: &str, location: &str, insecure_http: bool) -> Result<String, String> {
+        let next = follow(&Url::parse(url).unwrap(), Some(location), insecure_http);
+        next.map(String::from).map_err(|failure| failure.error.to_string())
+    }
+
+    #[test]
+    fn a_redirect_never_leads_out_of_encryption() {
+        // Not even where `http` is allowed, or to this machine.
+        for location in ["http://hub.test/b?sig=abc", "http://127.0.0.1/b?sig=abc", "http://user:abc@hub.test/b"] {
+            for insecure_http in [false, true] {
+                let error = followed("https://hub.test/a", location, insecure_http).unwrap_err();
+                assert!(error.contains("from `https` to `http`") && error.contains("/b"), "{error}");
+                assert!(!error.contains("abc"), "{error}");
+            }
+        }
+        assert!(followed("http://127.0.0.1/a", "http://hub.test/b", false).unwrap_err().contains("not encrypted"));
+        assert!(followed("https://hub.test/a", "file:///etc/passwd", true).is_err());
+    }
+
+    #[test]
+    fn a_redirect_is_read_as_a_browser_reads_it() {
+        for (location, next) in [
+            ("/b?c", "https://hub.test/b?c"),
+            ("b", "https://hub.test/x/b"),
+            ("//cdn.test/b", "https://cdn.test/b"),
+            ("https://cdn.test/ü", "https://cdn.test/%C3%BC"),
+        ] {
+            assert_eq!(followed("https://hub.test/x/a", location, false).as_deref(), Ok(next));
+        }
+        assert!(followed("https://hub.test/a", "https://[", false).is_err());
+        assert_eq!(followed("http://hub.test/a", "https://hub.test/a", true).as_deref(), Ok("https://hub.test/a"));
     }
 }

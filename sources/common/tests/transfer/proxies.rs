@@ -119,7 +119,7 @@ fn a_request_to_this_machine_never_goes_to_a_proxy() {
                 assert_eq!(hub.requests().len(), 2, "{host} by {name}");
             }
             // Nobody has to listen there: that nobody asks the proxy is all.
-            for host in ["127.9.9.9", "[::1]"] {
+            for host in ["127.9.9.9", "[::1]", "[::ffff:127.0.0.1]"] {
                 let _ = get(&network, format!("http://{host}:1/x"));
                 let _ = get(&network, format!("https://{host}:1/x"));
             }
