@@ -4,16 +4,16 @@ use serde_json::json;
 
 use crate::server::{Fault, Host};
 
-/// GitHub's limit on requests that come too fast, which is not the hourly one: 403 with a message that says so, some of
-/// the hourly limit left, and `Retry-After` if `retry_after_seconds` is given. GitHub may send 429 as well:
-/// `secondary_rate_limit(…).and(Fault::header(…))` changes headers, [`Fault::too_many_requests`] is a plain 429.
-pub fn secondary_rate_limit(retry_after_seconds: Option<u64>) -> Fault {
+/// GitHub's limit on requests that come too fast, which is not the hourly one: `status`, 403 or 429, with a message that
+/// says so, some of the hourly limit left, and `Retry-After` if `retry_after_seconds` is given; clients are to wait at
+/// least a minute without. It is for the API.
+pub fn secondary_rate_limit(status: u16, retry_after_seconds: Option<u64>) -> Fault {
     let body = json!({
         "message": "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.",
         "documentation_url": "https://docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api",
-        "status": "403",
+        "status": status.to_string(),
     });
-    let fault = Fault::answer(403, "application/json; charset=utf-8", body.to_string())
+    let fault = Fault::answer(status, "application/json; charset=utf-8", body.to_string())
         .with_header("X-RateLimit-Limit", "60")
         .with_header("X-RateLimit-Remaining", "42")
         .on(Host::Api);

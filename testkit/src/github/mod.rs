@@ -61,6 +61,8 @@
 //! # Ok::<_, std::io::Error>(())
 //! ```
 
+mod asset;
+mod builder;
 mod faults;
 mod published;
 mod release;
@@ -71,9 +73,11 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use asset::Asset;
+pub use builder::GitHubBuilder;
 pub use faults::secondary_rate_limit;
-pub use release::{Asset, MakeLatest, Release};
+pub use release::{MakeLatest, Release};
 pub use repository::{Access, Repository};
-pub use running::{GitHub, GitHubBuilder};
+pub use running::GitHub;
 
 pub use crate::server::{Content, Fault, Host, Loopback, Outcome, Recorded};

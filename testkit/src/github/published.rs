@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Asset, Release,
-    release::{Digest, MakeLatest},
-};
+use super::{Asset, MakeLatest, Release, asset::Digest};
 use crate::server::digest;
 
 /// A repository that is served.

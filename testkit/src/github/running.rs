@@ -3,74 +3,10 @@
 use std::{net::SocketAddr, ops::Deref, sync::Arc};
 
 use super::{
-    Access, Asset, Release, Repository,
+    Asset, GitHubBuilder, Release, Repository,
     routes::{Options, Site},
 };
 use crate::server::{Host, Listeners, Loopback, SignedUrls};
-
-/// What a server is started with.
-#[derive(Debug, Clone)]
-#[must_use = "a server runs once it is started"]
-pub struct GitHubBuilder {
-    repositories: Vec<Repository>,
-    options: Options,
-}
-
-impl GitHubBuilder {
-    /// Adds a repository.
-    pub fn with_repository(mut self, repository: Repository) -> Self {
-        self.repositories.push(repository);
-        self
-    }
-
-    /// Adds a token. One that was not added is refused, with `401 Bad credentials`.
-    pub fn with_token(mut self, token: impl Into<String>, access: Access) -> Self {
-        self.options.tokens.insert(token.into(), access);
-        self
-    }
-
-    /// Sets how many requests the API answers without a token, and with each of the tokens. The default is 60 and 5000,
-    /// as the real one has them. Nothing refills by the clock: see [`GitHub::refill_rate_limit`].
-    pub fn with_rate_limit(mut self, anonymous: u64, with_token: u64) -> Self {
-        self.options.rate_limit = (anonymous, with_token);
-        self
-    }
-
-    /// Sets the status of an answer where no request is left: 403, the default, or 429.
-    pub fn with_rate_limit_status(mut self, status: u16) -> Self {
-        self.options.rate_limit_status = status;
-        self
-    }
-
-    /// Sets whether the API sends the bytes of an asset itself, with 200, in place of a redirect to the object store:
-    /// clients are to be ready for both. It is off by default.
-    pub fn with_assets_from_the_api(mut self, on: bool) -> Self {
-        self.options.assets_from_the_api = on;
-        self
-    }
-
-    /// Sets whether downloads are counted in `download_count`. It is off by default: the real one counts them some time
-    /// later. The count is in the JSON of the release, so its ETag changes with each download.
-    pub fn with_download_counts(mut self, on: bool) -> Self {
-        self.options.download_counts = on;
-        self
-    }
-
-    /// Starts it, on three free ports of 127.0.0.1.
-    ///
-    /// # Panics
-    /// If no port can be bound.
-    pub fn start(self) -> GitHub {
-        let listeners = Listeners::bind(&[Host::Api, Host::Web, Host::Cdn]);
-        let urls = Arc::new(SignedUrls::default());
-        let endpoints = [Host::Api, Host::Web, Host::Cdn].map(|host| listeners.endpoint(host));
-        let site = Arc::new(Site::new(endpoints, self.options, Arc::clone(&urls)));
-        for repository in self.repositories {
-            site.state().create(repository);
-        }
-        GitHub { loopback: Loopback::start(listeners, Arc::clone(&site) as _, urls), site }
-    }
-}
 
 /// A server that runs until it is dropped. Faults and records are those of the [`Loopback`].
 ///
@@ -95,6 +31,16 @@ impl GitHub {
     /// What a server is started with: nothing yet.
     pub fn builder() -> GitHubBuilder {
         GitHubBuilder { repositories: Vec::new(), options: Options::default() }
+    }
+
+    pub(super) fn serving(repositories: Vec<Repository>, options: Options) -> Self {
+        let listeners = Listeners::bind(&[Host::Api, Host::Web, Host::Cdn]);
+        let urls = Arc::new(SignedUrls::default());
+        let endpoints = [Host::Api, Host::Web, Host::Cdn].map(|host| listeners.endpoint(host));
+        let site = Arc::new(Site::new(endpoints, options, Arc::clone(&urls)));
+        let github = Self { loopback: Loopback::start(listeners, Arc::clone(&site) as _, urls), site };
+        repositories.into_iter().for_each(|repository| github.create(repository));
+        github
     }
 
     /// Starts one without repositories: see [`create`](Self::create).
@@ -145,6 +91,7 @@ impl GitHub {
 impl GitHub {
     /// Adds a repository, in the place of the one with its name.
     pub fn create(&self, repository: Repository) {
+        repository.releases.iter().flat_map(|release| &release.assets).for_each(Asset::hash);
         self.site.state().create(repository);
     }
 
@@ -175,6 +122,7 @@ impl GitHub {
     /// one, a tag that is there already stays where it is unless the release names a commit. A draft replaces only a
     /// draft, and makes no tag.
     pub fn publish(&self, repository: &str, release: Release) -> u64 {
+        release.assets.iter().for_each(Asset::hash);
         self.site.state().publish(repository, release)
     }
 
@@ -182,6 +130,13 @@ impl GitHub {
     /// [`upload`](Self::upload). A draft is published so, by [`Release::published`].
     pub fn edit(&self, repository: &str, tag: &str, change: impl FnOnce(Release) -> Release) {
         self.site.state().edit(repository, tag, change);
+    }
+
+    /// Makes a release the latest one, as `make_latest` does it later on.
+    pub fn set_latest(&self, repository: &str, tag: &str) {
+        let mut state = self.site.state();
+        let id = state.release(repository, tag).id;
+        state.repository(repository).latest = Some(id);
     }
 
     /// Takes a release away. Its tag stays, as it does on GitHub.
@@ -202,6 +157,7 @@ impl GitHub {
     /// Adds an asset to a release, and returns its id. One of its name is replaced: that is another asset then, with an
     /// id and times of its own.
     pub fn upload(&self, repository: &str, tag: &str, asset: Asset) -> u64 {
+        asset.hash();
         self.site.state().upload(repository, tag, asset)
     }
 

@@ -97,12 +97,13 @@ impl State {
         published.created_at = release.created_at.clone().unwrap_or_else(|| published.created_at.clone());
         published.updated_at = now.clone();
         let moves = release.commit != published.release.commit;
+        let retagged = release.tag != published.release.tag;
         published.release = release;
         let draft = published.release.draft;
         if draft {
             published.published_at = None;
         }
-        if was_draft && !draft || moves {
+        if was_draft && !draft || moves || retagged {
             settle(self.repository(name), id, moves, &now);
         }
         for asset in assets {

@@ -9,6 +9,7 @@ mod rate_limits;
 mod refusal;
 mod site;
 mod target;
+mod wanted;
 mod web;
 
 pub(super) use site::{Options, Site};

@@ -43,8 +43,20 @@ impl RateLimits {
         Allowance { limit, used, reset: self.reset }
     }
 
-    pub(super) fn count(&mut self, visitor: Visitor<'_>) {
+    /// Counts a request; what is left if that is none.
+    pub(super) fn take(&mut self, visitor: Visitor<'_>) -> Result<(), Allowance> {
+        let allowance = self.of(visitor);
+        if allowance.remaining() == 0 {
+            return Err(allowance);
+        }
         *self.used.entry(visitor.token().map(str::to_owned)).or_default() += 1;
+        Ok(())
+    }
+
+    /// Takes the count of a request back.
+    pub(super) fn give_back(&mut self, visitor: Visitor<'_>) {
+        let used = self.used.get_mut(&visitor.token().map(str::to_owned));
+        used.into_iter().for_each(|used| *used = used.saturating_sub(1));
     }
 
     pub(in super::super) fn exhaust(&mut self, reset: u64) {

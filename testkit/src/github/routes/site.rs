@@ -101,7 +101,7 @@ impl Site {
         asset: &PublishedAsset,
     ) -> Response {
         if self.options.assets_from_the_api && !asset.asset.uploading {
-            return Response::file(&asset.asset.content, "application/octet-stream", asset.asset.content.sha256());
+            return Response::file(&asset.asset.content, "application/octet-stream", &asset.object());
         }
         Response::redirect(302, &self.sign(repository, release, asset))
     }

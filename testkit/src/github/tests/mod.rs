@@ -1,6 +1,10 @@
 //! Tests through a client of a few lines, which shows the bytes as they come.
 
+mod changes;
 mod downloads;
+mod limits;
+mod refusals;
+mod releases;
 
 use super::{Access, GitHub, Release, Repository};
 use crate::server::tests::client::{self, Reply};
