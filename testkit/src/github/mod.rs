@@ -34,6 +34,11 @@
 //! depend on the token, as the real ones do; `304` does not count against the rate limit of a token, but does against
 //! that of those who have none. The object store refuses requests with an `Authorization` header.
 //!
+//! An expired URL is answered in XML, as stores do it; for one that answers with a web page, use
+//! `Fault::answer(403, "text/html", …).on(Host::Cdn)`. [`Fault::path`] names an asset on all hosts: by its name, with
+//! its tag (`v1/adapter.gguf`), or with its repository before these. An upload that has not ended has the state
+//! `starter`; the API redirects for it all the same, and the object store answers 404.
+//!
 //! What it does not have: `If-Modified-Since`, source archives, the GraphQL API, and anything that writes: tests change
 //! what it serves by the methods of [`GitHub`]. It has no clock either: times are minutes after the first of January
 //! 2024, one for each change.
