@@ -6,6 +6,7 @@
 //! | [`network`] | requests: the runtime they run on, redirects, retries, and time |
 //! | `disk` | files on their way to disk: keys, locks, partials, hashes, publishing, free space |
 //! | [`progress`] | how far a plan is, as events and as a stream |
+//! | [`unpack`] | archives unpacked, and numbered parts joined |
 //! | [`store`] | what is kept: records, and how artifacts are listed, verified, deleted and evicted |
 
 mod disk;
@@ -13,3 +14,4 @@ pub mod network;
 pub mod progress;
 pub mod store;
 pub mod transfer;
+pub mod unpack;
