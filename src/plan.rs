@@ -54,11 +54,12 @@ impl Plan {
         }
     }
 
-    pub(crate) fn set_model(&mut self, model: PlannedModel, resolution: Resolution) {
+    /// What is known of the model, and of who runs it.
+    pub(crate) fn set_model(&mut self, model: PlannedModel, resolution: &Resolution) {
         self.model = Some(model);
         self.backend = resolution.backend.backend.name().to_owned();
-        self.device = resolution.backend.device;
-        self.passed_over = resolution.passed_over;
+        self.device = resolution.backend.device.clone();
+        self.passed_over = resolution.passed_over.clone();
     }
 }
 

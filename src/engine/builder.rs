@@ -67,8 +67,9 @@ impl EngineBuilder {
         self
     }
 
-    /// How requests are made: time limits, attempts, whether http is allowed. It holds for files, and for what built-in
-    /// sources ask themselves; a source that is given as an instance has settings of its own.
+    /// How requests are made: time limits, attempts, whether http is allowed. It holds for files, wherever they come from,
+    /// and for what sources ask themselves that the engine makes of plugins ([`PluginContext`]); a source that is given as
+    /// an instance asks by settings of its own.
     pub fn network(mut self, config: NetworkConfig) -> Self {
         self.network = config;
         self
@@ -113,9 +114,10 @@ impl EngineBuilder {
         };
         let network = Network::new(self.network);
         let registry = registry.with_context(PluginContext::new().with(network.clone()));
+        let heads_at_once = self.transfer.connections.max(1);
         let transfer = Transfer::new(network, Store::new(cache), self.transfer);
-        let (quota, offline) = (self.quota, self.offline);
-        Ok(Engine { inner: Arc::new(Inner { registry, transfer, quota, offline, slots: Slots::default() }) })
+        let (quota, offline, slots) = (self.quota, self.offline, Slots::default());
+        Ok(Engine { inner: Arc::new(Inner { registry, transfer, heads_at_once, quota, offline, slots }) })
     }
 
     fn change(mut self, change: impl FnOnce(Registry) -> Registry + Send + 'static) -> Self {

@@ -8,10 +8,7 @@ use llm_local_source_common::{
     transfer::Job,
 };
 
-use super::{
-    Engine, Inner,
-    prepare::{Fetching, resolving},
-};
+use super::{Engine, Inner, prepare::resolving};
 
 impl Engine {
     /// Makes every file of `spec` present and verified, once a backend has said by the headers of the base that it can run
@@ -59,8 +56,7 @@ impl Engine {
 impl Inner {
     async fn download(&self, spec: &ModelSpec, cx: FetchContext) -> Result<()> {
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
-        let pinned = self.pin(spec, &cx).await?;
-        self.prepare(spec, pinned, &cx, Fetching::Yes).await.map(drop)
+        self.prepare(spec, &cx).await.map(drop)
     }
 
     async fn download_artifact(&self, reference: &ArtifactRef, want: Want, cx: FetchContext) -> Result<()> {
@@ -77,8 +73,7 @@ impl Inner {
         };
         let jobs = vec![job];
         let _holds = self.hold(&jobs).await?;
-        let files = [self.transfer.present(&jobs[0], &cx).await?];
-        self.make_room(&jobs, &files).await?;
+        self.make_room(&jobs, &cx).await?;
         self.transfer.fetch(jobs, &cx).await.map(drop)
     }
 }

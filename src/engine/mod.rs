@@ -1,19 +1,23 @@
 //! The engine: the registry at work. What happens to a spec on its way to tokens:
 //!
-//! 1. `prepare`: resolve → plan → fetch → adapt. Sources pin the refs; a backend is chosen by the headers of what is not
-//!    here yet (`peek`); files are made present; and the adapters are checked against the base, before any base weight is
-//!    read.
+//! 1. `prepare`: resolve → plan → fetch → adapt. The sources pin the refs. `judge` decides whether it can be run: it opens
+//!    what is here, and asks for the heads (`peek`) of what is not; a backend is found (`choose`), and the adapters are
+//!    checked against the base. Only then are files fetched, for which there is `room`; and what came is judged by itself.
 //! 2. [`Engine::load`]: the backend reads the tensors, adapters merged in as they are read.
 //! 3. [`Model::generate`] gives tokens.
 //!
-//! [`Engine::download`] ends there. `slots` keeps one model per spec.
+//! [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
+//! spec, and `identity` tells loaded models apart by their content.
 
 mod builder;
+mod choose;
 mod download;
 mod identity;
+mod judge;
 mod model;
 mod peek;
 mod prepare;
+mod room;
 mod slots;
 
 pub use builder::{CACHE_VARIABLE, EngineBuilder};
@@ -36,7 +40,8 @@ use llm_local_core::{
 use llm_local_source_common::{store::Store, transfer::Transfer};
 
 use crate::{blocking::blocking, lora::MergedSource, plan::Plan};
-use prepare::{Fetching, Prepared};
+use judge::Weights;
+use prepare::Prepared;
 use slots::{Key, Slots, Unloading};
 
 /// The registry at work. Clones share everything.
@@ -50,6 +55,8 @@ pub struct Engine {
 struct Inner {
     registry: Registry,
     transfer: Transfer,
+    /// How many heads of files that are elsewhere are read at a time.
+    heads_at_once: usize,
     quota: Option<u64>,
     offline: bool,
     slots: Slots,
@@ -85,9 +92,7 @@ impl Engine {
     /// # Errors
     /// What [`Engine::load`] would say up to the point where weights are read.
     pub async fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
-        let cx = self.context(None);
-        let pinned = self.inner.pin(spec, &cx).await?;
-        Ok(self.inner.prepare(spec, pinned, &cx, Fetching::No).await?.plan)
+        self.inner.plan(spec, &self.context(None)).await
     }
 
     /// The model of `spec`, loaded now if it is not. The same spec gives the same model until it is unloaded, also if
@@ -184,15 +189,10 @@ impl Inner {
         let start = Instant::now();
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let pinned = self.pin(spec, &cx).await?;
-        let Prepared { plan, weights, identity, adapters, options, backend, holds } =
-            self.prepare(spec, pinned, &cx, Fetching::Yes).await?;
+        let Prepared { plan, weights, identity, adapters, options, backend, holds } = self.prepare(spec, &cx).await?;
         let prepared = start.elapsed();
-        let (Some((checkpoint, text)), Some(identity)) = (weights, identity) else {
-            return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
-        };
-        let info = checkpoint.info.clone();
-        let tensors = match checkpoint.tensors {
+        let Weights { info, tensors, text } = weights;
+        let tensors = match tensors {
             Some(base) if !adapters.is_empty() => {
                 let info = info.clone();
                 let merged = blocking("merge", move || MergedSource::new(base, adapters, &info)).await?;

@@ -1,101 +1,110 @@
-//! What a model is, before its weights are here: its config and the headers of its weights, which are kilobytes.
+//! What a model or an adapter is, before its weights are here: its config and the heads of its weights, which are kilobytes.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use llm_local_core::{Error, FetchContext, ManifestFile, ModelInfo, ModelSpec, Resolution, Result};
+use llm_local_source_common::transfer::Job;
+use llm_local_weights::{Head, LARGEST_CONFIG, Outline, ShardIndex};
+
+use super::Inner;
+use crate::{
+    blocking::blocking,
+    lora::{self, AdapterOutline},
 };
 
-use llm_local_core::{Error, FetchContext, ManifestFile, ModelInfo, Result};
-use llm_local_source_common::transfer::{Job, Transfer};
-use llm_local_weights::{Head, ShardIndex, describe, header_end, is_gguf, is_safetensors, weight_files};
-
-use crate::blocking::blocking;
-
-/// Bytes of a weights file that are asked for first. Most headers of safetensors are within; those of GGUF files, which
-/// hold a vocabulary, within a few doublings.
-const FIRST: u64 = 64 << 10;
-
-/// Bytes that a header may have: the limit of safetensors, which is far above what GGUF files have.
-const LARGEST_HEADER: u64 = 100_000_008;
-
-/// Bytes that the config or the index of shards may have.
-const LARGEST_TEXT: u64 = 64 << 20;
-
-/// The description of the model `id` by what [`Transfer::read`] gives of the files of `job`. `None` if it has none: an
-/// engine elsewhere runs it.
-///
-/// # Errors
-/// Those of the transfer, and of a checkpoint that is broken or incomplete.
-pub(super) async fn peek(
-    transfer: &Transfer,
-    job: &Job,
-    id: &str,
-    cx: &FetchContext,
-) -> Result<Option<Arc<ModelInfo>>> {
-    if job.manifest.files.is_empty() {
-        return Ok(None);
-    }
-    let folder = tempfile::tempdir().map_err(|e| Error::io("write to", std::env::temp_dir(), e))?;
-    let mut files = BTreeMap::new();
-    for file in &job.manifest.files {
-        let path = folder.path().join(files.len().to_string());
-        if [CONFIG, ShardIndex::FILE].contains(&file.path.as_str()) {
-            fetch_text(transfer, job, file, path.clone(), cx).await?;
-        } else if !is_gguf(&file.path) && !is_safetensors(&file.path) {
-            continue;
+impl Inner {
+    /// The description of the base in `job`, by the least of it: its config, then the list of its shards, then the heads of
+    /// all of them. `None` if nothing can be told before the files are here: offline, of an archive, and of a model without
+    /// files, which an engine elsewhere runs.
+    ///
+    /// # Errors
+    /// As [`Inner::refuse_by_config`], before anything else is asked for; those of the transfer; those of a checkpoint that
+    /// is broken or incomplete, with file and ref. Of several, the first by the file's name.
+    pub(super) async fn peek_model(
+        &self,
+        spec: &ModelSpec,
+        resolution: &Resolution,
+        job: &Job,
+        cx: &FetchContext,
+    ) -> Result<Option<Arc<ModelInfo>>> {
+        if !can_peek(job, cx) {
+            return Ok(None);
         }
-        files.insert(file.path.clone(), path);
-    }
-    let files = Arc::new(files);
-    let (names, known) = (id.to_owned(), files.clone());
-    let weights = blocking("checkpoint", move || weight_files(&names, &known)).await?;
-    let mut heads = BTreeMap::new();
-    for name in weights {
-        let Some(file) = job.manifest.file(&name) else {
-            return Err(Error::load(
-                id,
-                format!("the weights `{name}` are not among its files; get the checkpoint anew"),
-            ));
+        let manifest = &job.manifest;
+        let names = manifest.files.iter().map(|file| file.path.as_str());
+        let outline = Arc::new(Outline::new(spec.id(), &manifest.reference, names));
+        let mut by_config = None;
+        if let Some(name) = outline.config_file()? {
+            let info = outline.by_config(&self.text(job, name, LARGEST_CONFIG, cx).await?)?;
+            self.refuse_by_config(spec, resolution, &info)?;
+            by_config = Some(info);
+        }
+        let index = match outline.index_file() {
+            Some(name) => Some(self.text(job, name, ShardIndex::LARGEST, cx).await?),
+            None => None,
         };
-        heads.insert(name, head(transfer, job, file, cx).await?);
+        let known = outline.clone();
+        let weights = blocking("checkpoint", move || known.weights(index.as_deref())).await?;
+        let heads: Vec<_> = weights.names().map(|name| self.head(job, name, cx)).collect();
+        let heads: Vec<_> = stream::iter(heads).buffered(self.heads_at_once).try_collect().await?;
+        let describe = move || outline.describe(by_config, &weights, &heads);
+        blocking("checkpoint", describe).await.map(|info| Some(Arc::new(info)))
     }
-    let id = id.to_owned();
-    blocking("checkpoint", move || describe(&id, &files, &heads).map(Some)).await
-}
 
-const CONFIG: &str = "config.json";
-
-async fn fetch_text(transfer: &Transfer, job: &Job, file: &ManifestFile, to: PathBuf, cx: &FetchContext) -> Result<()> {
-    if file.size > LARGEST_TEXT {
-        let what = format!("{} of {}", file.path, job.manifest.reference);
-        return Err(Error::load(what, format!("it has {} bytes; at most {LARGEST_TEXT} are read", file.size)));
-    }
-    let bytes = transfer.read(job, &file.path, 0..file.size, cx).await?;
-    let write = move |path: &Path| std::fs::write(path, &bytes).map_err(|e| Error::io("write", path, e));
-    blocking("checkpoint", move || write(&to)).await
-}
-
-/// The start of a weights file, grown until it holds the header.
-async fn head(transfer: &Transfer, job: &Job, file: &ManifestFile, cx: &FetchContext) -> Result<Head> {
-    let mut bytes: Vec<u8> = Vec::new();
-    let mut want = FIRST.min(file.size);
-    loop {
-        let more = transfer.read(job, &file.path, bytes.len() as u64..want, cx).await?;
-        bytes.extend_from_slice(&more);
-        let have = bytes.len() as u64;
-        let end = header_end(&file.path, &bytes)?;
-        match end {
-            Some(end) if end <= have => break,
-            // Cut off, or no weights at all: the reader says which.
-            _ if have >= file.size => break,
-            _ if have >= LARGEST_HEADER => {
-                let what = format!("{} of {}", file.path, job.manifest.reference);
-                return Err(Error::load(what, format!("its header has more than {LARGEST_HEADER} bytes")));
-            }
-            Some(end) => want = end.min(file.size),
-            None => want = (2 * have).clamp(FIRST, LARGEST_HEADER).min(file.size),
+    /// The adapter in `job` without its values, by its config and the head of its weights. `None` if nothing can be told
+    /// before the files are here: offline, and of an archive.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] as [`lora::read`], as far as they tell, and around those of the transfer.
+    pub(super) async fn peek_adapter(&self, job: &Job, cx: &FetchContext) -> Result<Option<AdapterOutline>> {
+        if !can_peek(job, cx) {
+            return Ok(None);
         }
+        let reference = &job.manifest.reference;
+        let outlined = async {
+            let config = match job.manifest.file(lora::CONFIG) {
+                Some(_) => Some(self.text(job, lora::CONFIG, LARGEST_CONFIG, cx).await?),
+                None => None,
+            };
+            let names = job.manifest.files.iter().map(|file| file.path.as_str());
+            let declared = lora::declare(reference, names, config.as_deref())?;
+            declared.outline(&self.head(job, declared.weights(), cx).await?.entries()?).map(Some)
+        };
+        outlined.await.map_err(|e| e.into_adapter(reference))
     }
-    Ok(Head { bytes, size: file.size })
+
+    /// The file `name`, which is a text of at most `most` bytes.
+    async fn text(&self, job: &Job, name: &str, most: u64, cx: &FetchContext) -> Result<Vec<u8>> {
+        let size = listed(job, name)?.size;
+        if size > most {
+            let what = format!("{name} of {}", job.manifest.reference);
+            return Err(Error::load(
+                what,
+                format!("it has {size} bytes, too many for its kind; at most {most} are read"),
+            ));
+        }
+        Ok(self.transfer.read(job, name, 0..size, cx).await?.into())
+    }
+
+    /// The start of the weights file `name`, with its whole header.
+    async fn head(&self, job: &Job, name: &str, cx: &FetchContext) -> Result<Head> {
+        let mut head = Head::new(name, &job.manifest.reference, listed(job, name)?.size);
+        while let Some(range) = head.wanted()? {
+            head.extend(&self.transfer.read(job, name, range, cx).await?);
+        }
+        Ok(head)
+    }
+}
+
+/// Whether files can be looked into before they are fetched: an engine that is offline asks no source for bytes, and what
+/// comes of an archive is known once it is unpacked.
+fn can_peek(job: &Job, cx: &FetchContext) -> bool {
+    !cx.offline && !job.manifest.files.is_empty() && job.manifest.unpack.is_empty()
+}
+
+fn listed<'a>(job: &'a Job, name: &str) -> Result<&'a ManifestFile> {
+    let missing =
+        || Error::not_found(format!("{name} of {}", job.manifest.reference), "its manifest lists no such file");
+    job.manifest.file(name).ok_or_else(missing)
 }

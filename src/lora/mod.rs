@@ -6,6 +6,7 @@
 //! | `read` | files into a [`LoraAdapter`]: which format they are, and PEFT's |
 //! | `targets` | which modules of a base an adapter says it applies to |
 //! | `fit` | whether adapters fit a base, decided before any weight of it is read |
+//! | `outline` | an adapter without its values, for those that are not on this machine yet |
 //! | `merge` | a [`TensorSource`](llm_local_core::TensorSource) that gives the sum of base and adapters |
 //! | `floats` | stored floats to f32 and back |
 //! | `message` | words that messages share |
@@ -17,6 +18,7 @@ mod fit;
 mod floats;
 mod merge;
 mod message;
+mod outline;
 mod read;
 mod targets;
 #[cfg(test)]
@@ -26,3 +28,7 @@ pub use fit::{FitReport, FittedAdapter, TouchedTensor, fit};
 pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, LoraModule, ModuleSelector};
 pub use merge::MergedSource;
 pub use read::read;
+
+pub(crate) use fit::fit_outlines;
+pub(crate) use outline::AdapterOutline;
+pub(crate) use read::{CONFIG, declare};

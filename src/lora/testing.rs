@@ -10,11 +10,11 @@ use std::{
 use llm_local_core::{
     ArtifactRef, FloatType, LoraAdapter, ModelFormat, ModelInfo, Result, TensorData, TensorEntry, TensorSource,
 };
-use llm_local_weights::SafetensorsSource;
+use llm_local_weights::{Head, SafetensorsSource};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{FitReport, MergedSource, fit, read};
+use super::{AdapterOutline, FitReport, MergedSource, declare, fit, read};
 
 pub(super) fn fixture(path: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path)
@@ -26,6 +26,25 @@ pub(super) fn read_folder(folder: &Path) -> Result<LoraAdapter> {
     let files: BTreeMap<_, _> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).map(|path| (name(&path), path)).collect();
     read(&ArtifactRef::file(folder).unwrap(), &files)
+}
+
+/// The outline of the adapter in a folder, by as much of its files as is wanted.
+pub(super) fn outline_folder(folder: &Path) -> Result<AdapterOutline> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let reference = ArtifactRef::file(folder).unwrap();
+    let config = fs::read(folder.join("adapter_config.json")).ok();
+    let declared = declare(&reference, names.iter().map(String::as_str), config.as_deref())?;
+    let bytes = fs::read(folder.join(declared.weights())).unwrap();
+    let mut head = Head::new(declared.weights(), &reference, bytes.len() as u64);
+    let outlined = (|| {
+        while let Some(range) = head.wanted()? {
+            head.extend(&bytes[range.start as usize..range.end as usize]);
+        }
+        declared.outline(&head.entries()?)
+    })();
+    outlined.map_err(|e| e.into_adapter(&reference))
 }
 
 pub(super) fn tiny_llama() -> SafetensorsSource {

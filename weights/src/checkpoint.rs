@@ -47,8 +47,8 @@ impl Checkpoint {
         if let Some(weights) = SafetensorsFiles::choose(files)? {
             return Self::open_folder(id, files, &weights);
         }
-        let (_, path) = the_gguf(id, files)?;
-        Self::open_gguf(id, path, files)
+        let name = the_gguf(id, files.keys().map(String::as_str))?;
+        Self::open_gguf(id, &files[name], files)
     }
 
     fn open_folder(id: &str, files: &BTreeMap<String, PathBuf>, weights: &SafetensorsFiles) -> Result<Self> {
@@ -81,28 +81,31 @@ impl Checkpoint {
 }
 
 /// The content of the `config.json` beside safetensors weights.
-pub(crate) fn config(id: &str, files: &BTreeMap<String, PathBuf>) -> Result<serde_json::Value> {
-    read_json(files.get(MODEL_CONFIG).ok_or_else(|| {
-        Error::load(id, "it has safetensors weights but no config.json, which says what model they are of; add it")
-    })?)
+fn config(id: &str, files: &BTreeMap<String, PathBuf>) -> Result<serde_json::Value> {
+    read_json(files.get(MODEL_CONFIG).ok_or_else(|| without_config(id))?)
 }
 
-/// The one GGUF file of `files`.
-pub(crate) fn the_gguf<'a>(id: &str, files: &'a BTreeMap<String, PathBuf>) -> Result<(&'a str, &'a Path)> {
-    let ggufs: Vec<_> = files.iter().filter(|(name, _)| is_gguf(name)).collect();
+/// The error for safetensors weights alone.
+pub(crate) fn without_config(id: &str) -> Error {
+    Error::load(id, "it has safetensors weights but no config.json, which says what model they are of; add it")
+}
+
+/// The one GGUF file of those called `names`.
+pub(crate) fn the_gguf<'a>(id: &str, names: impl IntoIterator<Item = &'a str>) -> Result<&'a str> {
+    let names: Vec<_> = names.into_iter().collect();
+    let ggufs: Vec<_> = names.iter().copied().filter(|name| is_gguf(name)).collect();
     match ggufs.as_slice() {
-        [(name, path)] => Ok((name, path)),
-        [] => Err(no_weights(id, files)),
+        [name] => Ok(name),
+        [] => Err(no_weights(id, &names)),
         several => {
-            let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
-            Err(Error::load(id, format!("it has several GGUF files ({}); give one of them", names.join(", "))))
+            Err(Error::load(id, format!("it has several GGUF files ({}); give one of them", several.join(", "))))
         }
     }
 }
 
 /// Says what there is instead of weights.
-fn no_weights(id: &str, files: &BTreeMap<String, PathBuf>) -> Error {
-    let named = |is: fn(&str) -> bool| files.keys().find(|n| is(n));
+fn no_weights(id: &str, names: &[&str]) -> Error {
+    let named = |is: fn(&str) -> bool| names.iter().find(|n| is(n));
     if let Some(name) = named(is_pickle) {
         return Error::unsupported_format(
             id,
@@ -117,7 +120,6 @@ fn no_weights(id: &str, files: &BTreeMap<String, PathBuf>) -> Error {
             format!("it is an adapter (`{name}`), not a model; pass it as adapter, with its base as model"),
         );
     }
-    let names: Vec<_> = files.keys().map(String::as_str).collect();
     Error::load(id, format!("it has no weights; expected .safetensors or .gguf, found: {}", names.join(", ")))
 }
 

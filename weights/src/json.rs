@@ -10,14 +10,14 @@ use serde::{
 use serde_json::{Map, Value};
 
 /// Bytes that a config file may have. The largest in use are a few hundred kilobytes.
-const CONFIG_LIMIT: u64 = 16 << 20;
+pub const LARGEST_CONFIG: u64 = 16 << 20;
 
 /// Reads the JSON file at `path`, such as `config.json` or `adapter_config.json`, of at most 16 MiB.
 ///
 /// # Errors
 /// [`Error::NotFound`] or [`Error::Io`] if it cannot be read, [`Error::LoadFailed`] if it is too large or not JSON.
 pub fn read_json(path: &Path) -> Result<Value> {
-    read_bounded(path, CONFIG_LIMIT)
+    read_bounded(path, LARGEST_CONFIG)
 }
 
 /// Reads the JSON object in the file at `path`, of at most 16 MiB, and gives the bytes it was read from beside it.
@@ -26,9 +26,18 @@ pub fn read_json(path: &Path) -> Result<Value> {
 /// As [`read_json`], and [`Error::LoadFailed`] if the file holds something else than an object or names a field twice:
 /// readers differ in which of the two they take.
 pub fn read_json_object(path: &Path) -> Result<(Map<String, Value>, Vec<u8>)> {
-    let bytes = bytes(path, CONFIG_LIMIT)?;
+    let bytes = bytes(path, LARGEST_CONFIG)?;
     let UniqueMap(fields) = parse(path, &bytes)?;
     Ok((fields.into_iter().collect(), bytes))
+}
+
+/// As [`read_json_object`], of bytes that are here already, of the file called `file` in messages.
+///
+/// # Errors
+/// [`Error::LoadFailed`] as [`read_json_object`].
+pub fn parse_json_object(bytes: &[u8], file: &str) -> Result<Map<String, Value>> {
+    let UniqueMap(fields) = parse(Path::new(file), bytes)?;
+    Ok(fields.into_iter().collect())
 }
 
 /// Reads the JSON file at `path` of at most `limit` bytes.
@@ -56,8 +65,8 @@ fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The value in `bytes`, the content of the file at `path`.
-fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+/// The value in `bytes`, the content of the file at `path`, or called so in messages.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
         let reason = if error.is_data() {
             format!("it is not the JSON expected: {error}")

@@ -1,10 +1,6 @@
 //! The tensors of mapped files: what safetensors and GGUF have in common once their headers are read.
 
-use std::{
-    collections::{HashMap, hash_map},
-    ops::Range,
-    path::Path,
-};
+use std::{collections::HashMap, ops::Range, path::Path};
 
 use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry};
 
@@ -21,29 +17,15 @@ pub(crate) struct TensorTable {
 }
 
 impl TensorTable {
-    /// Adds a file with its tensors, whose ranges lie inside it.
-    pub(crate) fn add(&mut self, file: Map, tensors: Vec<(TensorEntry, Range<usize>)>) -> Result<()> {
+    /// Adds a file with its tensors, whose ranges lie inside it. No name may have been added before: those who read the
+    /// headers have checked that.
+    pub(crate) fn add(&mut self, file: Map, tensors: Vec<(TensorEntry, Range<usize>)>) {
         for (entry, range) in tensors {
-            match self.by_name.entry(entry.name.clone()) {
-                hash_map::Entry::Occupied(first) => {
-                    // The file itself may be the first, in which case it is not in the list yet.
-                    let first = self.files.get(self.spans[*first.get()].0).unwrap_or(&file);
-                    return Err(Error::load(
-                        file.path().display(),
-                        format!(
-                            "the tensor `{}` stands in {} too; each name may stand once, so get the checkpoint again",
-                            entry.name,
-                            first.path().display()
-                        ),
-                    ));
-                }
-                hash_map::Entry::Vacant(place) => place.insert(self.entries.len()),
-            };
+            self.by_name.insert(entry.name.clone(), self.entries.len());
             self.entries.push(entry);
             self.spans.push((self.files.len(), range));
         }
         self.files.push(file);
-        Ok(())
     }
 
     pub(crate) fn entries(&self) -> &[TensorEntry] {

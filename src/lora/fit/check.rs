@@ -7,13 +7,14 @@ use llm_local_core::{Encoding, LoraAdapter, LoraModule, ModelFormat, ModelInfo};
 use crate::lora::{
     floats,
     message::{all_of, shape_text, some_of},
+    outline::{AdapterOutline, ModuleOutline},
     targets::{BaseModules, Targets, Verdict},
 };
 
 /// Checks `adapter` against `base` and gives the declared names that match nothing; the error is everything that keeps
 /// the adapter from being used.
 pub(super) fn check(
-    adapter: &LoraAdapter,
+    adapter: &AdapterOutline,
     weight: f32,
     info: &ModelInfo,
     base: &BaseModules<'_>,
@@ -28,9 +29,9 @@ pub(super) fn check(
     if !weight.is_finite() || weight == 0.0 {
         defects.push(format!("its weight is {weight}; expected a finite number other than 0"));
     }
-    if !adapter.replacements.is_empty() {
-        let names: Vec<_> = adapter.replacements.iter().map(|r| r.name.as_str()).collect();
-        defects.push(format!("it replaces {}: full weights in an adapter are not supported yet", some_of(&names)));
+    if !adapter.replaced.is_empty() {
+        let names = some_of(&adapter.replaced);
+        defects.push(format!("it replaces {names}: full weights in an adapter are not supported yet"));
     }
     if adapter.modules.is_empty() {
         defects.push("it has no low-rank pairs, so it would do nothing".into());
@@ -71,34 +72,30 @@ pub(super) fn check(
             ));
         }
     }
-    if defects.is_empty() && is_without_effect(adapter, weight) {
-        defects.push(format!(
+    if defects.is_empty() { Ok(unmatched) } else { Err(defects) }
+}
+
+/// Why the values of an adapter that fits would do nothing, if that is so: the merge would add nothing but zeros.
+pub(super) fn without_effect(adapter: &LoraAdapter, weight: f32) -> Option<String> {
+    let is_zero = |m: &LoraModule| floats::scaled_product_is_zero(&m.a, &m.b, m.rank, m.scale * f64::from(weight));
+    adapter.modules.iter().all(is_zero).then(|| {
+        format!(
             "its delta is too small for f32 and becomes 0 in {}, so it would do nothing; its scale is {:e} and its \
              weight {weight}: are `lora_alpha` and the weight right?",
             all_of(adapter.modules.len(), "module"),
             adapter.modules[0].scale
-        ));
-    }
-    if defects.is_empty() { Ok(unmatched) } else { Err(defects) }
-}
-
-/// Whether the merge would add nothing but zeros.
-fn is_without_effect(adapter: &LoraAdapter, weight: f32) -> bool {
-    let is_zero = |m: &LoraModule| floats::scaled_product_is_zero(&m.a, &m.b, m.rank, m.scale * f64::from(weight));
-    adapter.modules.iter().all(is_zero)
+        )
+    })
 }
 
 /// Why the pair of `module` cannot be added to its base tensor.
-fn module_defect(module: &LoraModule, base: &BaseModules<'_>, info: &ModelInfo) -> Option<String> {
-    let LoraModule { name, rank, in_features, out_features, .. } = module;
-    if module.magnitude.is_some() || module.bias.is_some() {
-        return Some(format!("`{name}` has a magnitude (DoRA) or a bias of lora_B, which are not supported yet"));
+fn module_defect(module: &ModuleOutline, base: &BaseModules<'_>, info: &ModelInfo) -> Option<String> {
+    let ModuleOutline { name, rank, in_features, out_features, scale, defect } = module;
+    if let Some(defect) = defect {
+        return Some(format!("`{name}` {defect}"));
     }
-    if !module.scale.is_finite() || module.scale == 0.0 {
-        return Some(format!("`{name}` has the scale {}; expected a finite number other than 0", module.scale));
-    }
-    if *rank == 0 || module.a.len() != rank * in_features || module.b.len() != out_features * rank {
-        return Some(format!("`{name}` has factors whose lengths do not fit its rank {rank} and its shapes"));
+    if !scale.is_finite() || *scale == 0.0 {
+        return Some(format!("`{name}` has the scale {scale}; expected a finite number other than 0"));
     }
     if BaseModules::is_head(name) && info.decoder.as_ref().is_ok_and(|decoder| decoder.tied_embeddings) {
         return Some(format!(
@@ -157,7 +154,7 @@ fn module_defect(module: &LoraModule, base: &BaseModules<'_>, info: &ModelInfo) 
 
 /// Why `module` should have no pair by what the adapter declares, if it should not; the error is as that of
 /// [`Targets::verdict`].
-fn undeclared(module: &LoraModule, targets: &Targets) -> Result<Option<String>, String> {
+fn undeclared(module: &ModuleOutline, targets: &Targets) -> Result<Option<String>, String> {
     let why = match targets.verdict(&module.name)? {
         Verdict::Covered => return Ok(None),
         Verdict::NotDeclared => "`target_modules` does not cover",

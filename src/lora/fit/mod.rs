@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use llm_local_core::{Encoding, Error, FloatType, LoraAdapter, ModelInfo, Result};
 
-use self::check::check;
-use super::{message::reason, targets::BaseModules};
+use self::check::{check, without_effect};
+use super::{message::reason, outline::AdapterOutline, targets::BaseModules};
 
 /// What adapters change in a base.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +71,19 @@ pub struct TouchedTensor {
 /// [`Error::AdapterMergeFailed`] naming the adapter that does not fit, the tensors or fields, what was expected and
 /// what was found.
 pub fn fit(adapters: &[(Arc<LoraAdapter>, f32)], info: &ModelInfo) -> Result<FitReport> {
+    let outlines: Vec<_> =
+        adapters.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
+    let report = fit_outlines(&outlines, info)?;
+    for (adapter, weight) in adapters {
+        if let Some(reason) = without_effect(adapter, *weight) {
+            return Err(Error::adapter(&adapter.reference, reason));
+        }
+    }
+    Ok(report)
+}
+
+/// [`fit`], as far as it can be told without the adapters' values.
+pub(crate) fn fit_outlines(adapters: &[(AdapterOutline, f32)], info: &ModelInfo) -> Result<FitReport> {
     let base = BaseModules::new(info);
     let mut touched: BTreeMap<&str, TouchedTensor> = BTreeMap::new();
     let mut fitted = Vec::with_capacity(adapters.len());
@@ -92,7 +105,7 @@ pub fn fit(adapters: &[(Arc<LoraAdapter>, f32)], info: &ModelInfo) -> Result<Fit
 }
 
 impl FittedAdapter {
-    fn new(adapter: &LoraAdapter, weight: f32, unmatched_targets: Vec<String>) -> Self {
+    fn new(adapter: &AdapterOutline, weight: f32, unmatched_targets: Vec<String>) -> Self {
         let ranks = adapter.modules.iter().map(|m| m.rank);
         let scales = || adapter.modules.iter().map(|m| m.scale * f64::from(weight));
         Self {
@@ -100,7 +113,7 @@ impl FittedAdapter {
             modules: adapter.modules.len(),
             ranks: (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0)),
             scales: (scales().fold(f64::INFINITY, f64::min), scales().fold(f64::NEG_INFINITY, f64::max)),
-            bytes: adapter.byte_len() as u64,
+            bytes: adapter.bytes,
             unmatched_targets,
         }
     }

@@ -4,7 +4,10 @@ use llm_local_core::ArtifactRef;
 use tempfile::TempDir;
 
 use super::read;
-use crate::lora::testing::{fit_unread, fixture, read_folder, tiny_llama_info};
+use crate::lora::{
+    AdapterOutline, fit_outlines,
+    testing::{fit_unread, fixture, outline_folder, read_folder, tiny_llama_info},
+};
 
 /// What must be in the message for each folder of `bad-adapters`.
 const DEFECTS: &[(&str, &[&str])] = &[
@@ -68,6 +71,42 @@ fn good_adapters_fit_without_a_base_weight_being_read() {
         assert_eq!(report.adapters[0].modules, modules, "{folder}");
         assert_eq!(report.touched.len(), modules, "{folder}");
         assert_eq!(report.adapters[0].scales, (scale, scale), "{folder}");
+    }
+}
+
+/// Defects that only values have.
+const BY_VALUES: [&str; 1] = ["nan-values"];
+
+#[test]
+fn what_is_wrong_with_an_adapter_is_found_without_its_values_but_for_theirs() {
+    let info = tiny_llama_info(|_| {});
+    for (folder, words) in DEFECTS {
+        let path = fixture("bad-adapters").join(folder);
+        let fitted = outline_folder(&path).and_then(|outline| fit_outlines(&[(outline, 1.0)], &info));
+        if BY_VALUES.contains(folder) {
+            fitted.unwrap();
+            continue;
+        }
+        let error = fitted.unwrap_err();
+        assert_eq!(error.code(), "adapter_merge_failed", "{folder}: {error}");
+        let message = error.to_string();
+        assert!(message.contains(path.to_str().unwrap()), "{folder} is not named: {message}");
+        for word in *words {
+            assert!(message.contains(word), "{folder}: `{word}` is not in: {message}");
+        }
+    }
+}
+
+#[test]
+fn an_outline_is_what_a_read_adapter_has_beside_its_values() {
+    let info = tiny_llama_info(|_| {});
+    for folder in
+        ["adapters/tiny-llama-lora-peft", "adapters/tiny-llama-lora-rslora", "adapters/tiny-llama-lora-qv-last2"]
+    {
+        let adapter = read_folder(&fixture(folder)).unwrap();
+        let outline = outline_folder(&fixture(folder)).unwrap();
+        assert_eq!(outline, AdapterOutline::from(&adapter), "{folder}");
+        assert_eq!(fit_outlines(&[(outline, 1.0)], &info).unwrap(), fit_unread(adapter, &info).unwrap(), "{folder}");
     }
 }
 

@@ -30,11 +30,11 @@ impl GgufSource {
     /// [`Error::UnsupportedModelFormat`] for another version, a tensor type without a [`llm_local_core::GgmlType`], and
     /// one part of a split model.
     pub fn open(path: &Path) -> Result<Self> {
-        refuse_split_name(path)?;
+        refuse_split_name(path, path)?;
         let file = Map::open(path)?;
         let header::Header { metadata, tensors } = header::read(&file, file.len() as u64, path)?;
         let mut table = TensorTable::default();
-        table.add(file, tensors)?;
+        table.add(file, tensors);
         Ok(Self { table, metadata: Arc::new(metadata) })
     }
 
@@ -63,18 +63,18 @@ impl TensorSource for GgufSource {
     }
 }
 
-/// Where the header of a GGUF file ends that starts with `prefix`; `None` if beyond it.
-pub(crate) fn header_end(prefix: &[u8], name: &str) -> Result<Option<u64>> {
-    header::end(prefix, Path::new(name))
+/// Where the header ends of the GGUF file called `file` that starts with `prefix`; `None` if beyond it.
+pub(crate) fn header_end(prefix: &[u8], file: &Path) -> Result<Option<u64>> {
+    header::end(prefix, file)
 }
 
-/// The metadata and tensors of a model that starts with `head`, has `size` bytes and is called `name` in messages.
-pub(crate) fn describe(head: &[u8], size: u64, name: &str) -> Result<(GgufMetadata, Vec<TensorEntry>)> {
-    let path = Path::new(name);
-    refuse_split_name(path)?;
-    let header::Header { metadata, tensors } = header::read(head, size, path)?;
+/// The metadata and tensors of the model in the file `name`, called `file` in messages, that starts with `head` and has
+/// `size` bytes.
+pub(crate) fn describe(head: &[u8], size: u64, name: &str, file: &Path) -> Result<(GgufMetadata, Vec<TensorEntry>)> {
+    refuse_split_name(Path::new(name), file)?;
+    let header::Header { metadata, tensors } = header::read(head, size, file)?;
     if is_adapter(&metadata) {
-        return Err(adapter(path));
+        return Err(adapter(file));
     }
     Ok((metadata, tensors.into_iter().map(|(entry, _)| entry).collect()))
 }
@@ -99,12 +99,12 @@ fn split(path: &Path) -> Error {
     )
 }
 
-/// Refuses `<stem>-00001-of-00003.gguf`.
-fn refuse_split_name(path: &Path) -> Result<()> {
-    let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+/// Refuses `<stem>-00001-of-00003.gguf`, called `file` in messages.
+fn refuse_split_name(name: &Path, file: &Path) -> Result<()> {
+    let stem = name.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     let number = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
     let is_part = stem.rsplit_once("-of-").is_some_and(|(rest, of)| {
         number(of) && of != "00001" && rest.rsplit_once('-').is_some_and(|(_, at)| number(at))
     });
-    if is_part { Err(split(path)) } else { Ok(()) }
+    if is_part { Err(split(file)) } else { Ok(()) }
 }

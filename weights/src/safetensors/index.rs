@@ -10,11 +10,8 @@ use serde::Deserialize;
 
 use crate::{
     is_pickle,
-    json::{UniqueMap, read_bounded},
+    json::{UniqueMap, parse, read_bounded},
 };
-
-/// Bytes that an index may have; that of a model with 100,000 tensors has about 9 MB.
-const INDEX_LIMIT: u64 = 64 << 20;
 
 /// `model.safetensors.index.json`: which shard holds which tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +29,9 @@ impl ShardIndex {
     /// Its name in a folder.
     pub const FILE: &'static str = "model.safetensors.index.json";
 
+    /// Bytes that an index may have; that of a model with 100,000 tensors has about 9 MB.
+    pub const LARGEST: u64 = 64 << 20;
+
     /// Reads the index at `path`.
     ///
     /// The shards must be plain relative names of safetensors files: an index comes with a download, and must not make
@@ -41,7 +41,18 @@ impl ShardIndex {
     /// [`Error::LoadFailed`] for an index that is not JSON, lists nothing, or names such a file;
     /// [`Error::UnsupportedModelFormat`] if its shards are pickles.
     pub fn read(path: &Path) -> Result<Self> {
-        let Raw { weight_map: UniqueMap(pairs) } = read_bounded(path, INDEX_LIMIT)?;
+        Self::new(path, read_bounded(path, Self::LARGEST)?)
+    }
+
+    /// Reads the index in `bytes`, called `file` in messages.
+    ///
+    /// # Errors
+    /// As [`ShardIndex::read`].
+    pub(crate) fn parse(bytes: &[u8], file: &Path) -> Result<Self> {
+        Self::new(file, parse(file, bytes)?)
+    }
+
+    fn new(path: &Path, Raw { weight_map: UniqueMap(pairs) }: Raw) -> Result<Self> {
         let mut shards = BTreeMap::<String, Vec<String>>::new();
         for (tensor, shard) in pairs {
             if let Some(tensors) = shards.get_mut(&shard) {
@@ -82,24 +93,18 @@ impl ShardIndex {
     }
 
     /// The tensors that the shard `name` shall hold.
-    pub(crate) fn listed(&self, name: &str) -> &[String] {
+    pub(super) fn listed(&self, name: &str) -> &[String] {
         self.shards.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// Its shards, found in `files`, with the tensors that each shall hold.
-    pub(super) fn locate<'a>(&'a self, files: &'a BTreeMap<String, PathBuf>) -> Result<Vec<(&'a Path, &'a [String])>> {
-        let missing: Vec<_> = self.shards().filter(|s| !files.contains_key(*s)).collect();
-        if !missing.is_empty() {
-            return Err(Error::load(
-                self.path.display(),
-                format!(
-                    "{} of its {} shards are missing: {}; get them too",
-                    missing.len(),
-                    self.shards.len(),
-                    missing.join(", ")
-                ),
-            ));
-        }
-        Ok(self.shards.iter().map(|(shard, tensors)| (files[shard].as_path(), tensors.as_slice())).collect())
+    /// The error for shards that are not there.
+    pub(super) fn without(&self, missing: &[&str]) -> Error {
+        let reason = format!(
+            "{} of its {} shards are missing: {}; get them too",
+            missing.len(),
+            self.shards.len(),
+            missing.join(", ")
+        );
+        Error::load(self.path.display(), reason)
     }
 }

@@ -246,7 +246,7 @@ fn an_index_that_does_not_fit_its_shards_is_refused() {
         (
             index(&[("a", one), ("b", "model-2.safetensors")]),
             vec![good.clone(), ("model-2.safetensors", shard(&["a", "b"]))],
-            &["`a`", "another shard"],
+            &["`a`", "stands in", ONE],
         ),
         (
             index(&[("a", one)]),

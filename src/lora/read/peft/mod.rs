@@ -10,9 +10,9 @@ mod pairs;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use llm_local_core::{Encoding, Error, FloatType, LoraAdapter, LoraModule, Result, TensorSource};
+use llm_local_core::{Encoding, Error, FloatType, LoraAdapter, LoraModule, Result, TensorEntry, TensorSource};
 use llm_local_weights::SafetensorsSource;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -22,44 +22,94 @@ use super::{AdapterFiles, CONFIG};
 use crate::lora::{
     floats,
     message::{all_of, some_of},
+    outline::{AdapterOutline, ModuleOutline},
 };
 
 /// The file that PEFT saves the tensors in.
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Reads the adapter that `config` (parsed from `config_bytes`) describes.
-pub(super) fn read(files: &AdapterFiles<'_>, config_bytes: &[u8], config: &Map<String, Value>) -> Result<LoraAdapter> {
-    let config = PeftConfig::new(config).map_err(|reason| files.error(format!("{CONFIG}: {reason}")))?;
-    let (name, path) = weights(files)?;
-    let in_weights = |reason: String| files.error(format!("{name}: {reason}"));
-    let source = SafetensorsSource::open(path).map_err(|e| e.into_adapter(files.reference))?;
-    let pairs = pairs::collect(source.entries(), config.rank).map_err(in_weights)?;
-    let modules = pairs
-        .iter()
-        .map(|pair| read_pair(&source, pair, &config))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(in_weights)?;
-    if modules.iter().all(|m| floats::product_is_zero(&m.a, &m.b, m.rank)) {
-        return Err(in_weights(format!(
-            "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly",
-            all_of(modules.len(), "module")
-        )));
-    }
-    let digest = digest(config_bytes, path).map_err(|e| e.into_adapter(files.reference))?;
-    Ok(LoraAdapter::new(files.reference.to_string(), digest, modules)
-        .with_targets(config.targets)
-        .with_base(config.base))
+/// A PEFT adapter by its config, and the file that has its tensors.
+pub(crate) struct Declared<'a> {
+    files: AdapterFiles<'a>,
+    config: PeftConfig,
+    weights: &'a str,
 }
 
-/// The file that holds the tensors, by name and path: PEFT's own name if it is there, for a renamed file is common, but
-/// which of several belongs to the config nothing says.
-fn weights<'a>(files: &AdapterFiles<'a>) -> Result<(&'a str, &'a Path)> {
-    let of = |(name, path): (&'a String, &'a PathBuf)| (name.as_str(), path.as_path());
-    if let Some(found) = files.by_name.get_key_value(WEIGHTS) {
-        return Ok(of(found));
+impl<'a> Declared<'a> {
+    pub(super) fn new(files: AdapterFiles<'a>, config: &Map<String, Value>) -> Result<Self> {
+        let config = PeftConfig::new(config).map_err(|reason| files.error(format!("{CONFIG}: {reason}")))?;
+        let weights = weights(&files)?;
+        Ok(Self { files, config, weights })
     }
-    let beside = |name: &str| !name.contains('/') && name.to_ascii_lowercase().ends_with(".safetensors");
-    let candidates: Vec<_> = files.by_name.iter().map(of).filter(|(name, _)| beside(name)).collect();
+
+    /// The name of the file that has its tensors.
+    pub(crate) fn weights(&self) -> &'a str {
+        self.weights
+    }
+
+    /// The adapter without its values, by the header of its weights.
+    ///
+    /// # Errors
+    /// As [`super::read`], as far as the header tells.
+    pub(crate) fn outline(&self, entries: &[TensorEntry]) -> Result<AdapterOutline> {
+        let pairs = self.pairs(entries)?;
+        let module = |pair: &Pair<'_>| ModuleOutline {
+            name: pair.module.to_owned(),
+            rank: self.config.rank,
+            in_features: pair.a.shape[1],
+            out_features: pair.b.shape[0],
+            scale: self.config.scale,
+            defect: None,
+        };
+        let bytes = |pair: &Pair<'_>| [pair.a, pair.b].into_iter().filter_map(TensorEntry::stored_bytes).sum::<usize>();
+        Ok(AdapterOutline {
+            reference: self.files.reference.to_string(),
+            modules: pairs.iter().map(module).collect(),
+            replaced: Vec::new(),
+            targets: Some(self.config.targets.clone()),
+            bytes: pairs.iter().map(|pair| bytes(pair) as u64).sum(),
+        })
+    }
+
+    /// The adapter, from the file at `path` that has its tensors; `config` are the bytes of its config.
+    pub(super) fn read(&self, config: &[u8], path: &Path) -> Result<LoraAdapter> {
+        let reference = self.files.reference;
+        let source = SafetensorsSource::open(path).map_err(|e| e.into_adapter(reference))?;
+        let modules = self
+            .pairs(source.entries())?
+            .iter()
+            .map(|pair| read_pair(&source, pair, &self.config))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|reason| self.in_weights(reason))?;
+        if modules.iter().all(|m| floats::product_is_zero(&m.a, &m.b, m.rank)) {
+            return Err(self.in_weights(format!(
+                "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly",
+                all_of(modules.len(), "module")
+            )));
+        }
+        let digest = digest(config, path).map_err(|e| e.into_adapter(reference))?;
+        Ok(LoraAdapter::new(reference.to_string(), digest, modules)
+            .with_targets(self.config.targets.clone())
+            .with_base(self.config.base.clone()))
+    }
+
+    fn pairs<'e>(&self, entries: &'e [TensorEntry]) -> Result<Vec<Pair<'e>>> {
+        pairs::collect(entries, self.config.rank).map_err(|reason| self.in_weights(reason))
+    }
+
+    fn in_weights(&self, reason: String) -> Error {
+        self.files.error(format!("{}: {reason}", self.weights))
+    }
+}
+
+/// The file that holds the tensors: PEFT's own name if it is there, for a renamed file is common, but which of several
+/// belongs to the config nothing says.
+fn weights<'a>(files: &AdapterFiles<'a>) -> Result<&'a str> {
+    if files.names.contains(&WEIGHTS) {
+        return Ok(WEIGHTS);
+    }
+    let beside = |name: &&str| !name.contains('/') && name.to_ascii_lowercase().ends_with(".safetensors");
+    let candidates: Vec<_> = files.names.iter().copied().filter(beside).collect();
     match candidates[..] {
         [one] => Ok(one),
         [] => Err(files.pickle().unwrap_or_else(|| {
@@ -67,14 +117,14 @@ fn weights<'a>(files: &AdapterFiles<'a>) -> Result<(&'a str, &'a Path)> {
         })),
         _ => Err(files.error(format!(
             "which safetensors file belongs to {CONFIG} is not clear: expected {WEIGHTS} or one file alone; found {}",
-            some_of(&candidates.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            some_of(&candidates)
         ))),
     }
 }
 
 /// Reads both factors of a pair; the error names the tensor.
 fn read_pair(source: &SafetensorsSource, pair: &Pair<'_>, config: &PeftConfig) -> Result<LoraModule, String> {
-    let factor = |entry: &llm_local_core::TensorEntry| {
+    let factor = |entry: &TensorEntry| {
         let Encoding::Float(stored) = entry.encoding else { unreachable!("`pairs` takes floats only") };
         let data = source.read(&entry.name, None).map_err(|e| e.to_string())?;
         let values = floats::own(data, stored).map_err(|reason| format!("`{}` {reason}", entry.name))?;

@@ -1,0 +1,138 @@
+//! Whether a spec can be run: decided by the files that are here, and by the heads of those that are not.
+
+use std::sync::Arc;
+
+use llm_local_core::{
+    Error, FetchContext, LoraAdapter, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource, TextFiles,
+};
+use llm_local_source_common::transfer::{Files, Job};
+use llm_local_weights::Checkpoint;
+
+use super::{Inner, choose::Chosen, prepare::Pinned};
+use crate::{
+    blocking::blocking,
+    lora::{self, AdapterOutline},
+    plan::Plan,
+};
+
+/// What is known of a spec that can be run, as far as that can be told yet.
+pub(super) struct Judged {
+    pub(super) plan: Plan,
+    /// The base with its backend; `None` if nothing could be told of it.
+    pub(super) base: Option<(Base, Chosen)>,
+    /// The adapters that are here, each with its weight.
+    pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
+}
+
+/// The base.
+pub(super) enum Base {
+    /// Its files are here.
+    Here(Weights),
+    /// They are not, and these are their heads.
+    Elsewhere(Arc<ModelInfo>),
+}
+
+/// The base's description, its text files, and its tensors unless an engine elsewhere has them.
+pub(super) struct Weights {
+    pub(super) info: Arc<ModelInfo>,
+    pub(super) tensors: Option<Arc<dyn TensorSource>>,
+    pub(super) text: TextFiles,
+}
+
+impl Inner {
+    /// Judges `spec`, of whose base and adapters these `files` are here. Reads no weight of the base, and fetches nothing.
+    ///
+    /// # Errors
+    /// What keeps it from being run: first what is wrong with the base or keeps all backends from it, then what is wrong
+    /// with an adapter.
+    pub(super) async fn judge(
+        &self,
+        spec: &ModelSpec,
+        pinned: &Pinned,
+        files: &[Option<Files>],
+        cx: &FetchContext,
+    ) -> Result<Judged> {
+        let mut plan = Plan::new(spec, &pinned.base, &pinned.adapters, files, &pinned.resolution);
+        let base = match &files[0] {
+            Some(files) => Some(Base::Here(open(spec.id(), files.clone()).await?)),
+            None => self.peek_model(spec, &pinned.resolution, &pinned.jobs()[0], cx).await?.map(Base::Elsewhere),
+        };
+        let base = match base {
+            Some(base) => Some(self.choose(spec, base.info()).map(|chosen| (base, chosen))?),
+            None => None,
+        };
+        let (adapters, outlines) = self.adapters(spec, &pinned.jobs()[1..], &files[1..], cx).await?;
+        if let Some((base, chosen)) = &base {
+            base.check(spec, chosen)?;
+            let merged_tensors = base.fit(&adapters, outlines)?;
+            plan.set_model(chosen.planned(base.info(), merged_tensors)?, &chosen.resolution);
+        }
+        Ok(Judged { plan, base, adapters })
+    }
+
+    /// The adapters of `jobs`, those that are here and the outlines of the others, each with its weight.
+    async fn adapters(
+        &self,
+        spec: &ModelSpec,
+        jobs: &[Job],
+        files: &[Option<Files>],
+        cx: &FetchContext,
+    ) -> Result<(Vec<(Arc<LoraAdapter>, f32)>, Vec<(AdapterOutline, f32)>)> {
+        let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
+        for ((job, files), weight) in jobs.iter().zip(files).zip(spec.adapters.iter().map(|a| a.weight)) {
+            if let Some(files) = files.clone() {
+                let reference = job.manifest.reference.clone();
+                let adapter = blocking("adapters", move || lora::read(&reference, &files)).await?;
+                here.push((Arc::new(adapter), weight));
+            } else if let Some(outline) = self.peek_adapter(job, cx).await? {
+                elsewhere.push((outline, weight));
+            }
+        }
+        Ok((here, elsewhere))
+    }
+}
+
+impl Base {
+    fn info(&self) -> &Arc<ModelInfo> {
+        match self {
+            Self::Here(weights) => &weights.info,
+            Self::Elsewhere(info) => info,
+        }
+    }
+
+    /// Checks that there are weights for whoever needs them.
+    fn check(&self, spec: &ModelSpec, chosen: &Chosen) -> Result<()> {
+        let Self::Here(Weights { tensors: None, .. }) = self else { return Ok(()) };
+        if chosen.capabilities.needs_weights {
+            let backend = chosen.resolution.backend.backend.name();
+            let reason = format!("its source lists no files, and backend `{backend}` needs weights");
+            return Err(Error::load(spec.id(), reason));
+        }
+        match spec.adapters.first() {
+            Some(adapter) => {
+                Err(Error::adapter(&adapter.reference, "the base has no weights on this machine to merge it into"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How many of its tensors the adapters change, if all fit it.
+    fn fit(&self, here: &[(Arc<LoraAdapter>, f32)], elsewhere: Vec<(AdapterOutline, f32)>) -> Result<usize> {
+        let report = lora::fit(here, self.info())?;
+        if elsewhere.is_empty() {
+            return Ok(report.touched.len());
+        }
+        let here = here.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight));
+        Ok(lora::fit_outlines(&here.chain(elsewhere).collect::<Vec<_>>(), self.info())?.touched.len())
+    }
+}
+
+/// Reads the headers of the base. A base without files is run by an engine elsewhere.
+async fn open(id: String, files: Files) -> Result<Weights> {
+    if files.is_empty() {
+        let info = Arc::new(ModelInfo::new(id, ModelFormat::Remote, Vec::new()));
+        return Ok(Weights { info, tensors: None, text: TextFiles::default() });
+    }
+    let Checkpoint { info, tensors, text, .. } = blocking("checkpoint", move || Checkpoint::open(&id, &files)).await?;
+    Ok(Weights { info, tensors: Some(tensors), text })
+}

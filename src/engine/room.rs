@@ -1,0 +1,42 @@
+//! The store, as the way of a spec needs it: what is used stays, and what comes has room.
+
+use llm_local_core::{FetchContext, Result};
+use llm_local_source_common::{store::Hold, transfer::Job};
+
+use super::Inner;
+use crate::blocking::blocking;
+
+impl Inner {
+    /// Holds what is in the store or comes into it. A path's files are their owner's.
+    pub(super) async fn hold(&self, jobs: &[Job]) -> Result<Vec<Hold>> {
+        let (store, jobs) = (self.transfer.store().clone(), jobs.to_vec());
+        if jobs.iter().all(|job| job.manifest.reference.is_file()) {
+            return Ok(Vec::new());
+        }
+        blocking("store", move || {
+            let stored = jobs.iter().filter(|job| !job.manifest.reference.is_file());
+            stored.map(|job| store.hold(&job.manifest, job.source.placement(&job.manifest)?.as_ref())).collect()
+        })
+        .await
+    }
+
+    /// Evicts what was not used for longest, if the quota leaves too little room for what is missing of `jobs`. They are
+    /// held, so nothing of them goes.
+    pub(super) async fn make_room(&self, jobs: &[Job], cx: &FetchContext) -> Result<()> {
+        let Some(quota) = self.quota else { return Ok(()) };
+        let missing = self.transfer.missing_bytes(jobs, cx).await?;
+        // Offline nothing can come.
+        if missing == 0 || cx.offline {
+            return Ok(());
+        }
+        let store = self.transfer.store().clone();
+        blocking("store", move || {
+            let deleted = store.evict(quota, missing)?;
+            if deleted.files > 0 {
+                tracing::info!(artifacts = deleted.artifacts, bytes = deleted.bytes, "evicted to keep the quota");
+            }
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,241 @@
+//! What an engine may fetch: an allow-list of the application's.
+
+use std::{collections::BTreeSet, fmt};
+
+use llm_local_core::{ArtifactRef, Error, Manifest, Result, Want};
+use llm_local_source_common::unpack::ArchiveFormat;
+use llm_local_weights::{is_gguf, is_safetensors};
+
+/// A form that weights come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum WeightFormat {
+    /// `.safetensors`.
+    Safetensors,
+    /// `.gguf`.
+    Gguf,
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Safetensors => "safetensors",
+            Self::Gguf => "gguf",
+        })
+    }
+}
+
+/// What an engine may fetch and use. What no rule speaks of is allowed; with a rule, only what it lists. Each is checked as
+/// soon as what it is about is known, and before any byte of a file moves: schemes and owners by the ref, before its
+/// source is asked; hosts by each request, redirects too; sizes, formats and licences by the source's listing. What an
+/// archive holds is checked when it is unpacked, before it is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Policy {
+    schemes: Option<BTreeSet<String>>,
+    owners: Option<BTreeSet<String>>,
+    hosts: Option<BTreeSet<String>>,
+    formats: Option<BTreeSet<WeightFormat>>,
+    licenses: Option<BTreeSet<String>>,
+    model_bytes: Option<u64>,
+    adapter_bytes: Option<u64>,
+}
+
+impl Policy {
+    /// A policy that allows everything.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Allows refs of these schemes: `file`, `hf`, `github`.
+    pub fn allow_schemes<T: Into<String>>(mut self, schemes: impl IntoIterator<Item = T>) -> Self {
+        extend(&mut self.schemes, schemes.into_iter().map(Into::into));
+        self
+    }
+
+    /// Allows what these owners or organisations publish: the first part of a ref's locator, whatever the case
+    /// (`mistralai` of `hf:mistralai/Mistral-7B`), or with the scheme before it to mean those of one source alone
+    /// (`github:acme`). Files of this machine have no owner, and no rule on owners is about them.
+    pub fn allow_owners<T: Into<String>>(mut self, owners: impl IntoIterator<Item = T>) -> Self {
+        extend(&mut self.owners, owners.into_iter().map(|owner| owner.into().to_lowercase()));
+        self
+    }
+
+    /// Allows requests to these hosts, redirects too: `huggingface.co`, or `*.hf.co` for every host below one.
+    pub fn allow_hosts<T: Into<String>>(mut self, hosts: impl IntoIterator<Item = T>) -> Self {
+        extend(&mut self.hosts, hosts.into_iter().map(|host| host.into().to_lowercase()));
+        self
+    }
+
+    /// Allows weights of these forms.
+    pub fn allow_formats(mut self, formats: impl IntoIterator<Item = WeightFormat>) -> Self {
+        extend(&mut self.formats, formats.into_iter());
+        self
+    }
+
+    /// Allows artifacts under these licences, in the words of the source, whatever the case: `apache-2.0`, `mit`. One whose
+    /// source tells no licence is then not allowed; files of this machine, which have none to tell, are.
+    pub fn allow_licenses<T: Into<String>>(mut self, licenses: impl IntoIterator<Item = T>) -> Self {
+        extend(&mut self.licenses, licenses.into_iter().map(|license| license.into().to_lowercase()));
+        self
+    }
+
+    /// Allows models of at most so many bytes.
+    pub fn max_model_bytes(mut self, bytes: u64) -> Self {
+        self.model_bytes = Some(bytes);
+        self
+    }
+
+    /// Allows adapters of at most so many bytes.
+    pub fn max_adapter_bytes(mut self, bytes: u64) -> Self {
+        self.adapter_bytes = Some(bytes);
+        self
+    }
+
+    /// The hosts that may be asked, if there is a rule.
+    pub(crate) fn hosts(&self) -> Option<Vec<String>> {
+        self.hosts.as_ref().map(|hosts| hosts.iter().cloned().collect())
+    }
+
+    /// Checks what a ref says.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`] that names the rule.
+    pub(crate) fn check_ref(&self, reference: &ArtifactRef) -> Result<()> {
+        let scheme = reference.scheme();
+        if let Some(schemes) = &self.schemes
+            && !schemes.contains(scheme)
+        {
+            let reason = format!("its scheme `{scheme}` is none of {}", listed(schemes));
+            return Err(Error::not_allowed(reference, reason));
+        }
+        let Some(owners) = self.owners.as_ref().filter(|_| !reference.is_file()) else { return Ok(()) };
+        let owner = reference.locator().split('/').next().unwrap_or_default().to_lowercase();
+        if owners.contains(&owner) || owners.contains(&format!("{scheme}:{owner}")) {
+            return Ok(());
+        }
+        Err(Error::not_allowed(reference, format!("its owner `{owner}` is none of {}", listed(owners))))
+    }
+
+    /// Checks what a source lists.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`] that names the rule.
+    pub(crate) fn check_manifest(&self, manifest: &Manifest) -> Result<()> {
+        let reference = &manifest.reference;
+        let (most, what) = match manifest.want {
+            Want::Adapter => (self.adapter_bytes, "an adapter"),
+            _ => (self.model_bytes, "a model"),
+        };
+        if let Some(most) = most
+            && manifest.total_bytes() > most
+        {
+            let reason = format!("{what} may have {most} bytes, and it has {}", manifest.total_bytes());
+            return Err(Error::not_allowed(reference, reason));
+        }
+        self.check_formats(reference, manifest.files.iter().map(|file| file.path.as_str()))?;
+        let Some(licenses) = self.licenses.as_ref().filter(|_| !reference.is_file()) else { return Ok(()) };
+        match &manifest.license {
+            Some(license) if licenses.contains(&license.to_lowercase()) => Ok(()),
+            Some(license) => {
+                Err(Error::not_allowed(reference, format!("its licence `{license}` is none of {}", listed(licenses))))
+            }
+            None => {
+                let reason = format!("its source tells no licence, and only {} are allowed", listed(licenses));
+                Err(Error::not_allowed(reference, reason))
+            }
+        }
+    }
+
+    /// Checks the names of the files that an artifact has; archives among them are let through, to be checked once they
+    /// are unpacked.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`] that names the file and the rule.
+    pub(crate) fn check_formats<'a>(
+        &self,
+        reference: &ArtifactRef,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<()> {
+        let Some(formats) = &self.formats else { return Ok(()) };
+        for name in names.filter(|name| ArchiveFormat::of_name(name).is_none()) {
+            let format = match name {
+                _ if is_safetensors(name) => WeightFormat::Safetensors,
+                _ if is_gguf(name) => WeightFormat::Gguf,
+                _ => continue,
+            };
+            if !formats.contains(&format) {
+                let reason = format!("`{name}` is {format}, which is none of {}", listed(formats));
+                return Err(Error::not_allowed(reference, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn extend<T: Ord>(rule: &mut Option<BTreeSet<T>>, values: impl Iterator<Item = T>) {
+    rule.get_or_insert_default().extend(values);
+}
+
+fn listed<T: fmt::Display>(values: &BTreeSet<T>) -> String {
+    if values.is_empty() {
+        return "those allowed, which are none".into();
+    }
+    values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_local_core::ManifestFile;
+
+    use super::*;
+
+    fn manifest(reference: &str, want: Want, files: &[&str]) -> Manifest {
+        let files = files.iter().map(|name| ManifestFile::new(*name, 10)).collect();
+        Manifest::new(reference.parse().unwrap(), want, "1", files).unwrap()
+    }
+
+    fn refused(result: Result<()>, part: &str) {
+        let error = result.unwrap_err();
+        assert_eq!(error.code(), "not_allowed");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+
+    #[test]
+    fn without_rules_everything_is_allowed() {
+        let policy = Policy::new();
+        policy.check_ref(&"any:thing".parse().unwrap()).unwrap();
+        policy.check_manifest(&manifest("hf:o/r", Want::Model, &["m.gguf"])).unwrap();
+        assert_eq!(policy.hosts(), None);
+    }
+
+    #[test]
+    fn a_ref_is_judged_by_scheme_and_owner() {
+        let check = |policy: &Policy, text: &str| policy.check_ref(&text.parse().unwrap());
+        let policy = Policy::new().allow_schemes(["hf", "file"]);
+        check(&policy, "hf:o/r").unwrap();
+        refused(check(&policy, "github:o/r"), "its scheme `github` is none of `file`, `hf`");
+        let policy = Policy::new().allow_owners(["Acme", "github:other"]);
+        for allowed in ["hf:ACME/x", "github:acme/x", "github:other/x", "/any/file"] {
+            check(&policy, allowed).unwrap();
+        }
+        refused(check(&policy, "hf:other/x"), "its owner `other` is none of `acme`, `github:other`");
+        refused(check(&Policy::new().allow_schemes::<&str>([]), "hf:o/r"), "which are none");
+    }
+
+    #[test]
+    fn a_listing_is_judged_by_size_format_and_licence() {
+        let policy = Policy::new().max_adapter_bytes(19).max_model_bytes(20);
+        refused(policy.check_manifest(&manifest("hf:o/r", Want::Adapter, &["a", "b"])), "an adapter may have 19 bytes");
+        policy.check_manifest(&manifest("hf:o/r", Want::Model, &["a", "b"])).unwrap();
+        refused(policy.check_manifest(&manifest("hf:o/r", Want::Model, &["a", "b", "c"])), "a model may have 20 bytes");
+        let policy = Policy::new().allow_formats([WeightFormat::Safetensors]);
+        policy.check_manifest(&manifest("hf:o/r", Want::Adapter, &["a.zip", "x.safetensors", "c.json"])).unwrap();
+        refused(policy.check_manifest(&manifest("hf:o/r", Want::Model, &["c.json", "m.gguf"])), "`m.gguf` is gguf");
+        let policy = Policy::new().allow_licenses(["MIT"]);
+        policy.check_manifest(&manifest("hf:o/r", Want::Model, &["m"]).with_license("mit")).unwrap();
+        policy.check_manifest(&manifest("/m", Want::Model, &["m"])).unwrap();
+        refused(policy.check_manifest(&manifest("hf:o/r", Want::Model, &["m"]).with_license("gpl")), "licence `gpl`");
+        refused(policy.check_manifest(&manifest("hf:o/r", Want::Model, &["m"])), "tells no licence");
+    }
+}
