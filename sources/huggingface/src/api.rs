@@ -3,14 +3,16 @@
 //! The first and the last by hf-hub. The list is read here: hf-hub 1.0.0 drops the SHA-256 of its entries (it expects the
 //! name `sha256` where the API says `oid`), and would send the token to whatever host `Link` names for the next page.
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, SystemTime},
-};
+mod client;
 
-use hf_hub::{HFClient, HFError, HFRepository, repository::ModelInfo, repository::RepoTypeModel, split_id};
-use llm_local_core::{Error, Refusal, Request, Result, Revision};
-use llm_local_source_common::network::{Failure, Network, Response, Retry, retrying, shown};
+use std::sync::OnceLock;
+
+use hf_hub::{
+    HFClient,
+    repository::{GitRefInfo, GitRefs, ModelInfo},
+};
+use llm_local_core::{Error, Request, Result, Revision};
+use llm_local_source_common::network::{Failure, Network, Response, Retry, retrying};
 use reqwest::Url;
 use serde::de::DeserializeOwned;
 
@@ -27,8 +29,6 @@ const ANSWER_LIMIT: usize = 64 << 20;
 const PAGE_LIMIT: usize = 1000;
 /// What is asked about a model, so that nothing else of it is sent.
 const PROPERTIES: [&str; 3] = ["sha", "gated", "cardData"];
-/// Revisions that a message lists.
-const LISTED: usize = 20;
 
 /// A revision as the Hub knows it now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,23 +67,17 @@ impl Api {
     /// tried again.
     pub(crate) async fn info(&self, asked: &Asked, impatient: bool) -> Result<Info> {
         let repository = self.repository(&asked.repo)?;
+        let mut url = self.url(&["api", "models"], &asked.repo, &["revision", &asked.revision])?;
+        url.query_pairs_mut().extend_pairs(PROPERTIES.map(|p| ("expand", p)));
         let info: ModelInfo = retrying(&self.network, &asked.reference, || async {
             let properties = PROPERTIES.map(str::to_owned).to_vec();
             let answer = repository.info().revision(&asked.revision).expand(properties).send().await;
-            let mut failure = match answer {
-                Ok(info) => return Ok(info),
-                // hf-hub keeps no other header that says when, and the Hub sends others.
-                Err(HFError::RateLimited { retry_after: None, .. }) => {
-                    let mut url = self.url(&["api", "models"], &asked.repo, &["revision", &asked.revision])?;
-                    url.query_pairs_mut().extend_pairs(PROPERTIES.map(|p| ("expand", p)));
-                    return Ok(self.get_json(&url, asked).await?.0);
+            self.answered(answer, &url, asked).await.map_err(|mut failure| {
+                if impatient && is_unreachable(&failure.error) {
+                    failure.retry = Retry::Never;
                 }
-                Err(error) => self.failure(error, asked).await,
-            };
-            if impatient && is_unreachable(&failure.error) {
-                failure.retry = Retry::Never;
-            }
-            Err(failure)
+                failure
+            })
         })
         .await?;
         let commit = info.sha.filter(|commit| is_commit(commit)).ok_or_else(|| {
@@ -114,15 +108,18 @@ impl Api {
     /// Branches, then tags, in the Hub's order.
     pub(crate) async fn revisions(&self, asked: &Asked) -> Result<Vec<Revision>> {
         let repository = self.repository(&asked.repo)?;
-        let refs = retrying(&self.network, &asked.reference, || async {
-            match repository.list_refs().send().await {
-                Ok(refs) => Ok(refs),
-                Err(error) => Err(self.failure(error, asked).await),
+        let url = self.url(&["api", "models"], &asked.repo, &["refs"])?;
+        let refs: GitRefs = retrying(&self.network, &asked.reference, || async {
+            self.answered(repository.list_refs().send().await, &url, asked).await
+        })
+        .await?;
+        let revision = |r: GitRefInfo| match is_commit(&r.target_commit) {
+            true => Ok(Revision::new(r.name, r.target_commit)),
+            false => {
+                Err(malformed(&asked.reference, format!("the Hub names no commit for `{}`", r.name.escape_debug())))
             }
-        });
-        let refs = refs.await?;
-        let all = refs.branches.into_iter().chain(refs.tags);
-        Ok(all.map(|r| Revision::new(r.name, r.target_commit)).collect())
+        };
+        refs.branches.into_iter().chain(refs.tags).map(revision).collect()
     }
 
     /// One answer as JSON, and the URL of the page after it.
@@ -198,90 +195,12 @@ impl Api {
             .extend(after);
         Ok(url)
     }
-
-    /// hf-hub's handle of `repo`.
-    pub(crate) fn repository(&self, repo: &str) -> Result<HFRepository<RepoTypeModel>> {
-        let client = self.client.get_or_init(|| self.make_client()).clone()?;
-        let (owner, name) = split_id(repo);
-        Ok(client.model(owner, name))
-    }
-
-    /// hf-hub's client. It reads the environment for whatever is not given, so all is given.
-    fn make_client(&self) -> Result<HFClient> {
-        self.network.check_url(&self.settings.endpoint)?;
-        let builder = HFClient::builder()
-            .client(self.network.client()?)
-            .endpoint(&self.settings.endpoint)
-            .cache_dir(&self.settings.cache)
-            .cache_enabled(false)
-            .user_agent(&self.network.config().user_agent)
-            // Ours are used, which know when the Hub wants to be asked again.
-            .retry_max_attempts(0)
-            .retry_base_delay(Duration::ZERO);
-        let token = match &self.settings.token {
-            Some(token) => token.secret(),
-            // Without a token it would look for one in the environment. One that cannot be a header is never sent.
-            None => "\n",
-        };
-        builder
-            .token(token)
-            .build()
-            .map_err(|e| Error::unsupported("the Hugging Face Hub", format!("no client could be made for it: {e}")))
-    }
-
-    /// What follows from an error of hf-hub. A revision that is not there is told with some that are.
-    async fn failure(&self, error: HFError, asked: &Asked) -> Failure {
-        let Some(refusal) = refusal(&error) else {
-            return match error {
-                HFError::Request { source, .. } if source.is_decode() => {
-                    malformed(&asked.reference, "the Hub did not answer with the JSON expected".to_owned()).into()
-                }
-                HFError::Request { source, .. } => {
-                    Failure::connection(shown(&self.settings.endpoint), source).about(&asked.reference)
-                }
-                other => malformed(&asked.reference, other.to_string()).into(),
-            };
-        };
-        if Asked::is_about_revision(&refusal) {
-            let refs = match self.repository(&asked.repo) {
-                Ok(repository) => repository.list_refs().send().await.ok(),
-                Err(_) => None,
-            };
-            let names = refs.into_iter().flat_map(|refs| refs.branches.into_iter().chain(refs.tags)).map(|r| r.name);
-            return asked.revision_not_found(&names.take(LISTED).collect::<Vec<_>>()).into();
-        }
-        let wall: SystemTime = self.network.timer().wall();
-        let address = shown(&self.settings.endpoint);
-        asked
-            .explain(&refusal, None)
-            .map_or_else(|| Failure::refusal(&asked.reference, &refusal, &address, true, wall), Failure::from)
-    }
 }
 
 /// Whether `error` is of a host that gave no answer at all.
 pub(crate) fn is_unreachable(error: &Error) -> bool {
     let Error::DownloadFailed { source: Some(cause), .. } = error else { return false };
     cause.downcast_ref::<reqwest::Error>().is_some_and(|e| e.is_connect() || e.is_timeout() || e.is_request())
-}
-
-/// The answer that an error of hf-hub is about, as far as it keeps it.
-fn refusal(error: &HFError) -> Option<Refusal> {
-    let (context, retry_after) = match error {
-        HFError::Http { context } | HFError::AuthRequired { context } | HFError::Forbidden { context } => {
-            (context, &None)
-        }
-        HFError::RateLimited { context, retry_after } => (context, retry_after),
-        HFError::RepoNotFound { context: Some(context), .. }
-        | HFError::RevisionNotFound { context: Some(context), .. } => (context, &None),
-        _ => return None,
-    };
-    let headers = [
-        ("x-error-code", context.error_code.clone()),
-        ("x-error-message", context.server_message.clone()),
-        ("retry-after", retry_after.map(|wait| wait.as_secs().to_string())),
-    ];
-    let headers = headers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-    Some(Refusal::new(context.status.as_u16(), headers))
 }
 
 /// The body of `response`, of at most `limit` bytes.

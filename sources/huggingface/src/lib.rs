@@ -2,19 +2,18 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `source` | [`HuggingFace`]: the traits |
+//! | `source`, `builder` | [`HuggingFace`]: the traits, and how it is made |
 //! | `settings` | token, endpoint, cache folder, offline: from the environment as other tools read it |
 //! | `reference` | what a ref means: repository, revision, subfolder, GGUF file |
 //! | `choose`, `index` | which files are the model or the adapter, and the index that names shards |
-//! | `api`, `tree` | what the Hub is asked: the commit of a revision, the list of its files |
-//! | `refusal` | what the Hub's refusals mean, and what to do |
+//! | `api`, `tree`, `refusal` | what the Hub is asked, the list of files it gives, and what its refusals mean |
 //! | `cache`, `cached` | the layout of the cache, and what it gives without a request |
 //! | `xet` | files that have no other way |
 //!
-//! The bytes are moved and verified by the transfer engine: the Hub tells the SHA-256 of each large file, and git's blob id
-//! of any other.
+//! The transfer engine moves and verifies the bytes: the Hub tells the SHA-256 or git's blob id of each file.
 
 mod api;
+mod builder;
 mod cache;
 mod cached;
 mod choose;
@@ -26,7 +25,8 @@ mod source;
 mod tree;
 mod xet;
 
-pub use source::{HuggingFace, HuggingFaceBuilder};
+pub use builder::HuggingFaceBuilder;
+pub use source::HuggingFace;
 
 use std::sync::Arc;
 
@@ -36,15 +36,14 @@ use llm_local_core::{AdapterSource, ModelSource, Plugin, PluginContext, Result};
 pub const PLUGIN: Plugin = llm_local_core::plugin!("huggingface")
     .with_model_source(reference::SCHEME, model_source)
     .with_adapter_source(reference::SCHEME, adapter_source);
-
 llm_local_core::submit!(PLUGIN);
 
-fn model_source(_: &PluginContext) -> Result<Arc<dyn ModelSource>> {
-    Ok(Arc::new(HuggingFace::from_env()?))
+fn model_source(context: &PluginContext) -> Result<Arc<dyn ModelSource>> {
+    Ok(Arc::new(HuggingFace::builder().within(context).build()?))
 }
 
-fn adapter_source(_: &PluginContext) -> Result<Arc<dyn AdapterSource>> {
-    Ok(Arc::new(HuggingFace::from_env()?))
+fn adapter_source(context: &PluginContext) -> Result<Arc<dyn AdapterSource>> {
+    Ok(Arc::new(HuggingFace::builder().within(context).build()?))
 }
 
 #[cfg(test)]

@@ -1,4 +1,8 @@
-//! What the source is set to: token, endpoint, cache folder, offline. From the environment as `huggingface_hub` reads it.
+//! What the source is set to: token, endpoint, cache folder, offline. From the environment as `huggingface_hub` 2.4 reads
+//! it (`constants.py`, `utils/_auth.py`, `utils/_headers.py`), but for a variable that is set to nothing, which counts as
+//! not set.
+
+mod expand;
 
 use std::{
     ffi::OsString,
@@ -9,6 +13,8 @@ use std::{
 
 use llm_local_core::{Error, Result};
 
+use expand::expand;
+
 /// The Hub that is asked unless another one is named.
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -17,11 +23,13 @@ const ENDPOINT: &str = "https://huggingface.co";
 pub(crate) struct Token(String);
 
 impl Token {
-    /// Checks that `text` can be a token; space around it is dropped. `None` if nothing else is there.
+    /// Checks that `text` can be a token. Line breaks and the space around it are dropped; `None` if nothing else is
+    /// there.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] that says where it is `from`, and shows none of it.
     pub(crate) fn new(text: &str, from: &str) -> Result<Option<Self>> {
+        let text = text.replace(['\r', '\n'], "");
         let text = text.trim();
         if !text.chars().all(|c| c.is_ascii_graphic()) {
             return Err(Error::invalid_spec(
@@ -75,7 +83,7 @@ impl Settings {
         let set = |name: &str| variable(name).filter(|v| !v.is_empty());
         let text = |name: &str| set(name).map(|v| v.to_string_lossy().into_owned());
         let is_true = |value: String| ["1", "on", "yes", "true"].iter().any(|t| value.eq_ignore_ascii_case(t));
-        let path = |name: &str| set(name).map(|v| expand(Path::new(&v), home.as_deref()));
+        let path = |name: &str| set(name).map(|v| expand(v, home.as_deref(), &variable));
         let hf_home = path("HF_HOME")
             .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
             .or_else(|| home.as_ref().map(|home| home.join(".cache").join("huggingface")));
@@ -86,14 +94,19 @@ impl Settings {
                 Error::not_found("the folder of the Hugging Face cache", "the home folder is not known; set HF_HOME")
             })?;
         let xet_cache = path("HF_XET_CACHE").or_else(|| hf_home.as_ref().map(|home| home.join("xet")));
-        // As in huggingface_hub, it keeps even HF_TOKEN from being sent unasked.
+        let token_file = path("HF_TOKEN_PATH").or_else(|| hf_home.map(|home| home.join("token")));
+        // One that is not empty hides the other by its old name, even if nothing but space is in it.
+        let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| Some((name, text(name)?)));
+        let of_variable =
+            |(name, token): (&str, String)| Token::new(&token, &format!("the environment variable {name}"));
+        // It keeps even HF_TOKEN from being sent unasked.
         let token = if text("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(is_true) {
             None
-        } else if let Some(token) = text("HF_TOKEN") {
-            Token::new(&token, "the environment variable HF_TOKEN")?
         } else {
-            let file = path("HF_TOKEN_PATH").or_else(|| hf_home.map(|home| home.join("token")));
-            file.map(|file| token_in(&file)).transpose()?.flatten()
+            match (named.map(of_variable).transpose()?.flatten(), token_file) {
+                (None, Some(file)) => token_in(&file)?,
+                (token, _) => token,
+            }
         };
         Ok(Self {
             token,
@@ -111,14 +124,6 @@ fn token_in(file: &Path) -> Result<Option<Token>> {
         Ok(text) => Token::new(&text, &format!("the file {}", file.display())),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(Error::io("read the Hugging Face token in", file, error)),
-    }
-}
-
-/// `path` with the home folder in place of `~` at its start.
-fn expand(path: &Path, home: Option<&Path>) -> PathBuf {
-    match (path.strip_prefix("~"), home) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path.to_owned(),
     }
 }
 
@@ -172,6 +177,22 @@ mod tests {
         assert_eq!(read(&[("HF_HUB_CACHE", "/c")], None).unwrap().cache, Path::new("/c"));
     }
 
+    /// `expandvars(expanduser(..))` in `constants.py`, for each folder and with the defaults that others are below.
+    #[test]
+    fn the_home_folder_and_variables_in_paths_are_expanded() {
+        for (name, below) in [
+            ("HF_HUB_CACHE", ""),
+            ("HUGGINGFACE_HUB_CACHE", ""),
+            ("HF_HOME", "hub"),
+            ("XDG_CACHE_HOME", "huggingface/hub"),
+        ] {
+            let variables = [(name, "~/${MINE}/$NONE"), ("MINE", "x")];
+            let expected = Path::new("/home/u/x/$NONE").join(below);
+            assert_eq!(read(&variables, Some(Path::new("/home/u"))).unwrap().cache, expected, "{name}");
+        }
+    }
+
+    /// `_is_true` in `constants.py`.
     #[test]
     fn offline_is_what_says_so() {
         for (name, value, offline) in [
@@ -182,11 +203,21 @@ mod tests {
             ("HF_HUB_OFFLINE", "0", false),
             ("HF_HUB_OFFLINE", "", false),
             ("HF_HUB_OFFLINE", "no", false),
+            ("HF_HUB_OFFLINE", "2", false),
+            ("HF_HUB_OFFLINE", " 1", false),
+            ("TRANSFORMERS_OFFLINE", "y", false),
         ] {
             assert_eq!(read(&[(name, value), ("HF_HOME", "/h")], None).unwrap().offline, offline, "{name}={value}");
         }
+        // `HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE`: one that is not empty hides the other.
+        let both = |hub, transformers| {
+            let variables = [("HF_HUB_OFFLINE", hub), ("TRANSFORMERS_OFFLINE", transformers), ("HF_HOME", "/h")];
+            read(&variables, None).unwrap().offline
+        };
+        assert_eq!((both("0", "1"), both("", "1"), both("1", "0")), (false, true, true));
     }
 
+    /// `get_token` in `utils/_auth.py`, and `get_token_to_send` in `utils/_headers.py`.
     #[test]
     fn the_token_is_the_variable_or_else_the_file() {
         let home = tempfile::tempdir().unwrap();
@@ -200,11 +231,28 @@ mod tests {
         assert_eq!(token(&[]).as_deref(), Some("hf_file"));
         assert_eq!(token(&[("HF_TOKEN", "")]).as_deref(), Some("hf_file"));
         assert_eq!(token(&[("HF_TOKEN", " hf_env ")]).as_deref(), Some("hf_env"));
+        assert_eq!(token(&[("HF_TOKEN", "\r\nhf_env\n\n")]).as_deref(), Some("hf_env"));
+        assert_eq!(token(&[("HF_TOKEN", "hf_wrapped_\nby_a_terminal")]).as_deref(), Some("hf_wrapped_by_a_terminal"));
+        assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "hf_old")]).as_deref(), Some("hf_old"));
+        assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "hf_old"), ("HF_TOKEN", "hf_env")]).as_deref(), Some("hf_env"));
+        assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "hf_old"), ("HF_TOKEN", "")]).as_deref(), Some("hf_old"));
+        assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "hf_old"), ("HF_TOKEN", " \n")]).as_deref(), Some("hf_file"));
+        assert_eq!(token(&[("HF_TOKEN", " \t\n ")]).as_deref(), Some("hf_file"));
+        assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "true")]), None);
+        assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")]).as_deref(), Some("hf_file"));
+        fs::write(hf_home.join("token"), " \r\n").unwrap();
+        assert_eq!(token(&[]), None);
+        assert_eq!(token(&[("HF_TOKEN", " ")]), None);
         assert_eq!(token(&[("HF_TOKEN", "hf_env"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
         let other = home.path().join("other");
         assert_eq!(token(&[("HF_TOKEN_PATH", other.to_str().unwrap())]), None);
         fs::write(&other, "hf_other").unwrap();
         assert_eq!(token(&[("HF_TOKEN_PATH", "~/other")]).as_deref(), Some("hf_other"));
+        let folder = home.path().to_str().unwrap();
+        assert_eq!(token(&[("HF_TOKEN_PATH", "$MINE/other"), ("MINE", folder)]).as_deref(), Some("hf_other"));
+        fs::create_dir(home.path().join("huggingface")).unwrap();
+        fs::write(home.path().join("huggingface/token"), "hf_xdg").unwrap();
+        assert_eq!(token(&[("XDG_CACHE_HOME", "${MINE}"), ("MINE", folder)]).as_deref(), Some("hf_xdg"));
     }
 
     #[test]
@@ -212,8 +260,10 @@ mod tests {
         let settings = read(&[("HF_TOKEN", "hf_s3cret"), ("HF_HOME", "/h")], None).unwrap();
         assert_eq!(settings.token.as_ref().unwrap().header(), "Bearer hf_s3cret");
         assert!(!format!("{settings:?}").contains("s3cret"));
-        let error = read(&[("HF_TOKEN", "hf_s3cret\nx"), ("HF_HOME", "/h")], None).unwrap_err().to_string();
-        assert!(error.contains("HF_TOKEN") && !error.contains("s3cret"), "{error}");
+        for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
+            let error = read(&[(name, "hf_s3cret x"), ("HF_HOME", "/h")], None).unwrap_err().to_string();
+            assert!(error.contains(name) && !error.contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     fmt,
     ops::Range,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -12,7 +11,7 @@ use llm_local_core::{
     AdapterSource, ArtifactRef, ArtifactSource, Error, FetchContext, Manifest, ManifestFile, ModelSource, Opened,
     Placement, Refusal, Request, Result, Revision, Want, async_trait, manifest::check_relative_path,
 };
-use llm_local_source_common::network::{Network, NetworkConfig};
+use llm_local_source_common::network::Network;
 
 use crate::{
     api::{Api, is_unreachable},
@@ -22,8 +21,8 @@ use crate::{
     index,
     reference::{HubRef, SCHEME},
     refusal::Asked,
-    settings::{Settings, Token, endpoint},
-    xet::{PLAIN_LIMIT, Xet, XetFile},
+    settings::Settings,
+    xet::{Xet, XetFile},
 };
 
 /// The source of models and adapters on the Hugging Face Hub. Cheap to clone.
@@ -40,118 +39,17 @@ pub struct HuggingFace(Arc<Inner>);
 struct Inner {
     api: Api,
     xet: Xet,
-    /// Files of more bytes are read by xet if they are in it.
     plain_limit: u64,
     /// Names of today of repositories that were asked for by another one.
     renamed: Mutex<HashMap<String, String>>,
 }
 
-/// Makes a [`HuggingFace`]. What is not set is taken from the environment.
-#[derive(Debug, Clone, Default)]
-#[must_use]
-pub struct HuggingFaceBuilder {
-    token: Option<HiddenText>,
-    endpoint: Option<String>,
-    cache_dir: Option<PathBuf>,
-    offline: Option<bool>,
-    network: Option<Network>,
-    pub(crate) plain_limit: Option<u64>,
-}
-
-/// A text that `Debug` shows nothing of.
-#[derive(Clone)]
-struct HiddenText(String);
-
-impl fmt::Debug for HiddenText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("..")
-    }
-}
-
-impl HuggingFaceBuilder {
-    /// Sets the access token; an empty one stands for none, whatever the environment has. It is sent to the endpoint and
-    /// to no other host.
-    pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(HiddenText(token.into()));
-        self
-    }
-
-    /// Sets the Hub's URL: `https://huggingface.co` if nothing else says so.
-    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
-        self.endpoint = Some(endpoint.into());
-        self
-    }
-
-    /// Sets the folder of the Hub's cache: `~/.cache/huggingface/hub` if nothing else says so.
-    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.cache_dir = Some(folder.into());
-        self
-    }
-
-    /// Sets whether no request may be made.
-    pub fn offline(mut self, offline: bool) -> Self {
-        self.offline = Some(offline);
-        self
-    }
-
-    /// Sets what makes the requests.
-    pub fn network(mut self, network: Network) -> Self {
-        self.network = Some(network);
-        self
-    }
-
-    /// Makes the source.
-    ///
-    /// # Errors
-    /// [`Error::InvalidSpec`] for an endpoint or token that cannot be one, [`Error::NotFound`] if the cache's folder
-    /// depends on a home folder that is not known, [`Error::Io`] for a token file that cannot be read.
-    pub fn build(self) -> Result<HuggingFace> {
-        // A token, endpoint or folder that is given must not fail by what the environment says of it.
-        let variable = |name: &str| match name {
-            "HF_TOKEN" if self.token.is_some() => Some("unused".into()),
-            "HF_ENDPOINT" if self.endpoint.is_some() => None,
-            "HF_HUB_CACHE" if self.cache_dir.is_some() => self.cache_dir.clone().map(PathBuf::into_os_string),
-            _ => std::env::var_os(name),
-        };
-        let mut settings = Settings::from_environment(variable, etcetera::home_dir().ok())?;
-        if let Some(HiddenText(token)) = self.token {
-            settings.token = Token::new(&token, "the token given to the source")?;
-        }
-        if let Some(url) = self.endpoint {
-            settings.endpoint = endpoint(&url)?;
-        }
-        if let Some(folder) = self.cache_dir {
-            settings.cache = folder;
-        }
-        // What is recorded of a cache must mean the same in whatever folder a process is.
-        settings.cache = std::path::absolute(&settings.cache).map_err(|e| Error::io("find", &settings.cache, e))?;
-        if let Some(offline) = self.offline {
-            settings.offline = offline;
-        }
-        let network = self.network.unwrap_or_else(|| Network::new(NetworkConfig::new()));
-        Ok(HuggingFace(Arc::new(Inner {
-            api: Api::new(settings, network),
-            xet: Xet::default(),
-            plain_limit: self.plain_limit.unwrap_or(PLAIN_LIMIT),
-            renamed: Mutex::default(),
-        })))
-    }
-}
-
 impl HuggingFace {
-    /// The source that the environment describes: `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`,
-    /// `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE` (or `HUGGINGFACE_HUB_CACHE`), `HF_XET_CACHE`, `XDG_CACHE_HOME`,
-    /// `HF_HUB_OFFLINE` (or `TRANSFORMERS_OFFLINE`), and the token file of `hf auth login`.
-    ///
-    /// # Errors
-    /// As [`HuggingFaceBuilder::build`].
-    pub fn from_env() -> Result<Self> {
-        Self::builder().build()
-    }
-
-    /// Starts a source with settings of its own.
-    pub fn builder() -> HuggingFaceBuilder {
-        HuggingFaceBuilder::default()
+    /// The source with these settings and this network. Files of more bytes than `plain_limit` are read by xet if they
+    /// are in it.
+    pub(crate) fn new(settings: Settings, network: Network, plain_limit: u64) -> Self {
+        let (xet, renamed) = Default::default();
+        Self(Arc::new(Inner { api: Api::new(settings, network), xet, plain_limit, renamed }))
     }
 
     fn settings(&self) -> &Settings {

@@ -6,13 +6,13 @@ use llm_local_source_common::{
     store::Store,
     transfer::{Files, Job, Transfer, TransferConfig},
 };
-use llm_local_testkit::hub::{Fault, Gated, Host};
+use llm_local_testkit::hub::{Fault, Host};
 
 use super::*;
 
 impl Setup {
     /// Fetches `manifest` by the engine, whose own store is beside the cache.
-    fn fetch(&self, manifest: &Manifest, cx: &FetchContext) -> Result<Files> {
+    pub(super) fn fetch(&self, manifest: &Manifest, cx: &FetchContext) -> Result<Files> {
         let network = Network::new(NetworkConfig::new()).with_timer(Arc::new(self.timer.clone()));
         let store = Store::new(self.cache.path().join("own"));
         let transfer = Transfer::new(network, store, TransferConfig::default());
@@ -89,13 +89,4 @@ fn wrong_bytes_are_never_published() {
         assert!(!setup.repository().join("refs/main").exists(), "a ref is written once all is there");
         said(setup.offline("hf:org/tiny"), "offline", &["hf:org/tiny"]);
     }
-}
-
-#[test]
-fn the_engine_says_what_the_source_explains() {
-    let setup = setup(Hub::builder().with_repo(single().gated(Gated::Auto)).start());
-    let manifest = setup.resolve("hf:org/tiny").unwrap();
-    let error = setup.fetch(&manifest, &FetchContext::new()).unwrap_err();
-    assert_eq!(error.code(), "unauthorized");
-    assert!(error.to_string().contains("accept the conditions at"), "{error}");
 }

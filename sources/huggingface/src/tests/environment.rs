@@ -61,3 +61,61 @@ fn what_is_not_given_is_taken_from_it() {
     let error = block_on(source.resolve(&"hf:a/b".parse().unwrap(), Want::Model, &FetchContext::new())).unwrap_err();
     assert!(matches!(error, Error::Offline { .. }), "{error}");
 }
+
+/// The hub that a test in its own process is to ask.
+const HUB: &str = "HF_ENDPOINT";
+
+#[test]
+fn the_network_of_the_engine_makes_the_requests_of_both_sources() {
+    let name = "the_network_of_the_engine_makes_the_requests_of_both_sources";
+    if std::env::var_os(AGAIN).is_none() {
+        let lora =
+            Repo::new("org/lora").with_file("adapter_config.json", "{}").with_lfs("adapter_model.safetensors", "x");
+        let hub = Hub::builder().with_repo(model()).with_repo(lora).start();
+        let home = tempfile::tempdir().unwrap();
+        within(name, &[(HUB, &hub.endpoint()), ("HF_HOME", home.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "")]);
+        let requests = hub.wait_until_idle();
+        assert_eq!(requests.len(), 3 + 2 + 1, "{requests:?}");
+        for request in requests {
+            let agents: Vec<_> = request.header("user-agent").into_iter().collect();
+            assert_eq!(agents, ["the engine's/1"], "{request:?}");
+        }
+        return;
+    }
+    // As `EngineBuilder::build` gives it to the registry.
+    let network = Network::new(NetworkConfig::new().with_user_agent("the engine's/1").with_attempts(1));
+    let registry = Registry::discover(&[PLUGIN]).unwrap().with_context(PluginContext::new().with(network));
+    let (model, lora): (ArtifactRef, ArtifactRef) = ("hf:org/tiny".parse().unwrap(), "hf:org/lora".parse().unwrap());
+    let cx = FetchContext::new();
+    let (models, adapters) = (registry.model_source(&model).unwrap(), registry.adapter_source(&lora).unwrap());
+    block_on(models.resolve(&model, Want::Model, &cx)).unwrap();
+    block_on(adapters.resolve(&lora, Want::Adapter, &cx)).unwrap();
+    block_on(adapters.revisions(&lora, &cx)).unwrap();
+}
+
+#[test]
+fn what_the_network_of_the_engine_may_the_source_may() {
+    let name = "what_the_network_of_the_engine_may_the_source_may";
+    if std::env::var_os(AGAIN).is_none() {
+        // It stands for a proxy: it records what it is asked, and knows nothing of it.
+        let proxy = Hub::start();
+        let home = tempfile::tempdir().unwrap();
+        let variables = [(HUB, "http://hub.test"), ("HF_HOME", home.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "")];
+        let proxies = [("http_proxy", proxy.endpoint()), ("no_proxy", String::new()), ("NO_PROXY", String::new())];
+        let proxies = proxies.iter().map(|(name, value)| (*name, value.as_str()));
+        within(name, &variables.into_iter().chain(proxies).collect::<Vec<_>>());
+        let requests = proxy.wait_until_idle();
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        assert_eq!(requests[0].header("host"), Some("hub.test"));
+        return;
+    }
+    let reference: ArtifactRef = "hf:org/tiny".parse().unwrap();
+    let resolve = |insecure: bool| {
+        let network = Network::new(NetworkConfig::new().with_insecure_http(insecure).with_attempts(1));
+        let registry = Registry::discover(&[PLUGIN]).unwrap().with_context(PluginContext::new().with(network));
+        let source = registry.model_source(&reference).unwrap();
+        block_on(source.resolve(&reference, Want::Model, &FetchContext::new()))
+    };
+    said(resolve(false), "invalid_spec", &["hub.test"]);
+    said(resolve(true), "not_found", &["hf:org/tiny"]);
+}

@@ -7,6 +7,7 @@ mod offline;
 mod online;
 mod refusals;
 mod requests;
+mod revisions;
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -170,7 +171,7 @@ fn paths(manifest: &Manifest) -> Vec<&str> {
 }
 
 /// The error's text, after its kind was checked and that all `words` are in it, and no secret.
-fn said(result: Result<Manifest>, code: &str, words: &[&str]) -> String {
+fn said<T: std::fmt::Debug>(result: Result<T>, code: &str, words: &[&str]) -> String {
     let error = result.expect_err(code);
     let text = error.to_string();
     assert_eq!(error.code(), code, "{text}");

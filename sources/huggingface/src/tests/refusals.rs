@@ -4,89 +4,163 @@ use std::time::Duration;
 
 use llm_local_core::Refusal;
 use llm_local_source_common::network::Wait;
-use llm_local_testkit::hub::{Fault, Gated};
+use llm_local_testkit::hub::{Fault, Gated, Host};
 
 use super::*;
 
 impl Setup {
-    /// What is said where the Hub refuses a file of what it listed.
-    fn refused(&self, reference: &str, path: &str) -> Error {
+    /// What is said of `reference` as a model, after so many requests.
+    fn told(&self, reference: &str, code: &str, words: &[&str], requests: usize) -> String {
+        let text = said(self.resolve(reference), code, words);
+        self.asked_with_care(requests);
+        text
+    }
+
+    /// What is said where a file of `reference` is refused, after so many requests for files.
+    fn refused(&self, reference: &str, code: &str, words: &[&str], requests: usize) {
         let manifest = self.resolve(reference).unwrap();
-        let (network, request) = (Network::new(NetworkConfig::new()), self.request(&manifest, path));
-        let inner = network.clone();
-        let getting = async move { inner.get(&request, &[]).await.map_err(|failure| failure.error) };
-        let refusal = block_on(network.run(getting)).unwrap().as_refusal();
-        self.source.explain(&manifest, manifest.file(path).unwrap(), &refusal).unwrap()
+        self.asked();
+        said(self.fetch(&manifest, &FetchContext::new()), code, words);
+        self.asked_with_care(requests);
+        let files = self.placement(&manifest).files;
+        assert!(files.iter().all(|f| !f.link.exists() && !f.blob.exists()), "nothing of it is published");
+    }
+
+    /// Checks that there were so many requests since the last look, and that those to the Hub alone have the token, if
+    /// there is one.
+    fn asked_with_care(&self, requests: usize) {
+        let asked = self.hub.wait_until_idle();
+        assert_eq!(asked.len(), requests, "{asked:?}");
+        let has_token = format!("{:?}", self.source).contains("Some(Token(..))");
+        for request in asked {
+            let expected = (has_token && request.host == Host::Hub).then(|| format!("Bearer {TOKEN}"));
+            assert_eq!(request.header("authorization"), expected.as_deref(), "{request:?}");
+        }
+        self.hub.clear();
     }
 }
 
-fn holds(error: &Error, code: &str, words: &[&str]) {
-    let text = error.to_string();
-    assert_eq!(error.code(), code, "{text}");
-    assert!(!text.contains(TOKEN), "{text}");
-    for word in words {
-        assert!(text.contains(word), "{word:?}: {text}");
-    }
+/// Each as a visitor without a token, and as one whose token has no access.
+fn visitors(repo: &Repo) -> [Setup; 2] {
+    let hub = || Hub::builder().with_repo(repo.clone()).with_token_without_access(TOKEN).start();
+    [setup(hub()), with_token(hub(), TOKEN)]
+}
+
+/// A model in one file.
+fn gguf() -> Repo {
+    Repo::new("org/tiny").with_lfs("m-Q4_0.gguf", vec![7; 500])
 }
 
 #[test]
 fn a_gated_repository_says_where_to_ask_and_whether_a_token_was_sent() {
-    let hub = || Hub::builder().with_repo(single().gated(Gated::Auto)).with_token_without_access(TOKEN).start();
-    let anonymous = setup(hub());
-    let page = format!("{}/org/tiny", anonymous.hub.endpoint());
-    for path in ["config.json", "model.safetensors"] {
-        let error = anonymous.refused("hf:org/tiny", path);
-        holds(
-            &error,
-            "unauthorized",
-            &["hf:org/tiny", "accept the conditions at", &page, "no token was sent", "HF_TOKEN"],
-        );
+    for repo in [gguf(), Repo::new("org/tiny").with_file("m-Q4_0.gguf", "GGUF")] {
+        let [anonymous, known] = visitors(&repo.gated(Gated::Auto));
+        let page = format!("accept the conditions at {}/org/tiny", anonymous.hub.endpoint());
+        let words = ["hf:org/tiny", &page, "no token was sent", "HF_TOKEN", "hf auth login"];
+        anonymous.refused("hf:org/tiny", "unauthorized", &words, 1);
+        known.refused("hf:org/tiny", "unauthorized", &["accept the conditions at", "(a token was sent;"], 1);
     }
-    let error = with_token(hub(), TOKEN).refused("hf:org/tiny", "config.json");
-    holds(&error, "unauthorized", &["accept the conditions at", "(a token was sent;"]);
+    let [anonymous, known] = visitors(&model().gated(Gated::Manual));
+    anonymous.told("hf:org/tiny", "unauthorized", &["accept the conditions at", "no token was sent"], 3);
+    known.told("hf:org/tiny", "unauthorized", &["wait until access is granted"], 3);
 }
 
 #[test]
 fn a_private_repository_and_none_look_the_same() {
-    let hub = || Hub::builder().with_repo(model().private()).with_token_without_access(TOKEN).start();
     for reference in ["hf:org/tiny", "hf:org/none"] {
+        let [anonymous, known] = visitors(&model().private());
         let words = [reference, "there is no http://", "or it is private", "no token was sent", "look at the name"];
-        said(setup(hub()).resolve(reference), "not_found", &words);
-        said(with_token(hub(), TOKEN).resolve(reference), "not_found", &["the token that was sent may not read it"]);
+        anonymous.told(reference, "not_found", &words, 1);
+        known.told(reference, "not_found", &["the token that was sent may not read it"], 1);
+    }
+}
+
+#[test]
+fn a_repository_that_becomes_private_is_said_to_be_so_at_its_files() {
+    for (setup, words) in visitors(&gguf()).into_iter().zip(["no token was sent", "the token that was sent may not"]) {
+        let manifest = setup.resolve("hf:org/tiny").unwrap();
+        setup.asked();
+        setup.hub.publish(gguf().private());
+        said(setup.fetch(&manifest, &FetchContext::new()), "not_found", &["hf:org/tiny", "or it is private", words]);
+        setup.asked_with_care(1);
     }
 }
 
 #[test]
 fn a_token_that_the_hub_does_not_know_is_said_to_be_unknown() {
     let setup = with_token(Hub::builder().with_repo(model()).start(), TOKEN);
-    said(setup.resolve("hf:org/tiny"), "unauthorized", &["does not know the token", "settings/tokens"]);
-    assert_eq!(setup.asked().len(), 1, "not tried again");
+    setup.told("hf:org/tiny", "unauthorized", &["does not know the token", "settings/tokens"], 1);
+}
+
+#[test]
+fn a_closed_repository_is_said_to_be_closed() {
+    for setup in visitors(&model().disabled()) {
+        setup.told("hf:org/tiny", "unauthorized", &["the Hub has closed", "/org/tiny"], 1);
+    }
 }
 
 #[test]
 fn a_revision_that_is_not_there_is_told_with_those_that_are() {
-    let setup = setup(Hub::builder().with_repo(model().with_tag("v1.0").with_branch("dev")).start());
-    let words = ["no branch, tag or commit `v9`", "it has ", "main", "dev", "v1.0"];
-    said(setup.resolve("hf:org/tiny@v9"), "not_found", &words);
-    let unknown = "f".repeat(40);
-    said(setup.resolve(&format!("hf:org/tiny@{unknown}")), "not_found", &[&unknown, "v1.0"]);
+    for setup in visitors(&model().with_tag("v1.0").with_branch("dev")) {
+        let words = ["/org/tiny has no branch, tag or commit `v9`", "; it has ", "main", "dev", "v1.0"];
+        setup.told("hf:org/tiny@v9", "not_found", &words, 2);
+        let unknown = "f".repeat(40);
+        setup.told(&format!("hf:org/tiny@{unknown}"), "not_found", &[&unknown, "v1.0"], 2);
+    }
 }
 
 #[test]
-fn a_file_that_is_gone_and_a_closed_repository_are_said() {
-    let gone = setup(Hub::builder().with_repo(model()).start());
-    let manifest = gone.resolve("hf:org/tiny").unwrap();
-    let refusal = Refusal::new(404, vec![("x-error-code".into(), "EntryNotFound".into())]);
-    let error = gone.source.explain(&manifest, &manifest.files[0], &refusal).unwrap();
-    holds(&error, "not_found", &["no file `config.json` at `main`"]);
-    let closed = setup(Hub::builder().with_repo(model().disabled()).start());
-    said(closed.resolve("hf:org/tiny"), "unauthorized", &["has closed"]);
-    let forbidden = Refusal::new(403, vec![("x-error-message".into(), "Upgrade your plan\u{1b}[0m".into())]);
-    let error = gone.source.explain(&manifest, &manifest.files[0], &forbidden).unwrap();
-    holds(&error, "unauthorized", &["(\"Upgrade your plan[0m\")", "no token was sent"]);
+fn a_folder_or_a_file_that_is_not_there_is_told_with_those_that_are() {
+    let repo = gguf().with_lfs("q/m-Q8_0.gguf", "GGUF").with_file("docs/a.md", "");
+    for setup in visitors(&repo) {
+        setup.told("hf:org/tiny:none", "not_found", &["no folder `none`", "it has docs, q"], 2);
+        setup.told("hf:org/tiny:docs", "not_found", &["no weights of a model", "a.md"], 1);
+        setup.told("hf:org/tiny#Q9", "not_found", &["`Q9` in its name", "hf:org/tiny#m-Q4_0.gguf"], 1);
+        setup.told("hf:org/tiny:q/x.gguf", "not_found", &["GGUF file `x.gguf`", "hf:org/tiny:q#m-Q8_0.gguf"], 1);
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_is_said_to_be_gone() {
+    for setup in visitors(&gguf()) {
+        setup.hub.fault(Fault::status(404).with_header("X-Error-Code", "EntryNotFound").path("*/resolve/*"));
+        setup.refused("hf:org/tiny", "not_found", &["/org/tiny has no file `m-Q4_0.gguf` at `main`"], 1);
+        setup.hub.clear_faults();
+        setup.hub.fault(Fault::status(404).with_header("X-Error-Code", "RevisionNotFound").path("*/resolve/*"));
+        setup.refused("hf:org/tiny", "not_found", &["no branch, tag or commit `main`"], 1);
+    }
+}
+
+#[test]
+fn what_the_hub_says_when_it_forbids_is_passed_on_without_control_characters() {
+    for (setup, words) in visitors(&gguf()).into_iter().zip(["no token was sent", "lacks the permission"]) {
+        setup.hub.fault(Fault::status(403).with_header("X-Error-Message", "Upgrade your\tplan").path("*/resolve/*"));
+        setup.refused("hf:org/tiny", "unauthorized", &["(\"Upgrade yourplan\")", words], 1);
+    }
+}
+
+#[test]
+fn what_is_no_answer_about_the_repository_is_left_to_the_engine() {
+    let setup = setup(Hub::builder().with_repo(gguf()).start());
+    let manifest = setup.resolve("hf:org/tiny").unwrap();
     for status in [408, 429, 500, 503] {
         let refusal = Refusal::new(status, vec![]);
-        assert!(gone.source.explain(&manifest, &manifest.files[0], &refusal).is_none(), "{status} is the engine's");
+        assert!(setup.source.explain(&manifest, &manifest.files[0], &refusal).is_none(), "{status}");
+    }
+}
+
+#[test]
+fn the_token_does_not_follow_a_redirect_to_another_host() {
+    // An API's client does not even go there.
+    for (path, elsewhere) in [("*/revision/*", 0), ("*/tree/*", 1), ("*/resolve/*", 1)] {
+        let hub = Hub::builder().with_repo(model().private()).with_token(TOKEN).start();
+        hub.fault(Fault::redirect(307, format!("{}/elsewhere", hub.cdn_endpoint())).on(Host::Hub).path(path));
+        hub.fault(Fault::status(404).on(Host::Cdn));
+        let setup = with_token(hub, TOKEN);
+        setup.resolve("hf:org/tiny").unwrap_err();
+        let requests = setup.hub.wait_until_idle();
+        assert_eq!(requests.iter().filter(|r| r.host == Host::Cdn).count(), elsewhere, "{requests:?}");
+        setup.asked_with_care(requests.len());
     }
 }
 
@@ -101,12 +175,17 @@ fn a_limit_of_the_rate_is_waited_for_if_it_is_short_and_said_if_it_is_long() {
         assert_eq!(paths(&setup.resolve("hf:org/tiny").unwrap()), MODEL_FILES);
         assert_eq!(setup.timer.sleeps(Wait::Backoff), [Duration::from_secs(wait)]);
     }
+    let setup_of = |repo| setup(Hub::builder().with_repo(repo).start());
     for path in ["*/revision/*", "*/tree/*"] {
-        let setup = setup(Hub::builder().with_repo(model()).start());
+        let setup = setup_of(model());
         setup.hub.fault(Fault::status(429).with_header("RateLimit", "\"api\";r=0;t=250").path(path));
-        said(setup.resolve("hf:org/tiny"), "rate_limited", &["hf:org/tiny", "try again in 250 s"]);
+        // The second request for the revision is the one that reads the header that hf-hub does not keep.
+        setup.told("hf:org/tiny", "rate_limited", &["hf:org/tiny", "try again in 250 s"], 2);
         assert!(setup.timer.sleeps(Wait::Backoff).is_empty());
     }
+    let setup = setup_of(gguf());
+    setup.hub.fault(Fault::status(429).with_header("RateLimit", "\"resolvers\";r=0;t=260").path("*/resolve/*"));
+    setup.refused("hf:org/tiny", "rate_limited", &["hf:org/tiny", "try again in 260 s"], 1);
 }
 
 #[test]
