@@ -44,7 +44,7 @@ pub(super) fn create_lasting_folders(path: &Path) -> Result<()> {
 }
 
 /// Makes the folders, the highest first, and calls `made` with the parent of each.
-fn create_each(path: &Path, made: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
+pub(super) fn create_each(path: &Path, made: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
     if path.as_os_str().is_empty() || path.is_dir() {
         return Ok(());
     }
@@ -122,11 +122,15 @@ pub(crate) fn write_text_staged(path: &Path, text: &str, staging: &Path) -> Resu
     sync_folder(parent(path))
 }
 
-/// Puts a symbolic link to `target` at `link`, in place of what is there, made in the folder `staging` first.
+/// Puts a symbolic link to `target` at `link`; in place of what is there, it is made in the folder `staging` first.
 ///
 /// # Errors
 /// The system's: links may not be permitted.
 pub(super) fn replace_with_symlink(target: &Path, link: &Path, staging: &Path) -> io::Result<()> {
+    match symlink(target, link) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other,
+    }
     let made = named().make_in(staging, |path| symlink(target, path))?;
     let path = made.into_temp_path();
     // Not `persist`, which would open what it renames on some systems: the target is relative to another folder.
@@ -146,14 +150,23 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_file(target, link)
 }
 
-/// Whether `error` says that there can be no links here: no right to make them, or a file system without them.
+/// Whether `error` says that there can be no links here: a file system without them, or a system that lets only some make
+/// them. Not that a folder may not be written to.
 pub(super) fn no_links_here(error: &io::Error) -> bool {
-    /// `ERROR_PRIVILEGE_NOT_HELD`: only developers and administrators may.
-    const NOT_PERMITTED: i32 = 1314;
+    /// `EPERM`, on every Unix: what FAT and exFAT answer. Rust has one kind for it and for `EACCES`.
+    const NOT_PERMITTED: i32 = 1;
+    /// `ENOTSUP` where that is not `EOPNOTSUPP`, for which Rust has a kind, as it has for `ENOSYS`.
+    const NOT_SUPPORTED: i32 = 45;
     /// `ERROR_INVALID_FUNCTION`: the file system has none.
     const NO_SUCH_FUNCTION: i32 = 1;
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported)
-        || cfg!(windows) && matches!(error.raw_os_error(), Some(NOT_PERMITTED | NO_SUCH_FUNCTION))
+    /// `ERROR_PRIVILEGE_NOT_HELD`: only developers and administrators may.
+    const NOT_PRIVILEGED: i32 = 1314;
+    let codes: &[i32] = match () {
+        () if cfg!(windows) => &[NO_SUCH_FUNCTION, NOT_PRIVILEGED],
+        () if cfg!(target_vendor = "apple") => &[NOT_PERMITTED, NOT_SUPPORTED],
+        () => &[NOT_PERMITTED],
+    };
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 /// The folder of `path`.

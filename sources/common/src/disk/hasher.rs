@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread::JoinHandle,
 };
 
 use llm_local_core::{Digest, Error, Result};
@@ -26,6 +27,7 @@ pub(crate) struct Hasher {
     disk: Arc<Disk>,
     orders: Arc<Orders>,
     answer: oneshot::Receiver<Result<Digest>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -56,18 +58,18 @@ impl Hasher {
                 }
             }
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("llm-local-hash".into())
             .spawn(work)
             .map_err(|e| Error::io("start a thread that hashes", &disk.path, e))?;
-        Ok(Self { disk, orders, answer })
+        Ok(Self { disk, orders, answer, thread: Some(thread) })
     }
 
     /// The digest, once every byte was hashed. To be called when all of them are there.
     ///
     /// # Errors
     /// [`Error::Io`] that names the file, also if bytes are missing.
-    pub(crate) async fn finish(mut self) -> Result<Digest> {
+    pub(crate) async fn digest(&mut self) -> Result<Digest> {
         self.orders.finish.store(true, Ordering::Release);
         self.disk.wake();
         (&mut self.answer).await.unwrap_or_else(|_| {
@@ -75,12 +77,25 @@ impl Hasher {
             Err(Error::io("hash", &self.disk.path, lost))
         })
     }
+
+    /// Ends the thread and waits until it has: it reads at most one buffer more. Within a runtime of tokio's.
+    pub(crate) async fn end(mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            // It is the digest that a panic of it is told by.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
+    fn stop(&self) {
+        self.orders.stop.store(true, Ordering::Release);
+        self.disk.wake();
+    }
 }
 
 impl Drop for Hasher {
     fn drop(&mut self) {
-        self.orders.stop.store(true, Ordering::Release);
-        self.disk.wake();
+        self.stop();
     }
 }
 
@@ -146,6 +161,16 @@ pub(crate) fn digest_file(path: &Path, expected: Option<&Digest>) -> Result<Dige
         state.update(&buffer[..read]);
         at += read as u64;
     }
+}
+
+/// The digest of `bytes`, all of a file, of the kind that `expected` is; SHA-256 without one.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a kind of digest that is not known here.
+pub(crate) fn digest_bytes(bytes: &[u8], expected: Option<&Digest>) -> Result<Digest> {
+    let mut state = State::new(expected, bytes.len() as u64)?;
+    state.update(bytes);
+    state.finish()
 }
 
 /// A digest on its way.

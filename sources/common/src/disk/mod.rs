@@ -9,10 +9,12 @@
 //! | `hasher` | digests that follow a partial as it grows |
 //! | `publish` | a whole file, moved to its place in one step |
 //! | `folder` | folders, small files and links, written so that a crash leaves the old or the new |
+//! | `folders` | the folders that one call publishes into |
 //! | `temporary` | files on their way to a name, and what a crash left of such |
 //! | `space` | file systems, and their free bytes |
 
 mod folder;
+mod folders;
 mod hasher;
 mod key;
 mod lock;
@@ -24,11 +26,12 @@ mod state;
 mod temporary;
 
 pub(crate) use folder::{prepare_root, write_text_atomically, write_text_staged};
-pub(crate) use hasher::{Hasher, digest_file};
+pub(crate) use folders::Folders;
+pub(crate) use hasher::{Hasher, digest_bytes, digest_file};
 pub(crate) use key::FileKey;
 pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};
-pub(crate) use publish::{Target, link, publish, sweep};
-pub(crate) use space::{check as check_space, same_volume};
+pub(crate) use publish::{Target, link, publish, publish_bytes, sweep};
+pub(crate) use space::{check as check_space, if_full, same_volume};
 #[allow(unused_imports)]
 pub(crate) use temporary::{Swept, sweep_temporaries};

@@ -2,18 +2,17 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use llm_local_core::{Error, Result};
+use tempfile::{NamedTempFile, TempPath};
 
 use super::{
-    FileKey, FileLock, Partial,
-    folder::{
-        common_folder, create_lasting_folders, no_links_here, parent, relative, replace_with_symlink, sync_folder,
-    },
-    temporary::{incomplete, temporary},
+    FileKey, FileLock, Folders, Partial,
+    folder::{common_folder, no_links_here, parent, relative, replace_with_symlink},
+    temporary::{incomplete, temporary, temporary_in},
 };
 
 /// Where a file is published.
@@ -66,23 +65,35 @@ fn is_whole(path: &Path, size: u64) -> bool {
     fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == size)
 }
 
-/// Moves `partial`, which the caller has verified, to `target`, and removes what was kept of it. Content of that size
-/// that is there already stays and `partial` goes. A crash at any point leaves either what was there or a file that is
-/// whole, and a link only to such a one. Blocks until the disk has all of it.
+/// Moves `partial`, which the caller has verified, to `targets`, which have one blob, and removes what was kept of it.
+/// Content of that size that is there already stays and `partial` goes. A crash at any point leaves either what was there
+/// or a file that is whole, and a link only to such a one; that the links outlast a power loss is for [`Folders::sync`].
+/// Blocks until the disk has all of the content.
 ///
 /// # Errors
 /// [`Error::Io`] that names the file or folder; also if bytes are missing, or the partial was deleted or replaced by
 /// somebody else. The partial stays.
-pub(crate) fn publish(partial: Partial, target: &Target) -> Result<()> {
-    publish_by(partial, target, &System)
+pub(crate) fn publish(partial: Partial, targets: &[Target], folders: &Folders) -> Result<()> {
+    publish_by(partial, targets, folders, &System)
 }
 
-/// Makes the link to content that is there. Where links are not permitted it becomes a copy.
+/// Publishes `bytes`, all of a small file, which the caller has verified, at `targets`, which have one blob. Whoever
+/// calls it has the file's lock. What it leaves is as [`publish`] says, but that the blob too outlasts a power loss only
+/// after [`Folders::sync`]; no file is there under its name before the disk has it.
+///
+/// # Errors
+/// [`Error::Io`] that names the file or folder.
+pub(crate) fn publish_bytes(bytes: &[u8], root: &Path, targets: &[Target], folders: &Folders) -> Result<()> {
+    publish_bytes_by(bytes, root, targets, folders, &System)
+}
+
+/// Makes the links of `targets`, which have one blob, to content of `size` bytes that is there: as the blob, or at one
+/// of the targets or at `twin`, where links are not to be had; then they become copies. Whether it is there.
 ///
 /// # Errors
 /// [`Error::Io`] that names the link.
-pub(crate) fn link(target: &Target) -> Result<()> {
-    link_by(target, false, &System)
+pub(crate) fn link(targets: &[Target], size: u64, twin: Option<&Path>, folders: &Folders) -> Result<bool> {
+    link_by(targets, size, twin, folders, &System)
 }
 
 /// What not every file system can do, apart, so that tests can go without.
@@ -102,7 +113,7 @@ struct System;
 
 impl FileSystem for System {}
 
-fn publish_by(partial: Partial, target: &Target, system: &impl FileSystem) -> Result<()> {
+fn publish_by(partial: Partial, targets: &[Target], folders: &Folders, system: &impl FileSystem) -> Result<()> {
     let failed = |action, why: &str| {
         let kind = io::ErrorKind::InvalidData;
         Err(Error::io(action, partial.path(), io::Error::new(kind, why)))
@@ -111,20 +122,23 @@ fn publish_by(partial: Partial, target: &Target, system: &impl FileSystem) -> Re
     if !partial.is_complete() {
         return failed("publish", &format!("only {} of {size} bytes are there", partial.done_bytes()));
     }
-    let fresh = !target.has_blob(size);
+    let blob = &targets[0].blob;
+    let fresh = !targets[0].has_blob(size);
     if fresh {
         partial.sync()?;
         if !partial.is_in_place() {
             return failed("publish", "somebody deleted or replaced it meanwhile; start the download again");
         }
-        create_lasting_folders(parent(&target.blob))?;
-        match system.rename(partial.path(), &target.blob) {
-            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => copy_beside(&partial, &target.blob)?,
-            other => other.map_err(|e| Error::io("move the download to", &target.blob, e))?,
+        folders.make(parent(blob))?;
+        match system.rename(partial.path(), blob) {
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => copy_beside(&partial, blob)?,
+            other => other.map_err(|e| Error::io("move the download to", blob, e))?,
         }
-        sync_folder(parent(&target.blob))?;
+        folders.changed(parent(blob));
     }
-    link_by(target, fresh, system)?;
+    Links { blob, fresh, folders, system }.make(targets)?;
+    // At once, since the partial goes now.
+    folders.sync()?;
     // The file is published; what is left over does no harm, and the next download of it clears it away.
     if let Err(error) = partial.remove() {
         tracing::warn!(%error, "a finished download leaves something behind");
@@ -132,40 +146,140 @@ fn publish_by(partial: Partial, target: &Target, system: &impl FileSystem) -> Re
     Ok(())
 }
 
-/// Makes the link of `target`, if it has one and it is not there. The blob may be moved there if it is `fresh`, so that
-/// nobody else uses it yet.
-fn link_by(target: &Target, fresh: bool, system: &impl FileSystem) -> Result<()> {
-    let Some(link) = &target.link else { return Ok(()) };
-    let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io("find", path, e));
-    let (link, blob) = (&absolute(link)?, &absolute(&target.blob)?);
-    create_lasting_folders(parent(link))?;
-    let mut way = relative(blob, link);
-    // `..` leads out of where the folder really is, which may be elsewhere.
-    let folder = parent(link).canonicalize().map_err(|e| Error::io("find", parent(link), e))?;
-    if !folder.join(&way).exists() {
-        way.clone_from(blob);
-    }
-    if fs::read_link(link).is_ok_and(|there| there == way) {
-        return Ok(());
-    }
-    // Not beside the link: other tools take whatever is there for a file of the artifact.
-    let staging = common_folder(blob, link).unwrap_or(parent(link));
-    match system.symlink(&way, link, staging) {
-        Err(e) if no_links_here(&e) && fresh => {
-            fs::rename(blob, link).map_err(|e| Error::io("move the download to", link, e))?;
-            sync_folder(parent(blob))?;
+fn publish_bytes_by(
+    bytes: &[u8],
+    root: &Path,
+    targets: &[Target],
+    folders: &Folders,
+    system: &impl FileSystem,
+) -> Result<()> {
+    let Target { blob, link } = &targets[0];
+    let fresh = !targets[0].has_blob(bytes.len() as u64);
+    if fresh {
+        folders.make(parent(blob))?;
+        // Where other tools do not take it for a file of the artifact, and on the file system of the blob.
+        let staging = match link.as_deref().and_then(|link| common_folder(blob, link)) {
+            Some(folder) => folder.to_owned(),
+            None => root.join("partials"),
+        };
+        folders.make(&staging)?;
+        let mut path = write(temporary_in(&staging)?, bytes)?;
+        match system.rename(&path, blob) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                path = write(temporary_in(parent(blob))?, bytes)?;
+                fs::rename(&path, blob).map_err(|e| Error::io("move the download to", blob, e))?;
+            }
+            Err(e) => return Err(Error::io("move the download to", blob, e)),
         }
-        Err(e) if no_links_here(&e) => {
-            let copy = temporary(staging)?;
-            File::open(blob)
-                .and_then(|mut from| io::copy(&mut from, &mut copy.as_file()))
-                .and_then(|_| copy.as_file().sync_all())
-                .map_err(|e| Error::io("copy the blob to", copy.path(), e))?;
-            copy.persist(link).map_err(|e| Error::io("move the copy to", link, e.error))?;
-        }
-        other => other.map_err(|e| Error::io("make the link", link, e))?,
+        // Nothing is left there to remove.
+        let _ = path.keep();
+        folders.changed(parent(blob));
     }
-    sync_folder(parent(link))
+    Links { blob, fresh, folders, system }.make(targets)
+}
+
+/// Writes all of the file, until the disk has it.
+fn write(mut file: NamedTempFile, bytes: &[u8]) -> Result<TempPath> {
+    let written = file.write_all(bytes).and_then(|()| file.as_file().sync_all());
+    written.map_err(|e| Error::io("write", file.path(), e))?;
+    Ok(file.into_temp_path())
+}
+
+fn link_by(
+    targets: &[Target],
+    size: u64,
+    twin: Option<&Path>,
+    folders: &Folders,
+    system: &impl FileSystem,
+) -> Result<bool> {
+    if targets.iter().all(|target| target.is_published(size)) {
+        return Ok(true);
+    }
+    if targets[0].has_blob(size) {
+        Links { blob: &targets[0].blob, fresh: false, folders, system }.make(targets)?;
+        return Ok(true);
+    }
+    // Where there are no links, the content went to the first path that wanted it.
+    let mut paths = targets.iter().map(Target::path).chain(twin);
+    let Some(there) = paths.find(|path| is_whole(path, size)) else { return Ok(false) };
+    for target in targets.iter().filter(|target| !target.is_published(size)) {
+        folders.make(parent(target.path()))?;
+        copy(there, target.path(), parent(&targets[0].blob), folders)?;
+    }
+    Ok(true)
+}
+
+/// Links to content that is there.
+struct Links<'a, S> {
+    blob: &'a Path,
+    /// Nobody else uses the blob yet: where there are no links, it may be moved.
+    fresh: bool,
+    folders: &'a Folders,
+    system: &'a S,
+}
+
+impl<S: FileSystem> Links<'_, S> {
+    /// Makes the links of `targets` that have one and lack it.
+    fn make(&self, targets: &[Target]) -> Result<()> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io("find", path, e));
+        let blob = absolute(self.blob)?;
+        let mut moved: Option<PathBuf> = None;
+        for link in targets.iter().filter_map(|target| target.link.as_deref()) {
+            let link = absolute(link)?;
+            let staging = common_folder(&blob, &link).unwrap_or(parent(&link));
+            match &moved {
+                Some(there) => copy(there, &link, staging, self.folders)?,
+                None if self.make_one(&blob, &link, staging)? => moved = Some(link),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the blob was moved.
+    fn make_one(&self, blob: &Path, link: &Path, staging: &Path) -> Result<bool> {
+        let folders = self.folders;
+        folders.make(parent(link))?;
+        let mut way = relative(blob, link);
+        // `..` leads out of where the folder really is, which may be elsewhere.
+        if !folders.real(parent(link))?.join(&way).exists() {
+            way = blob.to_owned();
+        }
+        if fs::read_link(link).is_ok_and(|there| there == way) {
+            return Ok(false);
+        }
+        // Not beside the link: other tools take whatever is there for a file of the artifact.
+        match self.system.symlink(&way, link, staging) {
+            Ok(()) => {}
+            Err(e) if no_links_here(&e) => {
+                folders.has_no_links(link, &e);
+                if !self.fresh {
+                    copy(blob, link, staging, folders)?;
+                    return Ok(false);
+                }
+                fs::rename(blob, link).map_err(|e| Error::io("move the download to", link, e))?;
+                folders.changed(parent(blob));
+                folders.changed(parent(link));
+                return Ok(true);
+            }
+            Err(e) => return Err(Error::io("make the link", link, e)),
+        }
+        folders.changed(parent(link));
+        Ok(false)
+    }
+}
+
+/// Makes `link`, whose folder is there, a copy of the file at `there`, by way of one in the folder `staging`.
+fn copy(there: &Path, link: &Path, staging: &Path, folders: &Folders) -> Result<()> {
+    let copy = temporary(staging)?;
+    File::open(there)
+        .and_then(|mut from| io::copy(&mut from, &mut copy.as_file()))
+        .and_then(|_| copy.as_file().sync_all())
+        .map_err(|e| Error::io("copy the content to", copy.path(), e))?;
+    copy.persist(link).map_err(|e| Error::io("move the copy to", link, e.error))?;
+    folders.changed(parent(link));
+    Ok(())
 }
 
 /// Copies `partial` to `blob`, on another file system, by way of a file beside it.

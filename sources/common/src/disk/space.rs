@@ -39,6 +39,20 @@ fn check_with(needed: &[(PathBuf, u64)], available: impl Fn(&Path) -> io::Result
     Ok(())
 }
 
+/// `error`, unless it says that a disk is full: then how many bytes are `missing` still, and how many are free there now.
+/// Of what a quota leaves nothing is known but that it is too little: none. Blocks.
+pub(crate) fn if_full(error: Error, missing: impl FnOnce() -> u64) -> Error {
+    let Error::Io { path, source, .. } = &error else { return error };
+    let available = match source.kind() {
+        io::ErrorKind::StorageFull => nearest(path).and_then(|there| fs4::available_space(&there)),
+        io::ErrorKind::QuotaExceeded => Ok(0),
+        _ => return error,
+    };
+    // That there is too little is what is known for sure.
+    tracing::warn!(%error, "the disk is full");
+    Error::insufficient_storage(missing(), available.unwrap_or_default())
+}
+
 /// Whether both paths, of which nothing need be there yet, are on one file system. Where that is not known, they are taken
 /// to be: what then fails says so itself.
 pub(crate) fn same_volume(one: &Path, other: &Path) -> bool {
@@ -94,6 +108,19 @@ mod tests {
         // Sizes come from remote listings: together they may be more than any number.
         let all = [(folder.path().join("a"), u64::MAX), (folder.path().join("b"), 1)];
         assert!(matches!(check(&all), Err(Error::InsufficientStorage { required: u64::MAX, .. })));
+    }
+
+    #[test]
+    fn only_a_full_disk_is_made_a_lack_of_space() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = |kind: io::ErrorKind| Error::io("write", folder.path().join("a/b"), kind.into());
+        let full = if_full(error(io::ErrorKind::StorageFull), || 7);
+        assert!(matches!(full, Error::InsufficientStorage { required: 7, available: 1.., .. }), "{full}");
+        let full = if_full(error(io::ErrorKind::QuotaExceeded), || 7);
+        assert!(matches!(full, Error::InsufficientStorage { required: 7, available: 0, .. }), "{full}");
+        let never = || unreachable!("nobody asks");
+        assert_eq!(if_full(error(io::ErrorKind::PermissionDenied), never).code(), "io");
+        assert_eq!(if_full(Error::Cancelled, never).code(), "cancelled");
     }
 
     #[test]

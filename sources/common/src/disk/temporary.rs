@@ -28,6 +28,14 @@ const TAG: usize = 8;
 /// [`Error::Io`] that names the folder.
 pub(super) fn temporary(folder: &Path) -> Result<NamedTempFile> {
     create_folders(folder)?;
+    temporary_in(folder)
+}
+
+/// As [`temporary`], in a folder that is there.
+///
+/// # Errors
+/// As [`temporary`].
+pub(super) fn temporary_in(folder: &Path) -> Result<NamedTempFile> {
     let make = |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).open(path);
     named().make_in(folder, make).map_err(|e| Error::io("create a file in", folder, e))
 }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Job, TransferConfig, flush::Flush};
-use crate::{network::Network, progress::FileMeter};
+use crate::{disk::Folders, network::Network, progress::FileMeter};
 
 /// What all files of a call share.
 pub(super) struct Call {
@@ -19,6 +19,7 @@ pub(super) struct Call {
     pub(super) config: TransferConfig,
     pub(super) jobs: Vec<Job>,
     pub(super) connections: Arc<Semaphore>,
+    pub(super) folders: Folders,
 }
 
 /// One file of a call.

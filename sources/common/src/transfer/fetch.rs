@@ -9,14 +9,15 @@ use super::{
     Call, Files,
     context::{FileContext, blocking},
     file::{Fetched, Item, Spot, fetch_file},
-    missing::{Content, Here, Wanted, contents},
+    missing::{Content, Here, Wanted, bytes, contents},
     plan::{Place, Plan, files, of_job},
     preflight::check_room,
+    queue::Queue,
 };
 use crate::{
-    disk::{sweep, write_text_staged},
+    disk::{if_full, sweep, write_text_staged},
     progress::Meter,
-    store::{Hold, Store},
+    store::{Came, Hold, Store},
 };
 
 /// A call under way.
@@ -28,17 +29,20 @@ pub(super) struct Course {
     plan: Plan,
     /// For each job and file, the path to use once it is there.
     paths: Vec<Vec<Option<PathBuf>>>,
+    /// For each job, how many files have no path yet.
+    missing: Vec<usize>,
     /// For each job, what its record is to say.
     news: Vec<News>,
-    _holds: Vec<Hold>,
+    /// `None` if all files are there and the store cannot be written to: nothing is, then.
+    holds: Option<Vec<Hold>>,
 }
 
 #[derive(Clone, Default)]
 struct News {
     /// Digests of files for which none was promised.
     computed: BTreeMap<String, Digest>,
-    /// Whether any file came by this call.
-    fetched: bool,
+    /// How those came that were not there before.
+    came: BTreeMap<String, Came>,
 }
 
 impl Course {
@@ -46,10 +50,19 @@ impl Course {
     pub(super) async fn begin(call: Arc<Call>, store: Store, cx: FetchContext) -> Result<Self> {
         let plan = Plan::survey(&call, &cx).await?;
         // Held before it is looked for: what is there then stays there.
-        let holds = hold(&call, &store, &plan).await?;
+        let holds = hold(&call, &store, &plan).await;
         let paths = plan.look(&call).await?;
+        let count = |paths: &Vec<Option<PathBuf>>| paths.iter().filter(|path| path.is_none()).count();
+        let missing: Vec<_> = paths.iter().map(count).collect();
+        let holds = match holds {
+            Err(error @ Error::Io { .. }) if missing.iter().all(|missing| *missing == 0) => {
+                tracing::debug!(%error, "nothing is noted of a use of what is here: the store cannot be written to");
+                None
+            }
+            holds => Some(holds?),
+        };
         let news = vec![News::default(); call.jobs.len()];
-        Ok(Self { call, store, cx, plan, paths, news, _holds: holds })
+        Ok(Self { call, store, cx, plan, paths, missing, news, holds })
     }
 
     /// Makes every file present.
@@ -69,7 +82,7 @@ impl Course {
         blocking(move || check_room(&root, contents.iter().zip(here))).await?;
         meter.begin();
         for job in 0..self.call.jobs.len() {
-            self.finish(job).await?;
+            self.finish(job).await.map_err(|e| of_job(&self.call.jobs[job], e))?;
         }
         self.fetch(items).await?;
         let all: Option<Vec<_>> = (0..self.call.jobs.len()).map(|job| self.files(job)).collect();
@@ -99,17 +112,18 @@ impl Course {
                 let file = FileContext::new(&self.call, wanted.job, wanted.index, Some(meter), self.cx.clone());
                 Spot { file: Arc::new(file), target: wanted.target.clone() }
             };
-            Item { key: content.key.clone(), spots: content.spots.iter().enumerate().map(spot).collect() }
+            let spots = content.spots.iter().enumerate().map(spot).collect();
+            Item { key: content.key.clone(), spots, twin: content.twin.clone() }
         };
         contents.iter().zip(here).map(item).collect()
     }
 
     /// Fetches `items`, some at a time; the first error ends the others.
     async fn fetch(&mut self, items: Vec<Item>) -> Result<()> {
-        let (mut items, mut running, mut failed) = (items.into_iter(), JoinSet::new(), None);
+        let (mut queue, mut running, mut failed) = (Queue::new(&self.call.config, items), JoinSet::new(), None);
         loop {
-            while failed.is_none() && running.len() < self.call.config.files_at_once.max(1) {
-                let Some(item) = items.next() else { break };
+            while failed.is_none() {
+                let Some(item) = queue.next() else { break };
                 running.spawn(async move {
                     let fetched = fetch_file(&item).await;
                     (item, fetched)
@@ -117,14 +131,19 @@ impl Course {
             }
             let Some(joined) = running.join_next().await else { break };
             let result = match joined {
-                Ok((item, Ok(fetched))) => self.take(&item, fetched).await,
-                Ok((item, Err(error))) => Err(of_job(&self.call.jobs[item.spots[0].file.job], error)),
+                Ok((item, fetched)) => {
+                    queue.ended(&item);
+                    match fetched {
+                        Ok(fetched) => self.take(&item, fetched).await,
+                        Err(error) => Err((item.file().job, error)),
+                    }
+                }
                 Err(e) if e.is_panic() => {
                     self.cx.cancel.cancel();
                     while running.join_next().await.is_some() {}
                     std::panic::resume_unwind(e.into_panic());
                 }
-                Err(_) => Err(Error::Cancelled),
+                Err(_) => Err((0, Error::Cancelled)),
             };
             if let Err(error) = result {
                 // Those that are ended by this say that they were cancelled.
@@ -132,23 +151,30 @@ impl Course {
                 self.cx.cancel.cancel();
             }
         }
-        failed.map_or(Ok(()), Err)
+        let Some((job, error)) = failed else { return Ok(()) };
+        let contents = contents(&self.call, &self.plan, &self.paths);
+        let root = self.call.root.clone();
+        let error = blocking(move || Ok(if_full(error, || bytes(&root, &contents)))).await?;
+        Err(of_job(&self.call.jobs[job], error))
     }
 
-    async fn take(&mut self, item: &Item, fetched: Fetched) -> Result<()> {
+    async fn take(&mut self, item: &Item, fetched: Fetched) -> Result<(), (usize, Error)> {
         let mut jobs = Vec::new();
         for (spot, path) in item.spots.iter().zip(fetched.paths) {
             let (job, index) = (spot.file.job, spot.file.index);
-            self.paths[job][index] = Some(path);
+            if self.paths[job][index].replace(path).is_none() {
+                self.missing[job] -= 1;
+            }
             let news = &mut self.news[job];
-            news.fetched |= fetched.fresh;
-            news.computed.extend(fetched.computed.map(|digest| (spot.file.entry().path.clone(), digest)));
+            let path = || spot.file.entry().path.clone();
+            news.came.extend(fetched.came.map(|came| (path(), came)));
+            news.computed.extend(fetched.computed.map(|digest| (path(), digest)));
             if !jobs.contains(&job) {
                 jobs.push(job);
             }
         }
         for job in jobs {
-            self.finish(job).await?;
+            self.finish(job).await.map_err(|error| (job, error))?;
         }
         Ok(())
     }
@@ -159,11 +185,11 @@ impl Course {
 
     /// Records the job if all its files are here, and then writes the refs that name its revision.
     async fn finish(&self, job: usize) -> Result<()> {
-        let Some(files) = self.files(job) else { return Ok(()) };
         // Files that all are their owner's are no artifact of the store.
-        if self.plan.is_local(job) {
+        if self.missing[job] > 0 || self.plan.is_local(job) || self.holds.is_none() {
             return Ok(());
         }
+        let Some(files) = self.files(job) else { return Ok(()) };
         let (call, store) = (self.call.clone(), self.store.clone());
         let (placement, news) = (self.plan.placements[job].clone(), self.news[job].clone());
         let keys: Vec<_> = self.plan.places[job]
@@ -176,7 +202,8 @@ impl Course {
             .collect();
         let finish = move || {
             let (manifest, now) = (&call.jobs[job].manifest, call.network.timer().wall());
-            store.record(manifest, &files, &news.computed, placement.as_ref(), news.fetched, now)?;
+            call.folders.sync()?;
+            store.record_files(manifest, &files, &news.computed, placement.as_ref(), &news.came, now)?;
             keys.iter().try_for_each(|(key, size)| sweep(&call.root, key, *size))?;
             let Some(placement) = placement else { return Ok(()) };
             for (path, text) in &placement.refs {
@@ -186,7 +213,7 @@ impl Course {
             }
             Ok(())
         };
-        blocking(finish).await.map_err(|e| of_job(&self.call.jobs[job], e))
+        blocking(finish).await
     }
 }
 

@@ -44,4 +44,13 @@ impl Flush {
             let _ = File::open(path).and_then(|file| file.sync_data());
         }));
     }
+
+    /// Waits until the disk is left alone, and the file is not open here any more.
+    pub(super) async fn ended(&self) {
+        let running = self.state.lock().unwrap_or_else(PoisonError::into_inner).running.take();
+        if let Some(running) = running {
+            // It fails only if it panics, which it does not, or if the runtime ends.
+            let _ = running.await;
+        }
+    }
 }

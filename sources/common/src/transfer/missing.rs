@@ -17,6 +17,8 @@ pub(super) struct Content {
     pub(super) size: u64,
     /// At least one. All have one blob.
     pub(super) spots: Vec<Wanted>,
+    /// Where a file of the call has it.
+    pub(super) twin: Option<PathBuf>,
 }
 
 /// A file that lacks its content, or at least its link.
@@ -39,22 +41,29 @@ pub(super) struct Here {
 
 /// What the files without a path in `paths` lack.
 pub(super) fn contents(call: &Call, plan: &Plan, paths: &[Vec<Option<PathBuf>>]) -> Vec<Content> {
-    let (mut contents, mut known) = (Vec::<Content>::new(), HashMap::new());
-    for (job, places) in plan.places.iter().enumerate() {
-        for (index, place) in places.iter().enumerate() {
-            let Place::Stored { key, target } = place else { continue };
-            if paths[job][index].is_some() {
-                continue;
-            }
-            let size = call.jobs[job].manifest.files[index].size;
-            let wanted = Wanted { job, index, target: target.clone() };
-            // Of one key are also files in two caches, each of which has its own blob.
-            let at = *known.entry((key, &target.blob)).or_insert_with(|| {
-                contents.push(Content { key: key.clone(), size, spots: Vec::new() });
-                contents.len() - 1
-            });
-            contents[at].spots.push(wanted);
+    let stored = plan.places.iter().enumerate().flat_map(|(job, places)| {
+        places.iter().enumerate().filter_map(move |(index, place)| match place {
+            Place::Stored { key, target } => Some((job, index, key, target)),
+            Place::Local(_) => None,
+        })
+    });
+    let (mut contents, mut known, mut there) = (Vec::<Content>::new(), HashMap::new(), HashMap::new());
+    for (job, index, key, target) in stored {
+        // Of one key are also files in two caches, each of which has its own blob.
+        let content = (key, &target.blob);
+        if let Some(path) = &paths[job][index] {
+            there.insert(content, path);
+            continue;
         }
+        let size = call.jobs[job].manifest.files[index].size;
+        let at = *known.entry(content).or_insert_with(|| {
+            contents.push(Content { key: key.clone(), size, spots: Vec::new(), twin: None });
+            contents.len() - 1
+        });
+        contents[at].spots.push(Wanted { job, index, target: target.clone() });
+    }
+    for (content, at) in known {
+        contents[at].twin = there.get(&content).map(|path| (*path).clone());
     }
     contents
 }
@@ -66,7 +75,9 @@ impl Content {
 
     /// Blocks.
     pub(super) fn here(&self, root: &Path) -> Here {
-        if self.spots[0].target.has_blob(self.size) {
+        let is_published = |wanted: &Wanted| wanted.target.is_published(self.size);
+        let twin = self.twin.is_some() || self.spots.iter().any(is_published);
+        if twin || self.spots[0].target.has_blob(self.size) {
             return Here { blob: true, bytes: self.size, taken: 0 };
         }
         let (bytes, taken) = Partial::peek_room(root, &self.key, self.size);

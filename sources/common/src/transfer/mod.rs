@@ -3,8 +3,8 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `plan` | where files are; `missing`: which have to come; `preflight`: room for them |
-//! | `fetch` | a whole call: several files at a time, records, refs |
-//! | `file` | one file: lock, partial, digest, publishing |
+//! | `fetch` | a whole call: several files at a time (`queue`), records, refs |
+//! | `file` | one file: lock, partial, digest, publishing; `small`: the same without a partial |
 //! | `download` | all bytes of one version of a file; `ranges`: several at a time |
 //! | `body` | one request for bytes; `answer`: what comes back, judged |
 //! | `pour` | bytes from a connection to the disk; `flush`: on through the system's cache |
@@ -24,8 +24,10 @@ mod missing;
 mod plan;
 mod pour;
 mod preflight;
+mod queue;
 mod ranges;
 mod read;
+mod small;
 
 use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
@@ -38,7 +40,7 @@ use context::{Call, FileContext};
 use fetch::Course;
 use plan::Plan;
 
-use crate::{network::Network, progress::Meter, store::Store};
+use crate::{disk::Folders, network::Network, progress::Meter, store::Store};
 
 /// Files of an artifact: their paths in the manifest, and where they lie.
 pub type Files = BTreeMap<String, PathBuf>;
@@ -190,6 +192,7 @@ impl Transfer {
             config: self.config.clone(),
             jobs,
             connections: Arc::new(Semaphore::new(self.config.connections.max(1))),
+            folders: Folders::default(),
         })
     }
 }

@@ -58,7 +58,7 @@ mod tests {
         let manifest = Manifest::new("test:a".parse().unwrap(), Want::Model, "1", vec![file]).unwrap();
         let target = Target { blob: blob.to_owned(), link: None };
         let key = FileKey::new(&manifest, &manifest.files[0]);
-        Content { key, size: 100, spots: vec![Wanted { job: 0, index: 0, target }] }
+        Content { key, size: 100, spots: vec![Wanted { job: 0, index: 0, target }], twin: None }
     }
 
     fn here(blob: bool, taken: u64) -> Here {

@@ -26,12 +26,17 @@ fn one_shot(bytes: &[u8], kind: &Digest) -> Digest {
     }
 }
 
+fn finish(mut hasher: Hasher) -> Result<Digest> {
+    pollster::block_on(hasher.digest())
+}
+
 fn whole(root: &Path, bytes: &[u8], kind: Option<&Digest>) -> String {
     let partial = open(root, bytes.len(), 5);
     let hasher = Hasher::start(&partial, kind).unwrap();
     partial.writer().write(0, bytes).unwrap();
-    let digest = pollster::block_on(hasher.finish()).unwrap();
+    let digest = finish(hasher).unwrap();
     assert_eq!(digest_file(partial.path(), kind).unwrap(), digest);
+    assert_eq!(digest_bytes(bytes, kind).unwrap(), digest);
     partial.remove().unwrap();
     digest.to_string()
 }
@@ -62,7 +67,7 @@ fn files_of_many_buffers_are_hashed_as_they_come() {
                 writer.write(at, &bytes[at as usize..end as usize]).unwrap();
             }
         }
-        assert_eq!(pollster::block_on(hasher.finish()).unwrap(), one_shot(&bytes, &kind));
+        assert_eq!(finish(hasher).unwrap(), one_shot(&bytes, &kind));
         assert_eq!(digest_file(partial.path(), Some(&kind)).unwrap(), one_shot(&bytes, &kind));
         drop(writer);
         partial.remove().unwrap();
@@ -113,7 +118,7 @@ proptest! {
             writer.write(gap.start, &piece).unwrap();
         }
         let hasher = hasher.map_or_else(|| Hasher::start(&partial, Some(&kind)), Ok).unwrap();
-        prop_assert_eq!(pollster::block_on(hasher.finish()).unwrap(), one_shot(&bytes, &kind));
+        prop_assert_eq!(finish(hasher).unwrap(), one_shot(&bytes, &kind));
     }
 }
 
@@ -122,7 +127,7 @@ fn a_gap_at_the_end_is_an_error_that_names_the_file() {
     let root = tempfile::tempdir().unwrap();
     let partial = open(root.path(), 20, 5);
     partial.writer().write(5, &[1; 15]).unwrap();
-    let error = pollster::block_on(Hasher::start(&partial, None).unwrap().finish()).unwrap_err().to_string();
+    let error = finish(Hasher::start(&partial, None).unwrap()).unwrap_err().to_string();
     assert!(error.contains("bytes are missing: 0 of 20"), "{error}");
     assert!(error.contains(&partial.path().display().to_string()), "{error}");
 }
@@ -133,7 +138,7 @@ fn a_file_that_somebody_cut_is_an_error() {
     let partial = open(root.path(), 20, 5);
     partial.writer().write(0, &[1; 20]).unwrap();
     File::options().write(true).open(partial.path()).unwrap().set_len(7).unwrap();
-    let error = pollster::block_on(Hasher::start(&partial, None).unwrap().finish()).unwrap_err().to_string();
+    let error = finish(Hasher::start(&partial, None).unwrap()).unwrap_err().to_string();
     assert!(error.contains("the file was cut: 7 of 20"), "{error}");
 }
 

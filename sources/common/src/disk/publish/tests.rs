@@ -36,6 +36,14 @@ impl Place {
         partial
     }
 
+    fn targets(&self) -> [Target; 1] {
+        [self.target.clone()]
+    }
+
+    fn link_all(&self) -> Result<bool> {
+        link(&self.targets(), CONTENT.len() as u64, None, &Folders::default())
+    }
+
     fn link(&self) -> &Path {
         self.target.path()
     }
@@ -69,7 +77,7 @@ const BOTH: [&str; 2] = ["blobs/5a", "snapshots/1/sub/model.safetensors"];
 /// A system where renames to another folder fail so, and links so.
 struct Lacking {
     rename: Cell<Option<io::ErrorKind>>,
-    symlink: Option<io::ErrorKind>,
+    symlink: Option<Box<dyn Fn() -> io::Error>>,
 }
 
 impl FileSystem for Lacking {
@@ -79,7 +87,7 @@ impl FileSystem for Lacking {
 
     fn symlink(&self, target: &Path, link: &Path, staging: &Path) -> io::Result<()> {
         assert!(staging.ends_with("models--a--b"), "{} would be taken for an artifact's", staging.display());
-        self.symlink.map_or_else(|| replace_with_symlink(target, link, staging), |kind| Err(kind.into()))
+        self.symlink.as_ref().map_or_else(|| replace_with_symlink(target, link, staging), |error| Err(error()))
     }
 }
 
@@ -89,7 +97,7 @@ fn a_file_is_published_with_a_relative_link_and_common_permissions() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();
     assert!(!place.target.is_published(CONTENT.len() as u64));
-    publish(place.partial(CONTENT), &place.target).unwrap();
+    publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap();
     place.assert_published(&BOTH);
     assert_eq!(fs::read_link(place.link()).unwrap(), Path::new("../../../blobs/5a"));
     let plain = place.folder.path().join("plain");
@@ -97,7 +105,7 @@ fn a_file_is_published_with_a_relative_link_and_common_permissions() {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
     assert_eq!(mode(&place.target.blob), mode(&plain));
     // Again, and with the whole cache moved elsewhere.
-    publish(place.partial(CONTENT), &place.target).unwrap();
+    publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap();
     place.assert_published(&BOTH);
     let moved = place.folder.path().join("moved");
     fs::rename(place.folder.path().join("hub"), &moved).unwrap();
@@ -110,7 +118,7 @@ fn content_that_is_there_stays_and_the_partial_goes() {
     fs::create_dir_all(place.target.blob.parent().unwrap()).unwrap();
     fs::write(&place.target.blob, CONTENT).unwrap();
     let before = fs::metadata(&place.target.blob).unwrap().modified().unwrap();
-    publish(place.partial(b"another file's bytes!"), &place.target).unwrap();
+    publish(place.partial(b"another file's bytes!"), &place.targets(), &Folders::default()).unwrap();
     place.assert_published(&BOTH);
     assert_eq!(fs::metadata(&place.target.blob).unwrap().modified().unwrap(), before);
 }
@@ -120,9 +128,9 @@ fn content_of_another_size_is_replaced() {
     let place = Place::new();
     fs::create_dir_all(place.target.blob.parent().unwrap()).unwrap();
     fs::write(&place.target.blob, "cut").unwrap();
-    link(&place.target).unwrap();
+    place.link_all().unwrap();
     assert!(!place.target.is_published(CONTENT.len() as u64) && !place.target.has_blob(CONTENT.len() as u64));
-    publish(place.partial(CONTENT), &place.target).unwrap();
+    publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap();
     place.assert_published(&BOTH);
 }
 
@@ -130,14 +138,14 @@ fn content_of_another_size_is_replaced() {
 fn without_a_link_the_blob_is_what_is_used() {
     let mut place = Place::new();
     place.target.link = None;
-    publish(place.partial(CONTENT), &place.target).unwrap();
+    publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap();
     place.assert_published(&BOTH[..1]);
 }
 
 #[test]
 fn a_file_that_is_not_whole_is_not_published() {
     let place = Place::new();
-    let error = publish(place.partial(&CONTENT[1..]), &place.target).unwrap_err().to_string();
+    let error = publish(place.partial(&CONTENT[1..]), &place.targets(), &Folders::default()).unwrap_err().to_string();
     assert!(error.contains("only 20 of 21 bytes"), "{error}");
     assert!(place.files().is_empty());
     assert_eq!(Partial::peek(&place.root(), &place.key, CONTENT.len() as u64), 20);
@@ -152,7 +160,7 @@ fn another_file_system_takes_a_copy() {
     let name = format!("5a.{}.incomplete", partial.tag());
     fs::write(place.target.blob.with_file_name(&name), [7; 100]).unwrap();
     let system = Lacking { rename: Cell::new(Some(io::ErrorKind::CrossesDevices)), symlink: None };
-    publish_by(partial, &place.target, &system).unwrap();
+    publish_by(partial, &place.targets(), &Folders::default(), &system).unwrap();
     place.assert_published(&BOTH);
 }
 
@@ -161,51 +169,141 @@ fn a_copy_that_fails_is_named_and_leaves_nothing() {
     let place = Place::new();
     fs::create_dir_all(&place.target.blob).unwrap();
     let system = Lacking { rename: Cell::new(Some(io::ErrorKind::CrossesDevices)), symlink: None };
-    let error = publish_by(place.partial(CONTENT), &place.target, &system).unwrap_err().to_string();
+    let error =
+        publish_by(place.partial(CONTENT), &place.targets(), &Folders::default(), &system).unwrap_err().to_string();
     assert!(error.contains(&place.target.blob.display().to_string()), "{error}");
     assert!(place.files().is_empty());
     assert_eq!(Partial::peek(&place.root(), &place.key, CONTENT.len() as u64), CONTENT.len() as u64);
 }
 
+/// `EPERM`, and `ERROR_PRIVILEGE_NOT_HELD`.
+const NOT_PERMITTED: i32 = if cfg!(windows) { 1314 } else { 1 };
+
+fn without_links(error: impl Fn() -> io::Error + 'static) -> Lacking {
+    Lacking { rename: Cell::new(None), symlink: Some(Box::new(error)) }
+}
+
 #[test]
 fn where_links_are_not_permitted_the_file_itself_is_used() {
-    for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::Unsupported] {
+    let errors: [fn() -> io::Error; 2] =
+        [|| io::Error::from_raw_os_error(NOT_PERMITTED), || io::ErrorKind::Unsupported.into()];
+    for error in errors {
         let place = Place::new();
-        let system = Lacking { rename: Cell::new(None), symlink: Some(kind) };
-        publish_by(place.partial(CONTENT), &place.target, &system).unwrap();
+        let system = without_links(error);
+        publish_by(place.partial(CONTENT), &place.targets(), &Folders::default(), &system).unwrap();
         place.assert_published(&BOTH[1..]);
         // A blob that was there is perhaps another's: it stays.
         fs::rename(place.link(), &place.target.blob).unwrap();
-        publish_by(place.partial(CONTENT), &place.target, &system).unwrap();
+        publish_by(place.partial(CONTENT), &place.targets(), &Folders::default(), &system).unwrap();
         place.assert_published(&BOTH);
         assert!(!fs::symlink_metadata(place.link()).unwrap().is_symlink());
     }
+}
+
+/// Two more files of the same content.
+fn three(place: &Place) -> Vec<Target> {
+    let sibling = |name: &str| Target { link: Some(place.link().with_file_name(name)), ..place.target.clone() };
+    vec![place.target.clone(), sibling("second"), sibling("third")]
+}
+
+#[test]
+fn where_links_are_not_permitted_files_of_one_content_become_copies() {
+    const ALL: [&str; 3] = ["model.safetensors", "second", "third"];
+    let all = ALL.map(|name| format!("snapshots/1/sub/{name}"));
+    let (size, folders) = (CONTENT.len() as u64, Folders::default());
+    let system = without_links(|| io::Error::from_raw_os_error(NOT_PERMITTED));
+    for small in [false, true] {
+        let place = Place::new();
+        let (targets, root) = (three(&place), place.root());
+        if small {
+            publish_bytes_by(CONTENT, &root, &targets, &folders, &system).unwrap();
+        } else {
+            publish_by(place.partial(CONTENT), &targets, &folders, &system).unwrap();
+        }
+        assert_eq!(place.files(), all);
+        for target in &targets {
+            assert_eq!(fs::read(target.path()).unwrap(), CONTENT);
+            assert!(!fs::symlink_metadata(target.path()).unwrap().is_symlink());
+        }
+        // One of them is gone: it is a copy of the others, also of one that is not asked for.
+        fs::remove_file(targets[0].path()).unwrap();
+        assert!(link_by(&targets, size, None, &folders, &system).unwrap());
+        fs::remove_file(targets[0].path()).unwrap();
+        let twin = Some(targets[2].path());
+        assert!(!link_by(&targets[..1], size, None, &folders, &system).unwrap());
+        assert!(link_by(&targets[..1], size, twin, &folders, &system).unwrap());
+        assert_eq!(place.files(), all);
+    }
+}
+
+#[test]
+fn a_folder_that_may_not_be_written_to_is_no_lack_of_links() {
+    let place = Place::new();
+    let system = without_links(|| io::Error::from_raw_os_error(if cfg!(windows) { 5 } else { 13 }));
+    let error = publish_by(place.partial(CONTENT), &place.targets(), &Folders::default(), &system).unwrap_err();
+    assert!(error.to_string().contains(&place.link().display().to_string()), "{error}");
+    assert_eq!(place.files(), BOTH[..1], "the blob is not moved away");
+}
+
+#[test]
+fn bytes_are_published_as_a_partial_is() {
+    let place = Place::new();
+    let folders = Folders::default();
+    publish_bytes(CONTENT, &place.root(), &three(&place), &folders).unwrap();
+    assert_eq!(place.files().len(), 4);
+    folders.sync().unwrap();
+    assert!(!place.root().exists(), "nothing is made there");
+    // What is there stays.
+    let before = fs::metadata(&place.target.blob).unwrap().modified().unwrap();
+    publish_bytes(&[7; CONTENT.len()], &place.root(), &three(&place), &folders).unwrap();
+    assert_eq!(fs::metadata(&place.target.blob).unwrap().modified().unwrap(), before);
+    assert_eq!(fs::read(place.link()).unwrap(), CONTENT);
+    // In a store of their own.
+    let own = [Target { blob: place.root().join("blobs/5a"), link: None }];
+    publish_bytes(CONTENT, &place.root(), &own, &folders).unwrap();
+    assert_eq!(fs::read(own[0].path()).unwrap(), CONTENT);
+    assert_eq!(fs::read_dir(place.root().join("partials")).unwrap().count(), 0);
+}
+
+#[test]
+fn bytes_get_to_another_file_system_and_a_failure_leaves_none() {
+    let place = Place::new();
+    let (targets, folders) = (place.targets(), Folders::default());
+    let system = Lacking { rename: Cell::new(Some(io::ErrorKind::PermissionDenied)), symlink: None };
+    let error = publish_bytes_by(CONTENT, &place.root(), &targets, &folders, &system).unwrap_err().to_string();
+    assert!(error.contains(&place.target.blob.display().to_string()), "{error}");
+    assert!(place.files().is_empty(), "{:?}", place.files());
+    system.rename.set(Some(io::ErrorKind::CrossesDevices));
+    publish_bytes_by(CONTENT, &place.root(), &targets, &folders, &system).unwrap();
+    assert_eq!((fs::read(place.link()).unwrap().as_slice(), place.files()), (CONTENT, BOTH.map(str::to_owned).into()));
 }
 
 #[test]
 fn a_failed_move_keeps_the_partial_and_names_the_target() {
     let place = Place::new();
     let system = Lacking { rename: Cell::new(Some(io::ErrorKind::PermissionDenied)), symlink: None };
-    let error = publish_by(place.partial(CONTENT), &place.target, &system).unwrap_err().to_string();
+    let error =
+        publish_by(place.partial(CONTENT), &place.targets(), &Folders::default(), &system).unwrap_err().to_string();
     assert!(error.contains(&place.target.blob.display().to_string()), "{error}");
     assert!(place.files().is_empty());
     system.rename.set(None);
-    publish_by(place.partial(CONTENT), &place.target, &system).unwrap();
+    publish_by(place.partial(CONTENT), &place.targets(), &Folders::default(), &system).unwrap();
     place.assert_published(&BOTH);
 }
 
 #[test]
 fn a_crash_before_the_link_is_made_good_by_the_link_alone() {
     let place = Place::new();
-    let system = Lacking { rename: Cell::new(None), symlink: Some(io::ErrorKind::StorageFull) };
-    let error = publish_by(place.partial(CONTENT), &place.target, &system).unwrap_err().to_string();
+    let system = Lacking { rename: Cell::new(None), symlink: Some(Box::new(|| io::ErrorKind::StorageFull.into())) };
+    let error =
+        publish_by(place.partial(CONTENT), &place.targets(), &Folders::default(), &system).unwrap_err().to_string();
     assert!(error.contains(&place.link().display().to_string()), "{error}");
     assert!(place.target.has_blob(CONTENT.len() as u64) && !place.target.is_published(CONTENT.len() as u64));
-    link(&place.target).unwrap();
+    place.link_all().unwrap();
     assert_eq!(fs::read(place.link()).unwrap(), CONTENT);
     // What the crash left of the partial is no file's beginning.
     assert_eq!(Partial::peek(&place.root(), &place.key, CONTENT.len() as u64), 0);
-    publish(place.partial(CONTENT), &place.target).unwrap();
+    publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap();
     place.assert_published(&BOTH);
 }
 
@@ -215,11 +313,11 @@ fn a_file_where_a_folder_is_expected_and_the_other_way_round_are_named() {
     let cache = place.folder.path().join("hub/models--a--b");
     fs::create_dir_all(&cache).unwrap();
     fs::write(cache.join("blobs"), "").unwrap();
-    let error = publish(place.partial(CONTENT), &place.target).unwrap_err().to_string();
+    let error = publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap_err().to_string();
     assert!(error.contains(&format!("{}:", cache.join("blobs").display())), "{error}");
     fs::remove_file(cache.join("blobs")).unwrap();
     fs::create_dir_all(place.link()).unwrap();
-    let error = publish(place.partial(CONTENT), &place.target).unwrap_err().to_string();
+    let error = publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap_err().to_string();
     assert!(error.contains(&place.link().display().to_string()), "{error}");
     assert_eq!(place.files(), ["blobs/5a"]);
 }
@@ -237,7 +335,7 @@ fn a_partial_that_was_deleted_or_replaced_meanwhile_is_not_published() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, [0; CONTENT.len()]).unwrap();
         }
-        let error = publish(partial, &place.target).unwrap_err().to_string();
+        let error = publish(partial, &place.targets(), &Folders::default()).unwrap_err().to_string();
         assert!(error.contains("deleted or replaced") && error.contains(&path.display().to_string()), "{error}");
         assert!(place.files().is_empty());
         assert_eq!(path.exists(), replaced);
@@ -253,7 +351,7 @@ fn a_link_leads_to_its_blob_out_of_a_folder_that_lies_elsewhere() {
     let snapshots = place.link().ancestors().nth(3).unwrap();
     fs::create_dir_all(snapshots.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink(&elsewhere, snapshots).unwrap();
-    publish(place.partial(CONTENT), &place.target).unwrap();
+    publish(place.partial(CONTENT), &place.targets(), &Folders::default()).unwrap();
     assert_eq!(fs::read(place.link()).unwrap(), CONTENT);
     assert!(fs::symlink_metadata(elsewhere.join("1/sub/model.safetensors")).unwrap().is_symlink());
 }

@@ -1,0 +1,129 @@
+//! The folders that one call publishes into.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use llm_local_core::{Error, Result};
+
+use super::folder::{create_each, sync_folder};
+
+/// The folders of one call: each is made once, looked up once, and made to outlast a power loss once all is in it,
+/// however many files come.
+#[derive(Debug, Default)]
+pub(crate) struct Folders {
+    made: Mutex<HashSet<PathBuf>>,
+    /// Where they really are.
+    real: Mutex<HashMap<PathBuf, PathBuf>>,
+    /// In which something was made or renamed since they were synced, and how often.
+    changed: Mutex<BTreeMap<PathBuf, u64>>,
+    without_links: AtomicBool,
+}
+
+impl Folders {
+    /// Makes the folder at `path` and those above it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] that names the folder, or the file that is in its place.
+    pub(super) fn make(&self, path: &Path) -> Result<()> {
+        if locked(&self.made).contains(path) {
+            return Ok(());
+        }
+        create_each(path, &|parent| {
+            self.changed(parent);
+            Ok(())
+        })?;
+        locked(&self.made).insert(path.to_owned());
+        Ok(())
+    }
+
+    /// Where the folder at `path`, which is there, really is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] that names it.
+    pub(super) fn real(&self, path: &Path) -> Result<PathBuf> {
+        if let Some(real) = locked(&self.real).get(path) {
+            return Ok(real.clone());
+        }
+        let real = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
+        locked(&self.real).insert(path.to_owned(), real.clone());
+        Ok(real)
+    }
+
+    /// Notes that something was made or renamed in the folder at `path`.
+    pub(super) fn changed(&self, path: &Path) {
+        let mut changed = locked(&self.changed);
+        match changed.get_mut(path) {
+            Some(times) => *times += 1,
+            None => drop(changed.insert(path.to_owned(), 1)),
+        }
+    }
+
+    /// Makes all that was made and renamed so far outlast a power loss, where the system can. Before anything is written
+    /// that says that it is there. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Io`] that names the folder.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let all = locked(&self.changed).clone();
+        for (path, times) in all {
+            sync_folder(&path)?;
+            let mut changed = locked(&self.changed);
+            // Unless something was made there meanwhile. Until now others had to sync it, too.
+            if changed.get(&path) == Some(&times) {
+                changed.remove(&path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says once that links cannot be made, because of `error`.
+    pub(super) fn has_no_links(&self, link: &Path, error: &std::io::Error) {
+        if !self.without_links.swap(true, Ordering::Relaxed) {
+            tracing::warn!(link = %link.display(), %error, "no links can be made here: files are moved or copied instead");
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one call: a panic leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_made_once_and_synced_once_with_those_they_were_made_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, folders) = (folder.path().join("a/b"), Folders::default());
+        folders.make(&path).unwrap();
+        folders.make(&path).unwrap();
+        folders.changed(&path);
+        let changed = || locked(&folders.changed).keys().cloned().collect::<Vec<_>>();
+        assert_eq!(changed(), [folder.path(), &folder.path().join("a"), &path]);
+        assert_eq!(folders.real(&path).unwrap(), path.canonicalize().unwrap());
+        folders.sync().unwrap();
+        assert!(path.is_dir() && changed().is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_could_not_be_synced_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, folders) = (folder.path().join("a"), Folders::default());
+        folders.changed(&path);
+        for _ in 0..2 {
+            let error = folders.sync().unwrap_err().to_string();
+            assert!(error.contains(&path.display().to_string()), "{error}");
+        }
+        folders.make(&path).unwrap();
+        folders.sync().unwrap();
+    }
+}

@@ -1,0 +1,53 @@
+//! Which file is next.
+
+use std::collections::VecDeque;
+
+use super::{TransferConfig, file::Item, small::PER_CONNECTION};
+
+/// What waits to be fetched, and how much is on its way. Large files are few at a time, since each takes several
+/// connections; small ones take one each, and none while the disk has them.
+pub(super) struct Queue {
+    large: Class,
+    small: Class,
+}
+
+struct Class {
+    waiting: VecDeque<Item>,
+    running: usize,
+    most: usize,
+}
+
+impl Queue {
+    /// Of `items`, in their order within each class. Where one file at a time is wanted, all are of one class.
+    pub(super) fn new(config: &TransferConfig, items: Vec<Item>) -> Self {
+        let at_once = config.files_at_once.max(1);
+        let (small, large) = items.into_iter().partition(|item| at_once > 1 && item.is_small());
+        let many = at_once.max(config.connections.saturating_mul(PER_CONNECTION));
+        Self { large: Class::new(large, at_once), small: Class::new(small, many) }
+    }
+
+    /// The next file, if one may be begun.
+    pub(super) fn next(&mut self) -> Option<Item> {
+        // A description of a model is worth more than a part of its weights.
+        self.small.next().or_else(|| self.large.next())
+    }
+
+    /// A file is no longer on its way.
+    pub(super) fn ended(&mut self, item: &Item) {
+        let small = self.small.most > 0 && item.is_small() && self.small.running > 0;
+        let class = if small { &mut self.small } else { &mut self.large };
+        class.running -= 1;
+    }
+}
+
+impl Class {
+    fn new(waiting: VecDeque<Item>, most: usize) -> Self {
+        Self { waiting, running: 0, most }
+    }
+
+    fn next(&mut self) -> Option<Item> {
+        let item = if self.running < self.most { self.waiting.pop_front() } else { None };
+        self.running += usize::from(item.is_some());
+        item
+    }
+}

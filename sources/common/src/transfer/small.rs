@@ -1,0 +1,218 @@
+//! A small file: in memory until it is verified, then written in one step.
+
+use std::{path::PathBuf, sync::Arc};
+
+use llm_local_core::{Digest, Error, Result};
+
+use super::{
+    answer::is_strong,
+    body::{Body, Opening, open},
+    context::{FileContext, blocking},
+    file::{Brought, Item},
+    plan::local,
+};
+use crate::{
+    disk::{FileKey, FileLock, digest_bytes, publish_bytes},
+    network::{Attempts, Failure, Retry},
+};
+
+/// The most bytes that a small file has: little enough to be in memory and to come again after a crash.
+pub(super) const SMALL: u64 = 512 << 10;
+/// How many small files may be on their way for each connection: while some come, the disk has others to write.
+pub(super) const PER_CONNECTION: usize = 4;
+/// How often a file may become another one while it is fetched.
+const MOST_CHANGES: u32 = 2;
+
+/// Brings a small file. What an earlier version left of it as a partial goes.
+pub(super) async fn bring(item: &Item, lock: FileLock) -> Result<Brought> {
+    let (file, mut again) = (item.file(), false);
+    // Until the last byte is on the disk, whatever becomes of the call.
+    let lock = Arc::new(lock);
+    loop {
+        let bytes = match bytes(file).await? {
+            Came::Bytes(bytes) => bytes,
+            Came::Local(path) => {
+                let path = local(file.manifest(), &file.entry().path, file.entry().size, path)?;
+                return Ok(Brought::Local(path));
+            }
+        };
+        if file.stop().is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let (lock, call, expected) = (lock.clone(), file.call.clone(), file.entry().digest);
+        let (key, targets) = (item.key.clone(), item.targets());
+        let (right, found) = blocking(move || {
+            let _lock = lock;
+            let found = digest_bytes(&bytes, expected.as_ref())?;
+            let right = expected.is_none_or(|expected| expected == found);
+            if right {
+                publish_bytes(&bytes, &call.root, &targets, &call.folders)?;
+                forget_partial(&key, &call.root);
+            }
+            Ok((right, found))
+        })
+        .await?;
+        if right {
+            return Ok(Brought::Published(found));
+        }
+        if again {
+            return Err(file.wrong_digest(found));
+        }
+        file.once_more(found);
+        again = true;
+    }
+}
+
+/// Removes the partial of a file that is published, if there is one. What cannot be removed does no harm.
+fn forget_partial(key: &FileKey, root: &std::path::Path) {
+    let folder = key.partial(root);
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "an old download of a small file stays");
+        }
+        _ => {}
+    }
+}
+
+enum Came {
+    Bytes(Vec<u8>),
+    Local(PathBuf),
+}
+
+/// All bytes of the file, unverified.
+///
+/// # Errors
+/// What went wrong for good, or too often; [`Error::Cancelled`].
+async fn bytes(file: &FileContext) -> Result<Came> {
+    let size = file.entry().size;
+    let mut coming = Coming { file, bytes: Vec::with_capacity(size as usize), etag: None, changes: 0 };
+    let (mut attempts, mut most) = (Attempts::new(file.network()), 0);
+    file.recount(0);
+    while coming.done() < size {
+        let connection = file.connection().await?;
+        let attempt = file.unless_stopped(coming.attempt()).await?;
+        drop(connection);
+        let failure = match attempt {
+            Ok(None) => continue,
+            Ok(Some(path)) => return Ok(Came::Local(path)),
+            Err(failure) => failure,
+        };
+        // Only more than ever before is progress, or a host that always cuts the same answer off would be asked for ever.
+        if coming.done() > most {
+            most = coming.done();
+            attempts.progressed();
+        }
+        file.unless_stopped(attempts.next(failure)).await??;
+    }
+    Ok(Came::Bytes(coming.bytes))
+}
+
+/// A file on its way.
+struct Coming<'a> {
+    file: &'a FileContext,
+    /// From its start, all of one version as far as the host says.
+    bytes: Vec<u8>,
+    /// What they came under.
+    etag: Option<String>,
+    changes: u32,
+}
+
+impl Coming<'_> {
+    fn done(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// One request for what is missing. A path if the file is on this machine.
+    async fn attempt(&mut self) -> Result<Option<PathBuf>, Failure> {
+        let (file, size) = (self.file, self.file.entry().size);
+        if !self.can_join() {
+            self.restart(None);
+        }
+        let mut body = match open(file, self.done()..size, self.etag.as_deref()).await? {
+            Opening::Body(body) => body,
+            Opening::Local(path) => return Ok(Some(path)),
+            Opening::Changed(etag) => return self.changed(etag),
+            Opening::Beyond => {
+                let reason = "its host says that bytes of it lie beyond its end, but not what its size is";
+                return Err(Failure::permanent(&file.what, reason));
+            }
+        };
+        let whole = body.range == (0..size);
+        if whole {
+            self.restart(body.etag.take());
+        } else if self.done() == 0 {
+            self.etag = body.etag.take();
+        } else if body.etag.is_some() && body.etag != self.etag {
+            return self.changed(body.etag);
+        }
+        let end = body.range.end;
+        self.take(body).await?;
+        match self.done() == size {
+            true => Ok(None),
+            false if self.can_join() && self.done() == end => Ok(None),
+            false => Err(Failure::passing(&file.what, "the host answers with a part where the whole was asked for")),
+        }
+    }
+
+    /// Takes what comes. What came before a failure is kept.
+    async fn take(&mut self, mut body: Body) -> Result<(), Failure> {
+        let (file, start, end) = (self.file, self.done(), body.range.end);
+        loop {
+            let chunk = match body.next(file).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if self.done() == end => return Ok(()),
+                Ok(None) => {
+                    let (came, promised) = (self.done() - start, end - start);
+                    let reason = format!("the answer ended after {came} of {promised} bytes");
+                    return Err(Failure::passing(&file.what, reason));
+                }
+                // All is here: how the connection ended does not matter.
+                Err(failure) if self.done() == end && failure.retry != Retry::Never => return Ok(()),
+                Err(failure) => return Err(failure),
+            };
+            if chunk.len() as u64 > end - self.done() {
+                let more = if end == file.entry().size { "more" } else { "more than were asked for" };
+                return Err(file.wrong_size(more.to_owned()).into());
+            }
+            self.bytes.extend_from_slice(&chunk);
+            file.count(chunk.len() as u64);
+        }
+    }
+
+    /// Whether something will tell that other bytes are of the same version: a digest in the end, or a strong ETag.
+    fn can_join(&self) -> bool {
+        self.file.entry().digest.is_some() || self.etag.as_deref().is_some_and(is_strong)
+    }
+
+    fn changed(&mut self, etag: Option<String>) -> Result<Option<PathBuf>, Failure> {
+        self.changes += 1;
+        if self.changes > MOST_CHANGES {
+            let reason = format!("it changed {} times while it was fetched; try again later", self.changes);
+            return Err(Failure { retry: Retry::Never, ..Failure::passing(&self.file.what, reason) });
+        }
+        self.restart(etag);
+        Ok(None)
+    }
+
+    fn restart(&mut self, etag: Option<String>) {
+        if !self.bytes.is_empty() {
+            self.bytes.clear();
+            self.file.recount(0);
+        }
+        self.etag = etag;
+    }
+}
+
+impl FileContext {
+    /// The bytes that came twice have the digest `found`.
+    pub(super) fn wrong_digest(&self, found: Digest) -> Error {
+        let expected = self.entry().digest.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
+        Error::IntegrityFailed { what: self.what.clone(), expected, found: found.to_string() }
+    }
+
+    /// The bytes have the digest `found`, which is wrong, for the first time.
+    pub(super) fn once_more(&self, found: Digest) {
+        let expected = self.entry().digest.map(|digest| digest.to_string());
+        tracing::warn!(file = self.what, ?expected, %found, "the digest is wrong; fetching the file once more");
+    }
+}
