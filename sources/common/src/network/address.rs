@@ -3,6 +3,8 @@
 use llm_local_core::{Error, Result};
 use reqwest::Url;
 
+use super::NetworkConfig;
+
 /// `url` as messages show it: host, port and path. The query of a signed URL is a secret, and so is what stands before
 /// the host.
 pub fn shown(url: &str) -> String {
@@ -14,14 +16,31 @@ pub(super) fn shown_url(url: &Url) -> String {
     format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path())
 }
 
-/// Reads `url` if it may be asked: `https:`, or `http:` where that is to this machine or `insecure_http`.
-pub(super) fn permitted(url: &str, insecure_http: bool) -> Result<Url> {
+/// Reads `url` if it may be asked: `https:`, or `http:` where that is to this machine or `insecure_http`; of a host that
+/// is allowed.
+pub(super) fn permitted(url: &str, config: &NetworkConfig) -> Result<Url> {
     let url =
         Url::parse(url).map_err(|e| Error::invalid_spec("URL", format!("its source gave one that is none: {e}")))?;
-    match refused(&url, insecure_http) {
+    match refused(&url, config.insecure_http) {
         Some(reason) => Err(Error::invalid_spec(format!("URL {}", shown_url(&url)), reason)),
-        None => Ok(url),
+        None => allowed(&url, config).map(|()| url),
     }
+}
+
+/// Checks that the host of `url` is one that [`NetworkConfig::allowed_hosts`] lists.
+pub(super) fn allowed(url: &Url, config: &NetworkConfig) -> Result<()> {
+    let Some(hosts) = &config.allowed_hosts else { return Ok(()) };
+    let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
+    let with_port = format!("{host}:{}", url.port_or_known_default().unwrap_or_default());
+    let matches = |rule: &String| match rule.strip_prefix('*') {
+        Some(below) => below.starts_with('.') && host.ends_with(below),
+        None => *rule == host || *rule == with_port,
+    };
+    if hosts.iter().any(matches) {
+        return Ok(());
+    }
+    let listed = if hosts.is_empty() { "none".to_owned() } else { hosts.join(", ") };
+    Err(Error::not_allowed(format!("a request to {}", shown_url(url)), format!("the allowed hosts are {listed}")))
 }
 
 /// Why `url` may not be asked, if so.
@@ -56,6 +75,25 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn permitted(url: &str, insecure_http: bool) -> Result<Url> {
+        super::permitted(url, &NetworkConfig::new().with_insecure_http(insecure_http))
+    }
+
+    #[test]
+    fn only_hosts_that_are_allowed_are_asked() {
+        let config = NetworkConfig::new().with_allowed_hosts(["Hub.test", "*.cdn.test", "127.0.0.1:8080"]);
+        let check = |url| super::permitted(url, &config);
+        for url in ["https://hub.test/a", "https://HUB.test:444/a", "https://a.b.cdn.test/", "http://127.0.0.1:8080/"] {
+            assert!(check(url).is_ok(), "{url}");
+        }
+        for url in ["https://x.hub.test/", "https://cdn.test/", "https://xcdn.test/", "http://127.0.0.1:8081/"] {
+            let error = check(url).unwrap_err();
+            assert_eq!(error.code(), "not_allowed", "{url}");
+            assert!(error.to_string().contains("hub.test, *.cdn.test, 127.0.0.1:8080"), "{error}");
+        }
+        assert!(super::permitted("https://a/", &NetworkConfig::new().with_allowed_hosts::<&str>([])).is_err());
+    }
 
     #[test]
     fn what_is_shown_of_a_url_is_no_secret() {

@@ -26,6 +26,9 @@ pub struct NetworkConfig {
     /// Whether `http:` may be used with hosts other than this machine, so that anybody on the way can read and change
     /// what is sent, tokens too: no.
     pub insecure_http: bool,
+    /// The hosts that may be asked, redirects too: `hub.example`, with a port to mean that one alone, or `*.hub.example` for
+    /// all below it. Any, if it is not set.
+    pub allowed_hosts: Option<Vec<String>>,
     /// The proxies that requests go by way of: those that the variables of this process name
     /// ([`Proxies::from_environment`]) when the first request is made.
     pub proxies: Option<Proxies>,
@@ -42,6 +45,7 @@ impl Default for NetworkConfig {
             max_delay: Duration::from_secs(30),
             longest_wait: Duration::from_secs(120),
             insecure_http: false,
+            allowed_hosts: None,
             proxies: None,
         }
     }
@@ -92,6 +96,12 @@ impl NetworkConfig {
     /// Sets whether `http:` may be used with hosts other than this machine.
     pub fn with_insecure_http(mut self, allowed: bool) -> Self {
         self.insecure_http = allowed;
+        self
+    }
+
+    /// Sets the hosts that may be asked.
+    pub fn with_allowed_hosts<T: Into<String>>(mut self, hosts: impl IntoIterator<Item = T>) -> Self {
+        self.allowed_hosts = Some(hosts.into_iter().map(|host| host.into().to_ascii_lowercase()).collect());
         self
     }
 

@@ -118,12 +118,12 @@ impl Network {
     }
 
     /// Checks that `url` may be asked: `https:`, or `http:` to this machine or where
-    /// [`NetworkConfig::insecure_http`] allows it.
+    /// [`NetworkConfig::insecure_http`] allows it; of a host that [`NetworkConfig::allowed_hosts`] lists.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`].
+    /// [`Error::InvalidSpec`]; [`Error::NotAllowed`] for another host.
     pub fn check_url(&self, url: &str) -> Result<()> {
-        address::permitted(url, self.0.config.insecure_http).map(drop)
+        address::permitted(url, &self.0.config).map(drop)
     }
 
     fn pauses(&self) -> &pauses::Pauses {

@@ -9,7 +9,7 @@ use reqwest::{
     header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION},
 };
 
-use super::{Failure, MAX_REDIRECTS, Network, address, rate::wait_asked};
+use super::{Failure, MAX_REDIRECTS, Network, NetworkConfig, address, rate::wait_asked};
 
 /// The headers of a source that go to hosts it did not name. All others stay back, since any may be a credential:
 /// `Authorization` and `Cookie`, but also `X-Api-Key` or `PRIVATE-TOKEN`.
@@ -36,8 +36,7 @@ impl Network {
     /// [`Failure`] if there is no answer, or a URL that may not be asked.
     pub async fn get(&self, request: &Request, extra: &[(&str, &str)]) -> Result<Response, Failure> {
         let client = self.plain_client()?;
-        let insecure_http = self.config().insecure_http;
-        let named = address::permitted(&request.url, insecure_http)?;
+        let named = address::permitted(&request.url, self.config())?;
         let mut own = headers(request.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())))?;
         let extra = headers(extra.iter().copied())?;
         let (mut url, mut foreign) = (named.clone(), false);
@@ -49,7 +48,7 @@ impl Network {
                 Some(answer) => answer.map_err(|e| Failure::connection(&shown, e))?,
                 None => return Err(Failure::passing(shown, self.stalled())),
             };
-            let Some(next) = redirect(&answer, &url, insecure_http)? else {
+            let Some(next) = redirect(&answer, &url, self.config())? else {
                 let response = Response { inner: answer, network: self.clone(), address: shown, named: !foreign };
                 if response.status() >= 400
                     && let Some(wait) = wait_asked(&response.as_refusal(), self.timer().wall())
@@ -75,17 +74,17 @@ impl Network {
 }
 
 /// Where `answer`, given at `url`, redirects to.
-fn redirect(answer: &reqwest::Response, url: &Url, insecure_http: bool) -> Result<Option<Url>, Failure> {
+fn redirect(answer: &reqwest::Response, url: &Url, config: &NetworkConfig) -> Result<Option<Url>, Failure> {
     if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
     // Some hosts send names in UTF-8 as they are.
     let location = answer.headers().get(LOCATION).and_then(|v| std::str::from_utf8(v.as_bytes()).ok());
-    follow(url, location, insecure_http).map(Some)
+    follow(url, location, config).map(Some)
 }
 
 /// What `location` leads to from `url`, if that may be asked.
-fn follow(url: &Url, location: Option<&str>, insecure_http: bool) -> Result<Url, Failure> {
+fn follow(url: &Url, location: Option<&str>, config: &NetworkConfig) -> Result<Url, Failure> {
     let shown = address::shown_url(url);
     let Some(Ok(next)) = location.map(|l| url.join(l)) else {
         return Err(Failure::permanent(shown, "it redirects to nowhere: no Location header that is a URL"));
@@ -94,9 +93,12 @@ fn follow(url: &Url, location: Option<&str>, insecure_http: bool) -> Result<Url,
     if url.scheme() == "https" && next.scheme() != "https" {
         return Err(Failure::permanent(shown, format!("it redirects from `https` to `{}` ({to})", next.scheme())));
     }
-    match address::refused(&next, insecure_http) {
+    match address::refused(&next, config.insecure_http) {
         Some(reason) => Err(Failure::permanent(shown, format!("it redirects to {to}: {reason}"))),
-        None => Ok(next),
+        None => {
+            address::allowed(&next, config)?;
+            Ok(next)
+        }
     }
 }
 
@@ -184,7 +186,8 @@ mod tests {
     use super::*;
 
     fn followed(url: &str, location: &str, insecure_http: bool) -> Result<String, String> {
-        let next = follow(&Url::parse(url).unwrap(), Some(location), insecure_http);
+        let config = NetworkConfig::new().with_insecure_http(insecure_http);
+        let next = follow(&Url::parse(url).unwrap(), Some(location), &config);
         next.map(String::from).map_err(|failure| failure.error.to_string())
     }
 
@@ -200,6 +203,16 @@ mod tests {
         }
         assert!(followed("http://127.0.0.1/a", "http://hub.test/b", false).unwrap_err().contains("not encrypted"));
         assert!(followed("https://hub.test/a", "file:///etc/passwd", true).is_err());
+    }
+
+    #[test]
+    fn a_redirect_leads_to_allowed_hosts_only() {
+        let config = NetworkConfig::new().with_allowed_hosts(["hub.test"]);
+        let follow = |location| follow(&Url::parse("https://hub.test/a").unwrap(), Some(location), &config);
+        assert!(follow("/b").is_ok());
+        let failure = follow("https://cdn.test/b?sig=abc").unwrap_err();
+        assert_eq!((failure.error.code(), failure.retry), ("not_allowed", super::super::Retry::Never));
+        assert!(!failure.error.to_string().contains("abc"));
     }
 
     #[test]
