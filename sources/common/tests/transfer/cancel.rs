@@ -1,9 +1,20 @@
 //! Ends that the caller wants.
 
-use std::pin::pin;
+use std::{
+    ops::Range,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use futures_util::future::{Either, select};
-use llm_local_core::ProgressEvent;
+use llm_local_core::{
+    ArtifactRef, ArtifactSource, CancellationToken, FetchContext, Manifest, ManifestFile, Opened, ProgressEvent,
+    Result, Want, async_trait,
+};
+use llm_local_source_common::transfer::Job;
 use llm_local_testkit::hub::{Fault, Host, Outcome};
 use tokio::sync::oneshot;
 
@@ -37,6 +48,7 @@ fn goes_on(mut setup: Setup, kept: u64) {
 fn a_cancel_ends_the_requests_and_keeps_what_came() {
     let setup = stalling();
     let error = std::thread::scope(|scope| {
+        let _end = EndOnPanic(&setup);
         let fetched = scope.spawn(|| setup.fetch());
         wait_for_the_stall(&setup);
         setup.cancel.cancel();
@@ -45,7 +57,59 @@ fn a_cancel_ends_the_requests_and_keeps_what_came() {
     assert_eq!(error.code(), "cancelled");
     let finished = |e: &ProgressEvent| matches!(e, ProgressEvent::Download(p) if p.fraction >= 1.0);
     assert!(!setup.events.lock().unwrap().iter().any(finished));
+    setup.assert_unlocked();
     goes_on(setup, 2 * SEGMENT);
+}
+
+/// A source that cancels the fetch when it is asked for a second range, and takes its time to answer.
+struct CancelsMidway {
+    inner: HubSource,
+    cancel: CancellationToken,
+    asked: AtomicUsize,
+    /// Whether the fetch has returned.
+    returned: Arc<AtomicBool>,
+    answered: AtomicBool,
+}
+
+#[async_trait]
+impl ArtifactSource for CancelsMidway {
+    fn scheme(&self) -> &str {
+        self.inner.scheme()
+    }
+
+    async fn resolve(&self, reference: &ArtifactRef, want: Want, cx: &FetchContext) -> Result<Manifest> {
+        self.inner.resolve(reference, want, cx).await
+    }
+
+    async fn open(&self, all: &Manifest, file: &ManifestFile, range: Range<u64>, cx: &FetchContext) -> Result<Opened> {
+        // The first time it is asked whether the file is on this machine, then for the first range.
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 2 {
+            self.cancel.cancel();
+            // Within one poll, which nothing can end. Whoever does not wait for it has returned long before.
+            let patience = (0..100_000).take_while(|_| !self.returned.load(Ordering::SeqCst));
+            patience.for_each(|_| std::thread::yield_now());
+            self.answered.store(true, Ordering::SeqCst);
+        }
+        self.inner.open(all, file, range, cx).await
+    }
+}
+
+#[test]
+fn a_cancelled_fetch_returns_when_its_workers_have_stopped_and_not_before() {
+    let setup = Setup::new().only(MODEL);
+    let inner = HubSource { endpoint: setup.hub.endpoint(), words: None, placement: None };
+    let (cancel, returned) = (setup.cancel.clone(), Arc::new(AtomicBool::new(false)));
+    let (asked, answered) = Default::default();
+    let source = Arc::new(CancelsMidway { inner, cancel, asked, returned: returned.clone(), answered });
+    let job = Job::new(source.clone(), setup.manifest());
+    let result = pollster::block_on(setup.transfer().fetch(vec![job], &setup.cx()));
+    returned.store(true, Ordering::SeqCst);
+    assert_eq!(result.unwrap_err().code(), "cancelled");
+    assert!(source.answered.load(Ordering::SeqCst), "a worker was still at work");
+    setup.assert_unlocked();
+    // And none asks for anything after.
+    assert_eq!((source.asked.load(Ordering::SeqCst), setup.hub.wait_until_idle().len()), (3, 2));
+    assert_eq!(setup.served(), SEGMENT);
 }
 
 #[test]
@@ -88,17 +152,7 @@ fn the_first_error_ends_the_other_files() {
     setup.hub.fault(Fault::stall(0).path(MODEL).on(Host::Cdn));
     setup.hub.fault(Fault::stall(1).path(CONFIG).once());
     setup.hub.fault(Fault::status(404).path(CONFIG));
-    let error = std::thread::scope(|scope| {
-        let fetched = scope.spawn(|| setup.fetch());
-        let mut seen = 0;
-        while !fetched.is_finished() {
-            let asked = setup.hub.requests().len();
-            setup.timer.end_stalls(asked - seen);
-            seen = asked;
-            std::thread::yield_now();
-        }
-        fetched.join().unwrap().unwrap_err()
-    });
+    let error = setup.fetch_past_stalls(|_| true).unwrap_err();
     assert_eq!(error.code(), "not_found", "{error}");
     setup.hub.wait_until_idle();
     assert!(setup.published().is_empty());

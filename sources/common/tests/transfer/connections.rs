@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use llm_local_testkit::hub::Fault;
+use llm_local_testkit::hub::{Fault, Host};
 
 use super::support::*;
 
@@ -58,18 +58,13 @@ fn cuts_with_progress_are_not_counted_and_cuts_without_end_it() {
 fn a_connection_that_ends_without_an_answer_is_tried_again() {
     let setup = Setup::new().only(CONFIG).with_fault(Fault::hang_up().times(2));
     setup.fetch().unwrap();
-    assert_eq!((setup.asked(CONFIG).len(), setup.waits().len()), (3, 2));
+    assert_eq!((setup.hub.requests().len(), setup.waits().len()), (3, 2));
 }
 
 #[test]
 fn a_connection_that_stalls_is_given_up_and_goes_on_where_it_was() {
     let setup = Setup::new().only(MODEL).with_fault(Fault::stall(100_000).path(MODEL).once());
-    std::thread::scope(|scope| {
-        let fetched = scope.spawn(|| setup.fetch());
-        setup.hub.wait_until(|requests| requests.iter().any(|r| r.body_bytes_sent == 100_000));
-        setup.timer.end_stalls(1);
-        fetched.join().unwrap().unwrap();
-    });
+    setup.fetch_past_stalls(|r| r.body_bytes_sent == 100_000).unwrap();
     let requests = setup.asked(MODEL);
     assert_eq!((requests.len(), setup.waits().len()), (5, 1));
     // The time may have been up before the last of what was sent had come.
@@ -80,19 +75,24 @@ fn a_connection_that_stalls_is_given_up_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_connection_that_always_stalls_is_an_error_in_the_end() {
+    let setup = Setup::new().only(MODEL).with_fault(Fault::stall(0).path(MODEL));
+    let error = setup.fetch_past_stalls(|r| r.host == Host::Cdn && r.status == 206).unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("no byte came for 30 s"), "{error}");
+    setup.hub.wait_until_idle();
+    // Those that stalled before their head was read do not count with those after it.
+    let asked = setup.asked(MODEL).len();
+    assert!((5..10).contains(&asked), "{asked}");
+    assert_eq!((setup.hub.requests().len(), setup.waits().len(), setup.served()), (2 * asked, asked - 1, 0));
+    assert!(setup.published().is_empty());
+}
+
+#[test]
 fn a_host_that_says_nothing_is_given_up() {
     let setup = Setup::new().only(CONFIG).with_fault(Fault::silence());
-    let error = std::thread::scope(|scope| {
-        let fetched = scope.spawn(|| setup.fetch());
-        for asked in 1..=5 {
-            setup.hub.wait_until(|requests| requests.len() == asked);
-            setup.timer.end_stalls(1);
-        }
-        fetched.join().unwrap().unwrap_err()
-    });
+    let error = setup.fetch_past_stalls(|_| true).unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("no byte came for 30 s"), "{error}");
-    assert_eq!(setup.asked(CONFIG).len(), 5);
-    setup.hub.wait_until_idle();
+    assert_eq!((setup.hub.wait_until_idle().len(), setup.waits().len(), setup.published().len()), (5, 4, 0));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_promise_of_more_bytes_than_come_does_no_harm() {
     let error = setup.fetch().unwrap_err();
     assert_eq!(error.code(), "integrity_failed", "{error}");
     assert!(error.to_string().contains("8 bytes") && error.to_string().contains("18 bytes"), "{error}");
-    assert!(setup.published().is_empty());
+    assert_eq!((setup.hub.requests().len(), setup.published().len()), (1, 0));
 }
 
 #[test]
@@ -113,6 +113,7 @@ fn fewer_bytes_than_the_range_are_asked_for_again() {
     let setup = Setup::new().only(MODEL).with_fault(Fault::content_length(-1000).path(MODEL).once());
     setup.fetch().unwrap();
     assert_eq!(ranges(&setup.asked(MODEL))[1].as_deref(), Some("bytes=261144-262143"));
+    assert_eq!((setup.asked(MODEL).len(), setup.waits().len()), (5, 1));
 }
 
 #[test]
@@ -121,7 +122,7 @@ fn passing_errors_of_a_host_are_waited_out() {
         let setup = Setup::new().only(MODEL).with_fault(Fault::status(status).path(MODEL).times(3));
         setup.fetch().unwrap();
         let waits = setup.waits();
-        assert_eq!(waits.len(), 3, "{status}");
+        assert_eq!((waits.len(), setup.hub.requests().len(), setup.served()), (3, 3 + 2 * 4, SIZE), "{status}");
         for (i, wait) in waits.iter().enumerate() {
             let least = Duration::from_millis(500 << i);
             assert!((least..=2 * least).contains(wait), "{waits:?}");
@@ -130,5 +131,5 @@ fn passing_errors_of_a_host_are_waited_out() {
     let setup = Setup::new().only(MODEL).with_fault(Fault::status(503).path(MODEL));
     let error = setup.fetch().unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("503 Service Unavailable"), "{error}");
-    assert_eq!(setup.hub.requests().len(), 5);
+    assert_eq!((setup.hub.requests().len(), setup.published().len()), (5, 0));
 }

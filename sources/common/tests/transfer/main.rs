@@ -4,6 +4,7 @@ mod cancel;
 mod connections;
 mod contents;
 mod credentials;
+mod faults;
 mod progress;
 mod proxies;
 mod reads;

@@ -29,7 +29,7 @@ fn the_source_explains_refusals_of_its_host_in_its_own_words() {
     let mut setup = Setup::new().only(MODEL).with_fault(Fault::status(404).on(Host::Cdn));
     setup.source.words = Some("accept the licence first");
     assert_eq!(setup.fetch().unwrap_err().code(), "not_found");
-    assert_eq!(setup.asked(MODEL).len(), 1);
+    assert_eq!((setup.asked(MODEL).len(), setup.published().len()), (1, 0));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_host_that_knows_another_size_ends_it_and_names_both() {
     let error = setup.fetch().unwrap_err();
     assert_eq!(error.code(), "integrity_failed");
     assert!(error.to_string().contains("1048576 bytes") && error.to_string().contains("4711 bytes"), "{error}");
-    assert_eq!(setup.asked(MODEL).len(), 1);
+    assert_eq!((setup.asked(MODEL).len(), setup.published().len()), (1, 0));
 }
 
 #[test]
@@ -78,11 +78,13 @@ fn the_wait_that_a_host_asks_for_is_kept_to_the_second() {
         let setup = Setup::new().only(MODEL).with_fault(Fault::too_many_requests(value).once());
         setup.fetch().unwrap();
         assert_eq!(setup.waits(), [Duration::from_secs(seconds)], "{value}");
+        assert_eq!(setup.hub.requests().len(), 1 + 2 * 4);
     }
     let fault = Fault::status(429).with_header("RateLimit", "\"resolvers\";r=0;t=42").once();
     let setup = Setup::new().only(MODEL).with_fault(fault);
     setup.fetch().unwrap();
     assert_eq!(setup.waits(), [Duration::from_secs(42)]);
+    assert_eq!(setup.hub.requests().len(), 1 + 2 * 4);
 }
 
 #[test]

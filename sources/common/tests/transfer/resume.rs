@@ -1,6 +1,13 @@
 //! What an earlier run left.
 
-use llm_local_testkit::hub::{Content, Fault, Host};
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom},
+    thread,
+};
+
+use llm_local_core::ManifestFile;
+use llm_local_testkit::hub::{Content, Fault, Host, Recorded, Repo};
 
 use super::support::*;
 
@@ -48,9 +55,9 @@ fn a_damaged_partial_is_found_by_the_digest_and_fetched_anew() {
     let setup = begun();
     let partials = setup.root.path().join("partials");
     let data = partials.read_dir().unwrap().next().unwrap().unwrap().path().join("data");
-    let mut bytes = std::fs::read(&data).unwrap();
+    let mut bytes = fs::read(&data).unwrap();
     bytes[5] ^= 1;
-    std::fs::write(&data, bytes).unwrap();
+    fs::write(&data, bytes).unwrap();
     setup.fetch().unwrap();
     assert_eq!(setup.served(), SIZE - 2 * SEGMENT - 100_000 + SIZE);
 }
@@ -58,7 +65,7 @@ fn a_damaged_partial_is_found_by_the_digest_and_fetched_anew() {
 #[test]
 fn another_ref_to_the_same_content_continues_it() {
     let mut setup = begun();
-    let repo = llm_local_testkit::hub::Repo::new(REPO).with_lfs("renamed.bin", setup.contents[MODEL].clone());
+    let repo = Repo::new(REPO).with_lfs("renamed.bin", setup.contents[MODEL].clone());
     setup.hub.publish(repo);
     setup.files[0].path = "renamed.bin".into();
     let model: Content = setup.contents.remove(MODEL).unwrap();
@@ -66,4 +73,48 @@ fn another_ref_to_the_same_content_continues_it() {
     setup.fetch().unwrap();
     let cdn: u64 = setup.hub.wait_until_idle().iter().filter(|r| r.host == Host::Cdn).map(|r| r.body_bytes_sent).sum();
     assert_eq!(cdn, SIZE - 2 * SEGMENT - 100_000);
+}
+
+/// Whoever kills the process at any moment finds on the disk what is looked at here.
+#[test]
+fn no_byte_counts_as_done_before_it_is_there() {
+    const SEGMENT: u64 = 4 << 20;
+    let mut setup = Setup::new();
+    let content = Content::generated(8 * SEGMENT, 9);
+    setup.hub.publish(Repo::new(REPO).with_lfs("large.bin", content.clone()));
+    setup.files = vec![ManifestFile::new("large.bin", content.size()).with_digest(sha256(&content))];
+    setup.contents.insert("large.bin".into(), content.clone());
+    setup.config = setup.config.clone().with_segment_bytes(SEGMENT).with_ranges_per_file(2);
+    // So that there is something to see.
+    setup.hub.fault(Fault::stall(SEGMENT / 2).on(Host::Cdn).times(2));
+    thread::scope(|scope| {
+        let _end = EndOnPanic(&setup);
+        let fetched = scope.spawn(|| setup.fetch());
+        let partial = setup.root.path().join("partials").join(format!("sha256-{}", content.sha256()));
+        until("a partial begins", || partial.join("state").exists() || fetched.is_finished());
+        let mut data = fs::File::open(partial.join("data")).unwrap();
+        let (mut seen, mut looks, mut released) = ([0; 8], 0, false);
+        until("the fetch ends", || {
+            let state = fs::read(partial.join("state")).unwrap_or_default();
+            let counts = state.iter().position(|&byte| byte == b'\n').map_or(&[][..], |end| &state[end + 1..]);
+            let counts = counts.chunks_exact(8).map(|count| u64::from_le_bytes(count.try_into().unwrap()));
+            for (index, (count, seen)) in counts.zip(&mut seen).enumerate().filter(|(_, (count, seen))| *count > **seen)
+            {
+                // The last that was written of it.
+                let (end, mut bytes) = (index as u64 * SEGMENT + count, [0; 64]);
+                data.seek(SeekFrom::Start(end - 64)).unwrap();
+                data.read_exact(&mut bytes).unwrap();
+                assert!(bytes[..] == content.read(end - 64..end).unwrap(), "the bytes before {end} count as done");
+                (*seen, looks) = (count, looks + 1);
+            }
+            let stalled = |r: &&Recorded| r.host == Host::Cdn && r.body_bytes_sent == SEGMENT / 2;
+            if !released && looks >= 2 && setup.hub.requests().iter().filter(stalled).count() == 2 {
+                setup.hub.release();
+                released = true;
+            }
+            fetched.is_finished()
+        });
+        fetched.join().unwrap().unwrap();
+        assert!(looks >= 2);
+    });
 }

@@ -1,12 +1,15 @@
 //! Several ranges, files, artifacts and engines at a time.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, thread};
 
 use llm_local_core::{ManifestFile, ProgressEvent};
 use llm_local_source_common::{progress::Meter, transfer::TransferConfig};
-use llm_local_testkit::hub::{Content, Fault, Host, Repo};
+use llm_local_testkit::hub::{Content, Fault, Host, Outcome, Recorded, Repo};
 
 use super::support::*;
+
+/// Too large to come with many others at a time.
+const LARGE: u64 = 600_000;
 
 #[test]
 fn ranges_and_files_come_side_by_side() {
@@ -16,13 +19,95 @@ fn ranges_and_files_come_side_by_side() {
     assert_eq!((setup.asked(MODEL).len(), setup.served()), (105, SIZE));
 }
 
+impl Setup {
+    /// Fetches from a `host` that says nothing but the head of each answer until `at_once` requests are open, and then
+    /// lets those go on: the `all` requests come in rounds of exactly so many. Fewer at a time, and it waits in vain; more,
+    /// and a round has too many.
+    fn fetch_in_rounds(&self, host: Host, at_once: usize, all: usize) {
+        self.hub.fault(Fault::stall(0).on(host));
+        let of_host = |requests: &[Recorded]| -> Vec<Recorded> {
+            requests.iter().filter(|request| request.host == host).cloned().collect()
+        };
+        thread::scope(|scope| {
+            let _end = EndOnPanic(self);
+            let fetched = scope.spawn(|| self.fetch());
+            let mut before = 0;
+            while before < all {
+                let expected = all.min(before + at_once);
+                let round = |requests: &[Recorded]| {
+                    let requests = of_host(requests);
+                    let has_come = requests.len() >= expected && requests.iter().all(|r| r.status > 0);
+                    has_come && requests[..before].iter().all(|r| r.outcome.is_over())
+                };
+                let requests = of_host(&self.hub.wait_until(round));
+                assert_eq!(requests.len(), expected, "{before} are over, {at_once} may be open: {requests:#?}");
+                assert!(requests[before..].iter().all(|r| r.outcome == Outcome::Open), "{requests:#?}");
+                self.hub.release();
+                before = expected;
+            }
+            fetched.join().unwrap().unwrap();
+        });
+        assert_eq!(of_host(&self.hub.wait_until_idle()).len(), all);
+    }
+
+    /// In place of the two files, so many of these bytes, in LFS or plain.
+    fn with_files(mut self, count: u64, size: u64, lfs: bool) -> Self {
+        let mut repo = Repo::new(REPO);
+        self.files.clear();
+        for i in 0..count {
+            let (path, content) = (format!("{i}.bin"), Content::generated(size, i));
+            let digest = if lfs { sha256(&content) } else { git_blob(&content) };
+            self.files.push(ManifestFile::new(&path, size).with_digest(digest));
+            repo = match lfs {
+                true => repo.with_lfs(&path, content.clone()),
+                false => repo.with_file(&path, content.clone()),
+            };
+            self.contents.insert(path, content);
+        }
+        self.hub.publish(repo);
+        self
+    }
+}
+
 #[test]
-fn no_more_connections_are_open_than_allowed() {
+fn so_many_ranges_of_a_file_come_at_a_time_as_are_allowed() {
+    for ranges in [1, 3, 5] {
+        let mut setup = Setup::new().only(MODEL);
+        setup.config = TransferConfig::new().with_segment_bytes(SIZE / 16).with_ranges_per_file(ranges);
+        setup.fetch_in_rounds(Host::Cdn, ranges, 16);
+        assert_eq!(setup.served(), SIZE);
+    }
+}
+
+#[test]
+fn so_many_files_come_at_a_time_as_are_allowed() {
+    for files in [1, 2, 5] {
+        let mut setup = Setup::new().with_files(12, LARGE, false);
+        setup.config = TransferConfig::new().with_files_at_once(files);
+        setup.fetch_in_rounds(Host::Hub, files, 12);
+    }
+}
+
+#[test]
+fn so_many_connections_are_open_over_all_files_as_are_allowed() {
+    for connections in [1, 3, 6] {
+        let mut setup = Setup::new().with_files(2, SIZE, true);
+        setup.config = TransferConfig::new().with_segment_bytes(SIZE / 16).with_connections(connections);
+        setup.fetch_in_rounds(Host::Cdn, connections, 2 * 16);
+    }
+}
+
+#[test]
+fn the_defaults_are_four_files_four_ranges_and_eight_connections() {
+    let mut setup = Setup::new().with_files(8, LARGE, false);
+    setup.config = TransferConfig::new();
+    setup.fetch_in_rounds(Host::Hub, 4, 8);
     let mut setup = Setup::new().only(MODEL);
-    setup.config = TransferConfig::new().with_segment_bytes(10_000).with_ranges_per_file(8).with_connections(3);
-    setup.fetch().unwrap();
-    let connections: std::collections::BTreeSet<_> = setup.asked(MODEL).iter().map(|r| r.connection).collect();
-    assert!(connections.len() <= 3, "{connections:?}");
+    setup.config = TransferConfig::new().with_segment_bytes(SIZE / 16);
+    setup.fetch_in_rounds(Host::Cdn, 4, 16);
+    let mut setup = Setup::new().with_files(4, SIZE, true);
+    setup.config = TransferConfig::new().with_segment_bytes(SIZE / 16);
+    setup.fetch_in_rounds(Host::Cdn, 8, 4 * 16);
 }
 
 #[test]
@@ -54,14 +139,13 @@ fn two_engines_on_one_store_fetch_each_byte_once() {
     setup.config = TransferConfig::new().with_segment_bytes(SEGMENT);
     // Long enough for the other to come and wait.
     setup.hub.fault(Fault::stall(1000).path(MODEL).on(Host::Cdn).once());
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
+        let _end = EndOnPanic(&setup);
         let engines = [scope.spawn(|| setup.fetch_unchecked()), scope.spawn(|| setup.fetch_unchecked())];
         setup.hub.wait_until(|requests| requests.iter().any(|r| r.body_bytes_sent == 1000));
         // One may have waited for the small file before.
         let waits = |e: &ProgressEvent| matches!(e, ProgressEvent::Waiting { what, .. } if what.starts_with(MODEL));
-        while !setup.events.lock().unwrap().iter().any(waits) {
-            std::thread::yield_now();
-        }
+        until("one waits for the other", || setup.events.lock().unwrap().iter().any(waits));
         setup.hub.release();
         for engine in engines {
             engine.join().unwrap().unwrap();
@@ -87,22 +171,13 @@ impl Setup {
 
 #[test]
 fn many_small_files_need_a_request_each_and_few_connections() {
-    let mut setup = Setup::new();
-    setup.files.clear();
-    let mut repo = Repo::new(REPO);
-    for i in 0..100 {
-        let (path, content) = (format!("{i}.json"), Content::generated(100 + i, i));
-        setup.files.push(ManifestFile::new(&path, 100 + i).with_digest(git_blob(&content)));
-        repo = repo.with_file(&path, content.clone());
-        setup.contents.insert(path, content);
-    }
-    setup.hub.publish(repo);
+    let mut setup = Setup::new().with_files(100, 100, false);
     setup.config = TransferConfig::new();
     setup.fetch().unwrap();
     let requests = setup.hub.requests();
-    let connections: std::collections::BTreeSet<_> = requests.iter().map(|r| r.connection).collect();
+    let connections: BTreeSet<_> = requests.iter().map(|r| r.connection).collect();
     assert_eq!(requests.len(), 100);
-    assert!(connections.len() <= 8, "{connections:?}");
+    assert!(connections.len() < 25, "{connections:?}");
 }
 
 #[test]

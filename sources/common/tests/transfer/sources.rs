@@ -138,7 +138,8 @@ fn a_file_of_this_machine_is_used_where_it_lies() {
     assert!(error.contains("1048576 bytes") && error.contains("5 bytes"), "{error}");
 }
 
-fn placed(setup: &mut Setup) -> PathBuf {
+/// Has the source want its files in a cache of its own, whose root this gives.
+pub(crate) fn placed(setup: &mut Setup) -> PathBuf {
     let root = setup.root.path().join("cache/models--org--tiny");
     let place = |f: &ManifestFile| {
         let name = f.digest.unwrap().to_string();

@@ -2,19 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, mem,
     ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
+use futures_util::future::BoxFuture;
 use llm_local_core::{
     ArtifactRef, ArtifactSource, CancellationToken, Digest, Error, FetchContext, Manifest, ManifestFile, Opened,
     Placement, ProgressEvent, Refusal, Request, Result, Want, async_trait,
 };
 use llm_local_source_common::{
-    network::{Network, NetworkConfig, Wait, testing::FakeTimer},
+    network::{Network, NetworkConfig, Timer, Wait, testing::FakeTimer},
     store::Store,
     transfer::{Files, Job, Transfer, TransferConfig},
 };
@@ -27,6 +29,8 @@ pub(crate) const SIZE: u64 = 1 << 20;
 pub(crate) const SEGMENT: u64 = SIZE / 4;
 pub(crate) const MODEL: &str = "model.bin";
 pub(crate) const CONFIG: &str = "config.json";
+/// How long something is waited for that has to come: as long as the hub waits for requests.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks for files of a hub by their URLs.
 pub(crate) struct HubSource {
@@ -66,10 +70,14 @@ pub(crate) struct Setup {
     pub(crate) hub: Hub,
     pub(crate) root: tempfile::TempDir,
     pub(crate) timer: FakeTimer,
+    /// Whether so much time passes between two looks at the clock that each event of progress is told.
+    pub(crate) is_hurried: bool,
     pub(crate) network: NetworkConfig,
     pub(crate) config: TransferConfig,
     pub(crate) source: HubSource,
     pub(crate) contents: BTreeMap<String, Content>,
+    /// Other contents that a file without a digest may have in the end: nobody can tell that it should not.
+    pub(crate) versions: Vec<Content>,
     pub(crate) files: Vec<ManifestFile>,
     pub(crate) want: Want,
     pub(crate) events: Arc<Mutex<Vec<ProgressEvent>>>,
@@ -99,10 +107,12 @@ impl Setup {
             hub,
             root: tempfile::tempdir().unwrap(),
             timer: FakeTimer::new(),
+            is_hurried: false,
             network: NetworkConfig::new(),
             config: TransferConfig::new().with_segment_bytes(SEGMENT).with_ranges_per_file(1).with_files_at_once(1),
             source,
             contents: [(CONFIG.to_owned(), config), (MODEL.to_owned(), model)].into(),
+            versions: Vec::new(),
             files,
             want: Want::Model,
             events: Arc::default(),
@@ -122,7 +132,11 @@ impl Setup {
     }
 
     pub(crate) fn transfer(&self) -> Transfer {
-        let network = Network::new(self.network.clone()).with_timer(Arc::new(self.timer.clone()));
+        let timer: Arc<dyn Timer> = match self.is_hurried {
+            true => Arc::new(Hurried(self.timer.clone())),
+            false => Arc::new(self.timer.clone()),
+        };
+        let network = Network::new(self.network.clone()).with_timer(timer);
         Transfer::new(network, Store::new(self.root.path()), self.config.clone())
     }
 
@@ -154,17 +168,35 @@ impl Setup {
         result
     }
 
+    /// As [`Setup::fetch`], and finds of each request that it stalls once `stalls` says so of it.
+    pub(crate) fn fetch_past_stalls(&self, stalls: impl Fn(&Recorded) -> bool) -> Result<Files> {
+        thread::scope(|scope| {
+            let _end = EndOnPanic(self);
+            let fetched = scope.spawn(|| self.fetch());
+            let mut seen = 0;
+            until("the fetch ends", || {
+                let stalled = self.hub.requests().iter().filter(|request| stalls(request)).count();
+                self.timer.end_stalls(stalled - mem::replace(&mut seen, stalled));
+                fetched.is_finished()
+            });
+            fetched.join().unwrap()
+        })
+    }
+
     pub(crate) fn check(&self, result: &Result<Files>) {
-        for (path, content) in self.published() {
-            let right = self.contents.values().any(|c| c.read(0..c.size()).unwrap() == content);
+        let is = |bytes: &[u8], content: &Content| bytes == content.read(0..content.size()).unwrap();
+        for (path, bytes) in self.published() {
+            let right = self.contents.values().chain(&self.versions).any(|content| is(&bytes, content));
             assert!(right, "{} is wrong", path.display());
         }
         match result {
             Ok(files) => {
                 assert_eq!(files.len(), self.files.len());
-                for (path, at) in files {
-                    let content = &self.contents[path];
-                    assert!(fs::read(at).unwrap() == content.read(0..content.size()).unwrap(), "{path} is wrong");
+                for file in &self.files {
+                    let bytes = fs::read(&files[&file.path]).unwrap();
+                    let others = self.versions.iter().filter(|_| file.digest.is_none());
+                    let right = others.chain([&self.contents[&file.path]]).any(|content| is(&bytes, content));
+                    assert!(right, "{} is wrong", file.path);
                 }
                 assert!(!self.root.path().join("partials").read_dir().is_ok_and(|mut d| d.next().is_some()));
             }
@@ -189,6 +221,20 @@ impl Setup {
         blobs.map(|entry| entry.unwrap().path()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
     }
 
+    /// Asserts that no file is being fetched: nobody has the lock of one.
+    pub(crate) fn assert_unlocked(&self) {
+        let locks = self.locks();
+        assert!(locks.iter().all(|lock| lock.try_lock().is_ok()), "a worker still has a file");
+    }
+
+    /// The locks of the files.
+    pub(crate) fn locks(&self) -> Vec<fs::File> {
+        let Ok(locks) = fs::read_dir(self.root.path().join("locks")) else { return Vec::new() };
+        let paths = locks.map(|entry| entry.unwrap().path());
+        let of_files = paths.filter(|path| path.file_name().is_some_and(|name| name != "store.lock"));
+        of_files.map(|path| fs::File::open(path).unwrap()).collect()
+    }
+
     /// The requests that were for the bytes of a file: those of the host that has them.
     pub(crate) fn asked(&self, path: &str) -> Vec<Recorded> {
         let host = if path == MODEL { Host::Cdn } else { Host::Hub };
@@ -205,6 +251,44 @@ impl Setup {
     /// The waits between attempts.
     pub(crate) fn waits(&self) -> Vec<Duration> {
         self.timer.sleeps(Wait::Backoff)
+    }
+}
+
+/// A clock that goes on by a tenth of a second whenever it is looked at.
+struct Hurried(FakeTimer);
+
+impl Timer for Hurried {
+    fn now(&self) -> Duration {
+        self.0.advance(Duration::from_millis(100));
+        self.0.now()
+    }
+
+    fn wall(&self) -> SystemTime {
+        self.0.wall()
+    }
+
+    fn sleep(&self, duration: Duration, wait: Wait) -> BoxFuture<'static, ()> {
+        self.0.sleep(duration, wait)
+    }
+}
+
+/// Ends the fetches of its setup when a test panics beside them, since it is up to that test that they end.
+pub(crate) struct EndOnPanic<'a>(pub(crate) &'a Setup);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.cancel.cancel();
+        }
+    }
+}
+
+/// Waits until `done` holds, for what no server sees.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        thread::yield_now();
     }
 }
 
