@@ -25,7 +25,7 @@ pub struct Deleted {
 }
 
 impl Store {
-    /// Deletes what `which` names: all its revisions, unless it names one; that it was found in the cache of another
+    /// Deletes what `which` names: all its revisions, unless it names one, and what came of those that are not whole; that it was found in the cache of another
     /// tool does not save it.
     ///
     /// Content stays that another artifact needs, or to which a link below the placement's `links` points, whoever made
@@ -38,11 +38,20 @@ impl Store {
     /// [`Error::InvalidSpec`] where a link would lead the deletion elsewhere.
     pub fn delete(&self, which: &ArtifactRef) -> Result<Deleted> {
         // So that asking for what is not there makes no folder.
-        self.ledger()?.find(which)?;
+        self.ledger()?.find_with_unfinished(which)?;
         let _changing = self.change()?;
         let (ledger, held) = (self.ledger()?, self.held()?);
-        let found = ledger.find(which)?;
-        if let Some(busy) = found.iter().map(|i| &ledger.records[*i]).find(|r| is_held(r, &held)) {
+        let (found, unfinished) = ledger.find_with_unfinished(which)?;
+        if let Some(Held::Unknown { path, reason }) = held.iter().find(|held| matches!(held, Held::Unknown { .. })) {
+            let reason = format!(
+                "it marks something as loaded or being fetched, and what cannot be told ({reason}); give yourself access \
+                 to it, or remove it if nothing runs"
+            );
+            return Err(Error::io("delete beside", path, io::Error::new(io::ErrorKind::ResourceBusy, reason)));
+        }
+        let recorded = found.iter().map(|i| &ledger.records[*i]);
+        let noted = unfinished.iter().map(|i| &ledger.unfinished[*i]);
+        if let Some(busy) = recorded.chain(noted).find(|r| is_held(r, &held)) {
             let reason = format!(
                 "{} at {} is loaded or being fetched, in this process or another; unload it or wait, then delete it again",
                 busy.reference, busy.revision
@@ -53,15 +62,23 @@ impl Store {
                 io::Error::new(io::ErrorKind::ResourceBusy, reason),
             ));
         }
-        self.remove(&ledger, &found, Taking::All, &held)
+        self.remove(&ledger, &found, &unfinished, Taking::All, &held)
     }
 
-    /// Removes the records of these numbers and what only they need. Only for those who have the right to change the
-    /// store.
-    pub(super) fn remove(&self, ledger: &Ledger, numbers: &[usize], taking: Taking, held: &[Held]) -> Result<Deleted> {
+    /// Removes the records and the unfinished ones of these numbers, and what only they need. Only for those who have the
+    /// right to change the store.
+    pub(super) fn remove(
+        &self,
+        ledger: &Ledger,
+        numbers: &[usize],
+        unfinished: &[usize],
+        taking: Taking,
+        held: &[Held],
+    ) -> Result<Deleted> {
         let (going, staying): (Vec<_>, Vec<_>) = (0..ledger.records.len()).partition(|i| numbers.contains(i));
         let records = |numbers: Vec<usize>| numbers.into_iter().map(|i| &ledger.records[i]).collect::<Vec<&Record>>();
-        let (going, staying) = (records(going), records(staying));
+        let (mut going, staying) = (records(going), records(staying));
+        going.extend(unfinished.iter().map(|i| &ledger.unfinished[*i]));
         Removal::plan(self, &going, &staying, taking, &ledger.unreadable, held)?.execute()
     }
 }
@@ -69,7 +86,8 @@ impl Store {
 /// Whether somebody holds the artifact of `record`.
 pub(super) fn is_held(record: &Record, held: &[Held]) -> bool {
     held.iter().any(|needs| match needs {
-        Ok(needs) => needs.key() == record.key(),
-        Err(text) => text.contains(&record.revision),
+        Held::Needs(needs) => needs.key() == record.key(),
+        Held::Text(text) => text.contains(&record.revision),
+        Held::Unknown { .. } => true,
     })
 }

@@ -8,12 +8,13 @@ use std::{
 use llm_local_core::{Error, Result};
 
 use super::{
-    Deleted, Store, below::real, delete::is_held, entry::Place, list::Content, removal::Taking, tree, usage::Usage,
+    Deleted, Store, below::real, delete::is_held, entry::Place, ledger::Ledger, list::Content, removal::Taking, tree,
+    usage::Usage,
 };
 
 impl Store {
     /// Makes room for `needed` more bytes within `quota`, which bounds the bytes of all that was brought here, each
-    /// content counted once and partials apart. First goes content without a record, then artifacts, the least recently
+    /// content counted once and partials apart. First goes what came of artifacts that are not whole, then artifacts, the least recently
     /// used first. One that would free nothing, because others share its content, is passed over.
     ///
     /// What is pinned or held ([`Store::hold`]) stays; of an artifact of which some files were found in the cache of
@@ -26,13 +27,16 @@ impl Store {
         let _changing = self.change()?;
         let (ledger, held) = (self.ledger()?, self.held()?);
         let usage = Usage::new(self, [], &ledger.unreadable, &held);
-        let linked = self.linked_by_others(&ledger.records)?;
+        // What nobody can read may name any content without a record.
+        let unknown = ledger.has_unknown();
+        let linked = self.linked_by_others(&ledger)?;
         let mut contents = Vec::new();
-        for (path, content) in self.contents(&ledger.records)? {
+        for (path, content) in self.contents(&ledger)? {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             // Found content is not ours to count; content that nobody records is.
             if content.fetched || content.users.is_empty() {
-                let stays = usage.has_content(&path, &name) || linked.contains(&path);
+                let stays =
+                    usage.has_content(&path, &name) || linked.contains(&path) || unknown && content.users.is_empty();
                 contents.push((path, content, stays));
             }
         }
@@ -56,15 +60,19 @@ impl Store {
         if total <= room {
             return Ok(Deleted::default());
         }
-        let mut deleted = Deleted::default();
-        for (path, ..) in contents.iter().filter(|(_, content, stays)| content.users.is_empty() && !stays) {
+        let unfinished: Vec<_> =
+            (0..ledger.unfinished.len()).filter(|i| !is_held(&ledger.unfinished[*i], &held)).collect();
+        let mut deleted = self.remove(&ledger, &[], &unfinished, Taking::Ours, &held)?;
+        let blobs = real(&self.blobs().join("_"));
+        let unrecorded = contents.iter().filter(|(_, content, stays)| content.users.is_empty() && !stays);
+        for (path, ..) in unrecorded.filter(|(path, ..)| path.parent() == blobs.parent()) {
             if let Some(bytes) = tree::remove(path)? {
                 deleted.bytes += bytes;
                 deleted.files += 1;
             }
         }
         let going = choose(&contents, &order, room);
-        let removed = self.remove(&ledger, &going, Taking::Ours, &held)?;
+        let removed = self.remove(&ledger, &going, &[], Taking::Ours, &held)?;
         deleted.artifacts = removed.artifacts;
         deleted.files += removed.files;
         deleted.bytes += removed.bytes;
@@ -72,13 +80,14 @@ impl Store {
     }
 
     /// Content to which a link leads that we did not make.
-    fn linked_by_others(&self, records: &[super::record::Record]) -> Result<HashSet<PathBuf>> {
+    fn linked_by_others(&self, ledger: &Ledger) -> Result<HashSet<PathBuf>> {
         let (mut trees, mut known) = (BTreeSet::new(), HashSet::new());
-        for record in records {
+        let records = || ledger.records.iter().chain(&ledger.unfinished);
+        for record in records() {
             let Some(cache) = &record.cache else { continue };
             trees.insert(real(&cache.links.at(&cache.root)));
         }
-        for record in records {
+        for record in records() {
             for file in record.files.iter().filter(|file| record.is_ours(self.root(), file)) {
                 if let Place::Linked { link, .. } = &file.place {
                     known.insert(real(&link.at(record.cache_root())));

@@ -2,14 +2,16 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
-use llm_local_core::{ArtifactRef, Digest, Manifest, Placement, Result};
+use llm_local_core::{ArtifactRef, Digest, Error, Manifest, Placement, Result};
 
 use super::{
     Store,
     below::real,
     entry::{Fetched, Place, RecordFile},
-    ledger::Ledger,
+    hold::is_unwritable,
+    ledger::{Ledger, Unreadable},
     record::{Record, to_millis},
+    tree,
 };
 
 /// How a file came to where it is used, by the call that says so.
@@ -46,11 +48,14 @@ impl Store {
     /// knew, when it came, which of its files were fetched and whether it is pinned, stays.
     ///
     /// A file that lies neither at its placement nor in this store is its owner's: it is recorded and never deleted.
-    /// One in the cache of another tool is evicted only if it was fetched, by this call or an earlier one.
+    /// One in the cache of another tool is evicted only if it was fetched, by this call or an earlier one. A record of a
+    /// newer version of the program stays as it is.
+    ///
+    /// If nothing came and the record cannot be written, as in a store that is read-only, that is logged and no error.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`](llm_local_core::Error::InvalidSpec) if a file lies nowhere, or a path cannot be written
-    /// as text; [`Error::Io`](llm_local_core::Error::Io).
+    /// [`Error::InvalidSpec`] if a file lies nowhere, or a path cannot be written
+    /// as text; [`Error::Io`].
     pub fn record_files(
         &self,
         manifest: &Manifest,
@@ -60,8 +65,26 @@ impl Store {
         came: &BTreeMap<String, Came>,
         now: SystemTime,
     ) -> Result<()> {
-        let mut record = Record::new(self, manifest, Some(files), computed, placement)?;
+        let record = Record::new(self, manifest, Some(files), computed, placement)?;
+        match self.keep(record, came, now) {
+            // To use what is there needs no record of it.
+            Err(error) if came.is_empty() && matches!(error, Error::Io { .. }) => {
+                not_noted(&manifest.reference, &error);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn keep(&self, mut record: Record, came: &BTreeMap<String, Came>, now: SystemTime) -> Result<()> {
         let _changing = self.change()?;
+        let old = match self.existing(&record) {
+            Some(Err(Unreadable { path, reason, is_newer: true, .. })) => {
+                tracing::debug!(path = %path.display(), reason, "the record stays as it is");
+                return Ok(());
+            }
+            old => old.and_then(std::result::Result::ok),
+        };
         let ledger = self.ledger()?;
         record.created = to_millis(now);
         record.last_used = ledger.next_use(now);
@@ -77,35 +100,53 @@ impl Store {
                 record.files[i].fetched = Some(Fetched::now(&used));
             }
         }
-        if let Some(old) = self.existing(&record)? {
+        if let Some(old) = old {
             record.take_over(old, self.root());
         }
-        self.write(&record)
-    }
-
-    /// Notes that the artifact is used now. Nothing if there is no record of it.
-    ///
-    /// # Errors
-    /// [`Error::Io`](llm_local_core::Error::Io).
-    pub fn touch(&self, reference: &ArtifactRef, revision: &str, now: SystemTime) -> Result<()> {
-        if !self.artifacts().exists() {
-            return Ok(());
+        let note = self.note_of(&record);
+        if let Some(note) = &note {
+            record.take_over_files(note, self.root());
         }
-        let _changing = self.change()?;
-        let mut ledger = self.ledger()?;
-        let last_used = ledger.next_use(now);
-        let used = ledger.records.iter_mut().filter(|r| r.reference == *reference && r.revision == revision);
-        for record in used {
-            record.last_used = last_used;
-            self.write(record)?;
+        self.write(&record)?;
+        if note.is_some() {
+            tree::remove(&self.note_path(&record))?;
         }
         Ok(())
+    }
+
+    /// Notes that the artifact is used now. Nothing if there is no record of it; if that cannot be written, as in a store
+    /// that is read-only, that is logged and no error.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the records cannot be read; [`Error::Cancelled`] as [`Store::with_cancel`].
+    pub fn touch(&self, reference: &ArtifactRef, revision: &str, now: SystemTime) -> Result<()> {
+        let is_used = |record: &Record| record.reference == *reference && record.revision == revision;
+        if !self.ledger()?.records.iter().any(is_used) {
+            return Ok(());
+        }
+        let touch = || {
+            let _changing = self.change()?;
+            let mut ledger = self.ledger()?;
+            let last_used = ledger.next_use(now);
+            for record in ledger.records.iter_mut().filter(|record| is_used(record)) {
+                record.last_used = last_used;
+                self.write(record)?;
+            }
+            Ok(())
+        };
+        match touch() {
+            Err(error @ Error::Io { .. }) => {
+                not_noted(reference, &error);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Keeps what `which` names from eviction: all its revisions, unless it names one.
     ///
     /// # Errors
-    /// [`Error::NotFound`](llm_local_core::Error::NotFound) if there is none; [`Error::Io`](llm_local_core::Error::Io).
+    /// [`Error::NotFound`] if there is none; [`Error::Io`].
     pub fn pin(&self, which: &ArtifactRef) -> Result<()> {
         self.set_pinned(which, true)
     }
@@ -131,6 +172,15 @@ impl Store {
     }
 }
 
+/// Logs that a use of `reference` is in no record.
+fn not_noted(reference: &ArtifactRef, error: &Error) {
+    if is_unwritable(error) {
+        tracing::debug!(%reference, %error, "its use cannot be noted");
+    } else {
+        tracing::warn!(%reference, %error, "its use cannot be noted");
+    }
+}
+
 impl Ledger {
     /// Whether the content of the file numbered `file` in `new` is of those that a record says were fetched.
     fn brought(&self, store: &Store, new: &Record, file: usize) -> bool {
@@ -143,7 +193,7 @@ impl Ledger {
             let mut files = record.files.iter();
             files.any(|f| content(record, f).as_ref() == Some(&wanted) && record.is_ours(store.root(), f))
         };
-        self.records.iter().any(fetched)
+        self.records.iter().chain(&self.unfinished).any(fetched)
     }
 
     /// The time of a use at `now`: later than all before it, even by a clock that was set back, so that the order of

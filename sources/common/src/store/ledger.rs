@@ -1,21 +1,22 @@
 //! Reads and writes records.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use llm_local_core::{ArtifactRef, Error, Result};
 
-use super::{Store, record::Record};
-use crate::disk::{prepare_root, write_text_atomically};
+use super::{Store, near, record::Record};
+use crate::disk::write_text_atomically;
 
 /// All records at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// By ref, then revision.
     pub(super) records: Vec<Record>,
+    /// Artifacts that are not whole and without a record, with the files that came for them.
+    pub(super) unfinished: Vec<Record>,
     pub(super) unreadable: Vec<Unreadable>,
 }
 
@@ -24,51 +25,48 @@ pub(super) struct Ledger {
 pub(super) struct Unreadable {
     pub(super) path: PathBuf,
     pub(super) reason: String,
-    pub(super) text: String,
+    /// `None` if the system does not give it: then it may name anything.
+    pub(super) text: Option<String>,
+    /// Whether a newer version of the program wrote it.
+    pub(super) is_newer: bool,
 }
 
-/// The right to change a store, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Changing {
-    // Closing the file gives the lock back.
-    _file: File,
-}
+/// What a file of `artifacts` or a mark holds.
+pub(super) type Read = std::result::Result<Record, Unreadable>;
 
 impl Store {
-    /// Waits for the right to change the store. Whoever has it makes no request and hashes nothing, so that the wait is
-    /// short. Makes the store's folder.
-    pub(super) fn change(&self) -> Result<Changing> {
-        prepare_root(self.root())?;
-        let path = self.locks().join("store.lock");
-        fs::create_dir_all(self.locks()).map_err(|e| Error::io("create the folder", self.locks(), e))?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(|e| Error::io("open", &path, e))?;
-        file.lock().map_err(|e| Error::io("lock", &path, e))?;
-        Ok(Changing { _file: file })
-    }
-
-    /// Reads all records.
+    /// Reads all records. What cannot be read is listed as such and does no harm to the others.
     pub(super) fn ledger(&self) -> Result<Ledger> {
         let mut ledger = Ledger::default();
         for path in files_ending(&self.artifacts(), ".json")? {
-            match read(&path)? {
+            match read(&path) {
                 // Somebody deleted it since the folder was listed.
                 None => {}
                 Some(Ok(record)) if self.record_path(&record) == path => ledger.records.push(record),
                 Some(Ok(record)) => {
                     let reason = format!("it should be called {}", self.record_path(&record).display());
-                    ledger.unreadable.push(Unreadable { path, reason, text: record.to_text()? });
+                    let text = Some(record.to_text()?);
+                    ledger.unreadable.push(Unreadable { path, reason, text, is_newer: false });
                 }
-                Some(Err((reason, text))) => ledger.unreadable.push(Unreadable { path, reason, text }),
+                Some(Err(unreadable)) => ledger.unreadable.push(unreadable),
             }
         }
         ledger.records.sort_by(|a, b| (&a.reference, &a.revision).cmp(&(&b.reference, &b.revision)));
+        for note in self.notes()? {
+            match note {
+                Ok(note) => match ledger.records.iter_mut().find(|record| record.key() == note.key()) {
+                    Some(record) => record.take_over_files(&note, self.root()),
+                    None => ledger.unfinished.push(note),
+                },
+                Err(unreadable) => ledger.unreadable.push(unreadable),
+            }
+        }
         Ok(ledger)
     }
 
-    /// The record under the name of `record`, if there is one that can be read.
-    pub(super) fn existing(&self, record: &Record) -> Result<Option<Record>> {
-        Ok(read(&self.record_path(record))?.and_then(std::result::Result::ok))
+    /// What is under the name of `record`.
+    pub(super) fn existing(&self, record: &Record) -> Option<Read> {
+        read(&self.record_path(record))
     }
 
     /// Writes `record`. A reader sees the old one or the new.
@@ -86,33 +84,49 @@ impl Ledger {
     /// The numbers of the records that `which` names.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none, with those that come near.
+    /// [`Error::NotFound`] if there is none, with those that come near or else some of those that there are.
     pub(super) fn find(&self, which: &ArtifactRef) -> Result<Vec<usize>> {
         let found: Vec<_> = (0..self.records.len()).filter(|i| self.records[*i].is(which)).collect();
-        if !found.is_empty() {
-            return Ok(found);
-        }
-        let near = self.records.iter().filter(|r| r.reference.locator() == which.locator());
-        let near: Vec<_> = near.map(|r| format!("`{}` at {}", r.reference, r.revision)).collect();
-        let reason = match (&near[..], self.records.len()) {
-            ([], n) => {
-                format!("none of the {n} artifacts of this store is of that name; list them to see which there are")
-            }
-            (near, _) => format!("this store has {}", near.join(", ")),
-        };
-        Err(Error::not_found(which, reason))
+        if found.is_empty() { Err(self.none(which)) } else { Ok(found) }
+    }
+
+    /// As [`Ledger::find`], of records and of unfinished ones, of which one may be all there is.
+    ///
+    /// # Errors
+    /// As [`Ledger::find`].
+    pub(super) fn find_with_unfinished(&self, which: &ArtifactRef) -> Result<(Vec<usize>, Vec<usize>)> {
+        let of = |records: &[Record]| (0..records.len()).filter(|i| records[*i].is(which)).collect::<Vec<_>>();
+        let found = (of(&self.records), of(&self.unfinished));
+        if found.0.is_empty() && found.1.is_empty() { Err(self.none(which)) } else { Ok(found) }
+    }
+
+    fn none(&self, which: &ArtifactRef) -> Error {
+        Error::not_found(which, near::what_there_is(&self.records, which))
+    }
+
+    /// Whether there is a record of which nobody can say what it names.
+    pub(super) fn has_unknown(&self) -> bool {
+        self.unreadable.iter().any(|u| u.text.is_none())
     }
 }
 
-/// The record or mark at `path`; `None` if nothing is there, and why it cannot be read with its text if it cannot.
-pub(super) fn read(path: &Path) -> Result<Option<std::result::Result<Record, (String, String)>>> {
+/// The record or mark at `path`; `None` if nothing is there.
+pub(super) fn read(path: &Path) -> Option<Read> {
+    let unreadable = |reason, text, is_newer| Unreadable { path: path.to_owned(), reason, text, is_newer };
     match fs::read(path) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            Ok(Some(Record::parse(&text).map_err(|reason| (reason, text))))
+            Some(Record::parse(&text).map_err(|e| unreadable(e.reason, Some(text), e.is_newer)))
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", path, e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(_) if path.is_dir() => {
+            let reason = "it is a folder, and no record; move it away".to_owned();
+            Some(Err(unreadable(reason, Some(String::new()), false)))
+        }
+        Err(e) => {
+            let reason = format!("it cannot be read: {e}; give yourself access to it, or remove it");
+            Some(Err(unreadable(reason, None, false)))
+        }
     }
 }
 

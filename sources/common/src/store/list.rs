@@ -13,6 +13,7 @@ use super::{
     Store,
     below::real,
     entry::{Place, RecordFile},
+    ledger::Ledger,
     record::{Record, from_millis},
     tree,
 };
@@ -78,7 +79,7 @@ pub struct Size {
     pub fetched: u64,
     /// Of files that were found in the caches of other tools.
     pub found: u64,
-    /// Of content in this store without a record: of a download of several files that was cut off.
+    /// Of content without a record: what came of artifacts that are not whole.
     pub unrecorded: u64,
     /// Of files on their way.
     pub partials: u64,
@@ -104,7 +105,7 @@ impl Store {
     /// [`Error::Io`](llm_local_core::Error::Io).
     pub fn size(&self) -> Result<Size> {
         let mut size = Size::default();
-        let contents = self.contents(&self.ledger()?.records)?;
+        let contents = self.contents(&self.ledger()?)?;
         for content in contents.values() {
             let sum = match (content.users.is_empty(), content.fetched) {
                 (true, _) => &mut size.unrecorded,
@@ -119,8 +120,8 @@ impl Store {
         Ok(size)
     }
 
-    /// The files that `records` keep on disk, and those of this store that none of them knows, by their real paths.
-    pub(super) fn contents(&self, records: &[Record]) -> Result<BTreeMap<PathBuf, Content>> {
+    /// The files that records keep on disk, and those that came and that none of them knows, by their real paths.
+    pub(super) fn contents(&self, ledger: &Ledger) -> Result<BTreeMap<PathBuf, Content>> {
         let mut contents = BTreeMap::<_, Content>::new();
         for (path, is_folder) in tree::entries(&self.blobs())? {
             if !is_folder {
@@ -128,7 +129,7 @@ impl Store {
                 contents.insert(real(&path), Content { bytes, ..Content::default() });
             }
         }
-        for (number, record) in records.iter().enumerate() {
+        for (number, record) in ledger.records.iter().enumerate() {
             for file in &record.files {
                 let is_ours = record.is_ours(self.root(), file);
                 for path in self.kept_paths(record, file) {
@@ -137,6 +138,14 @@ impl Store {
                     content.bytes = bytes;
                     content.fetched |= is_ours;
                     content.users.push(number);
+                }
+            }
+        }
+        for note in &ledger.unfinished {
+            for file in note.files.iter().filter(|file| note.is_ours(self.root(), file)) {
+                for path in self.kept_paths(note, file) {
+                    let bytes = tree::own_bytes(&path);
+                    contents.entry(path).or_insert(Content { bytes, ..Content::default() }).fetched = true;
                 }
             }
         }

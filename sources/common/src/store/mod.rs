@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `artifacts/<hex>.json` | a record for each artifact: its ref, revision, files and their digests, source, times |
 //! | `blobs/<key>` | content that no other tool's cache takes |
+//! | `unfinished/<hex>.jsonl` | a note for each artifact that is not whole, of what came for it into the cache of another tool |
 //! | `partials/<key>/` | files on their way |
 //! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
 //!
@@ -16,14 +17,16 @@
 //! |---|---|
 //! | `record`, `entry` | the form of a record, and of a file in it |
 //! | `below` | paths that stay below a folder, whatever a file says |
-//! | `ledger` | reads and writes records |
+//! | `ledger`, `near` | reads and writes records, and says what is near to a ref that names none |
+//! | `change` | one change at a time: [`Store::with_cancel`], [`Store::with_on_wait`] |
 //! | `keep` | [`Store::record`], [`Store::touch`], [`Store::pin`] |
 //! | `hold` | [`Store::hold`]: what is loaded or being fetched |
 //! | `list` | [`Store::list`], [`Store::size`] |
 //! | `verify`, `repair` | [`Store::verify`], [`Store::remove_damaged`] |
 //! | `delete` | [`Store::delete`] |
 //! | `evict` | [`Store::evict`] |
-//! | `partials` | [`Store::clear_partials`] |
+//! | `unfinished` | [`Store::note_fetched`]: what came of artifacts that are not whole |
+//! | `clean` | [`Store::clean`]: what unfinished downloads left |
 //! | `removal`, `tree`, `traces`, `usage` | what a deletion may take, in which order, and what it leaves |
 //!
 //! Every call blocks. Processes change a store one at a time, under a lock; to read it takes none, since each record is
@@ -34,9 +37,13 @@ use std::{
     sync::Arc,
 };
 
+use change::Waiting;
+
 use crate::disk::FileKey;
 
 mod below;
+mod change;
+mod clean;
 mod delete;
 mod entry;
 mod evict;
@@ -44,18 +51,20 @@ mod hold;
 mod keep;
 mod ledger;
 mod list;
-mod partials;
+mod near;
 mod record;
 mod removal;
 mod repair;
 mod traces;
 mod tree;
+mod unfinished;
 mod usage;
 mod verify;
 
 #[cfg(test)]
 mod tests;
 
+pub use clean::Cleaned;
 pub use delete::Deleted;
 pub use hold::Hold;
 pub use keep::Came;
@@ -66,6 +75,7 @@ pub use verify::{Outcome, Verified};
 #[derive(Debug, Clone)]
 pub struct Store {
     root: Arc<Path>,
+    waiting: Waiting,
 }
 
 impl Store {
@@ -74,7 +84,7 @@ impl Store {
         let root = root.into();
         // Records must mean the same in whatever folder a process is.
         let root = std::path::absolute(&root).unwrap_or(root);
-        Self { root: root.into() }
+        Self { root: root.into(), waiting: Waiting::default() }
     }
 
     /// Its folder.

@@ -55,6 +55,14 @@ pub(super) struct Cache {
     pub(super) refs: Vec<(Below, String)>,
 }
 
+/// Why a text is no record.
+#[derive(Debug)]
+pub(super) struct Unparsed {
+    pub(super) reason: String,
+    /// Whether a newer version of the program wrote it.
+    pub(super) is_newer: bool,
+}
+
 impl Record {
     /// The record of `manifest`, whose files lie where `files` says, or where they will be published if that says
     /// nothing of any.
@@ -94,24 +102,32 @@ impl Record {
     }
 
     /// The record that `text` holds, or why it holds none.
-    pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
+    pub(super) fn parse(text: &str) -> std::result::Result<Self, Unparsed> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let broken = |e: serde_json::Error| format!("it is not a record: {e}");
-        let Version { version } = serde_json::from_str(text).map_err(broken)?;
+        let broken = |reason| Unparsed { reason, is_newer: false };
+        let no_record = |e: serde_json::Error| broken(format!("it is not a record: {e}"));
+        let Version { version } = serde_json::from_str(text).map_err(no_record)?;
         if !(OLDEST..=VERSION).contains(&version) {
-            return Err(format!(
+            let reason = format!(
                 "it has version {version}, and this program knows versions {OLDEST} to {VERSION}; update the program"
-            ));
+            );
+            return Err(Unparsed { reason, is_newer: version > VERSION });
         }
-        let mut record: Self = serde_json::from_str(text).map_err(broken)?;
+        let mut record: Self = serde_json::from_str(text).map_err(no_record)?;
         record.version = VERSION;
         if std::mem::take(&mut record.all_fetched) {
             record.files.iter_mut().for_each(|file| file.fetched = Some(Fetched { modified: None }));
         }
-        record.check().map(|()| record)
+        record.checked()
+    }
+
+    /// This, if it can be believed.
+    pub(super) fn checked(self) -> std::result::Result<Self, Unparsed> {
+        self.check().map_err(|reason| Unparsed { reason, is_newer: false })?;
+        Ok(self)
     }
 
     /// A record is data from disk: what deletes must not believe more of it than this.
@@ -147,6 +163,16 @@ impl Record {
         (self.created, self.pinned) = (old.created, old.pinned);
         // A source that is offline does not tell.
         (self.license, self.gated) = (self.license.take().or_else(|| old.license.clone()), self.gated.or(old.gated));
+        self.take_over_files(&old, store);
+        if let (Some(cache), Some(old)) = (&mut self.cache, old.cache) {
+            let refs = old.refs.into_iter().filter(|(path, _)| cache.refs.iter().all(|(p, _)| p != path));
+            let refs: Vec<_> = refs.collect();
+            cache.refs.extend(refs);
+        }
+    }
+
+    /// Takes over what `old`, a record or a note of the same artifact, knows of its files.
+    pub(super) fn take_over_files(&mut self, old: &Self, store: &Path) {
         for file in &mut self.files {
             let before = old.files.iter().find(|f| f.path == file.path && f.size == file.size);
             file.computed = file.computed.or(before.and_then(|f| f.computed));
@@ -157,11 +183,6 @@ impl Record {
             if is_new && old.used_path(store, file).exists() {
                 self.files.push(file.clone());
             }
-        }
-        if let (Some(cache), Some(old)) = (&mut self.cache, old.cache) {
-            let refs = old.refs.into_iter().filter(|(path, _)| cache.refs.iter().all(|(p, _)| p != path));
-            let refs: Vec<_> = refs.collect();
-            cache.refs.extend(refs);
         }
     }
 

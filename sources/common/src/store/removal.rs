@@ -110,8 +110,9 @@ impl<'a> Removal<'a> {
         self.remove_contents()?;
         self.remove_empty_folders()?;
         for record in &self.going {
-            tree::remove(&self.store.record_path(record))?;
-            self.deleted.artifacts += 1;
+            tree::remove(&self.store.note_path(record))?;
+            let was_recorded = tree::remove(&self.store.record_path(record))?.is_some();
+            self.deleted.artifacts += usize::from(was_recorded);
         }
         Ok(self.deleted)
     }

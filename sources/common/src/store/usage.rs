@@ -18,6 +18,8 @@ pub(super) struct Usage {
     texts: Vec<String>,
     /// Whether one of them is that of a hold.
     unknown_hold: bool,
+    /// Whether somebody holds nobody knows what.
+    all: bool,
 }
 
 impl Usage {
@@ -34,14 +36,15 @@ impl Usage {
         }
         for needs in held {
             match needs {
-                Ok(record) => usage.held.extend(places(store, record)),
-                Err(text) => {
+                Held::Needs(record) => usage.held.extend(places(store, record)),
+                Held::Text(text) => {
                     usage.texts.push(text.clone());
                     usage.unknown_hold = true;
                 }
+                Held::Unknown { .. } => (usage.unknown_hold, usage.all) = (true, true),
             }
         }
-        usage.texts.extend(unreadable.iter().map(|u| u.text.clone()));
+        usage.texts.extend(unreadable.iter().filter_map(|u| u.text.clone()));
         usage
     }
 
@@ -66,7 +69,7 @@ impl Usage {
     }
 
     fn has(&self, path: &Path) -> bool {
-        self.paths.contains(path) || self.held.contains(path)
+        self.all || self.paths.contains(path) || self.held.contains(path)
     }
 }
 

@@ -87,7 +87,7 @@ impl Store {
         for record in numbers.into_iter().map(|i| &ledger.records[i]) {
             let _hold = self.hold_as(record.clone())?;
             // Deleted since it was listed.
-            if self.existing(record)?.is_none() {
+            if self.existing(record).is_none() {
                 continue;
             }
             for file in &record.files {

@@ -92,21 +92,3 @@ fn a_folder_of_contents_that_leads_elsewhere_is_refused_before_anything_goes() {
     assert!(error.to_string().contains("outside"), "{error}");
     assert!(f.blob("one").exists() && f.listed().len() == 1);
 }
-
-#[test]
-fn old_partials_go_and_those_at_work_stay() {
-    let f = Fixture::new();
-    for key in ["sha256-old", "sha256-busy"] {
-        write(&f.store.root().join("partials").join(key).join("data"), "part");
-    }
-    let lock = crate::disk::FileLock::try_acquire(&f.store.root().join("locks/sha256-busy.lock")).unwrap().unwrap();
-    let day = Duration::from_secs(86_400);
-    let now = SystemTime::now();
-    assert_eq!(f.store.clear_partials(day, now).unwrap().files, 0, "they are new");
-    assert_eq!(f.store.clear_partials(day, now - 2 * day).unwrap().files, 0, "by a clock that was set back");
-    assert_eq!(f.store.clear_partials(day, now + 2 * day).unwrap().files, 1);
-    assert!(f.store.root().join("partials/sha256-busy/data").exists());
-    drop(lock);
-    assert_eq!(f.store.clear_partials(day, now + 2 * day).unwrap().files, 1);
-    assert!(!f.tree().iter().any(|path| path.contains("partials/sha256")), "{:?}", f.tree());
-}

@@ -1,6 +1,8 @@
 //! Stores in folders of their own: contents of this store, and a cache of another tool as the Hugging Face Hub's tools
 //! lay it out.
 
+mod cleaning;
+mod damaged;
 mod deleting;
 mod evicting;
 #[cfg(unix)]
@@ -9,7 +11,13 @@ mod found;
 mod hub;
 mod keeping;
 mod processes;
+#[cfg(unix)]
+mod read_only;
+mod sharing;
+#[cfg(unix)]
+mod unfinished;
 mod verifying;
+mod waiting;
 
 use std::{
     collections::BTreeMap,
