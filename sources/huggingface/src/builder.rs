@@ -7,7 +7,7 @@ use llm_local_source_common::network::{Network, NetworkConfig};
 
 use crate::{
     HuggingFace,
-    settings::{Settings, Token, endpoint},
+    settings::{Settings, endpoint, token},
     xet::PLAIN_LIMIT,
 };
 
@@ -105,8 +105,8 @@ impl HuggingFaceBuilder {
             _ => std::env::var_os(name),
         };
         let mut settings = Settings::from_environment(variable, etcetera::home_dir().ok())?;
-        if let Some(HiddenText(token)) = self.token {
-            settings.token = Token::new(&token, "the token given to the source")?;
+        if let Some(HiddenText(text)) = self.token {
+            settings.token = token(&text, "the token given to the source")?;
         }
         if let Some(url) = self.endpoint {
             settings.endpoint = endpoint(&url)?;

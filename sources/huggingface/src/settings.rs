@@ -6,55 +6,26 @@ mod expand;
 
 use std::{
     ffi::OsString,
-    fmt, fs,
+    fs,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 use llm_local_core::{Error, Result};
+use llm_local_source_common::access::{self, Token};
 
 use expand::expand;
 
 /// The Hub that is asked unless another one is named.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// An access token. `Debug` shows none of it.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Token(String);
-
-impl Token {
-    /// Checks that `text` can be a token. Line breaks and the space around it are dropped; `None` if nothing else is
-    /// there.
-    ///
-    /// # Errors
-    /// [`Error::InvalidSpec`] that says where it is `from`, and shows none of it.
-    pub(crate) fn new(text: &str, from: &str) -> Result<Option<Self>> {
-        let text = text.replace(['\r', '\n'], "");
-        let text = text.trim();
-        if !text.chars().all(|c| c.is_ascii_graphic()) {
-            return Err(Error::invalid_spec(
-                "Hugging Face token",
-                format!("{from} holds spaces or characters that no token has; expected one line such as `hf_...`"),
-            ));
-        }
-        Ok((!text.is_empty()).then(|| Self(text.to_owned())))
-    }
-
-    /// The value of the `Authorization` header.
-    pub(crate) fn header(&self) -> String {
-        format!("Bearer {}", self.0)
-    }
-
-    /// The token itself.
-    pub(crate) fn secret(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
+/// The token in `text`, which is `from` there. Line breaks and the space around it are dropped; `None` if nothing else is
+/// there.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] that shows none of it.
+pub(crate) fn token(text: &str, from: &str) -> Result<Option<Token>> {
+    Token::new(&text.replace(['\r', '\n'], ""), "Hugging Face", from)
 }
 
 /// What the source is set to.
@@ -97,8 +68,7 @@ impl Settings {
         let token_file = path("HF_TOKEN_PATH").or_else(|| hf_home.map(|home| home.join("token")));
         // One that is not empty hides the other by its old name, even if nothing but space is in it.
         let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| Some((name, text(name)?)));
-        let of_variable =
-            |(name, token): (&str, String)| Token::new(&token, &format!("the environment variable {name}"));
+        let of_variable = |(name, text): (&str, String)| token(&text, &format!("the environment variable {name}"));
         // It keeps even HF_TOKEN from being sent unasked.
         let token = if text("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(is_true) {
             None
@@ -121,33 +91,15 @@ impl Settings {
 /// The token in `file`, if both are there.
 fn token_in(file: &Path) -> Result<Option<Token>> {
     match fs::read_to_string(file) {
-        Ok(text) => Token::new(&text, &format!("the file {}", file.display())),
+        Ok(text) => token(&text, &format!("the file {}", file.display())),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(Error::io("read the Hugging Face token in", file, error)),
     }
 }
 
-/// Checks that `text` is the URL of a server, and takes the slashes from its end.
-///
-/// # Errors
-/// [`Error::InvalidSpec`]. What may be a secret in it is not shown.
+/// Checks the URL of a Hub.
 pub(crate) fn endpoint(text: &str) -> Result<String> {
-    let text = text.trim().trim_end_matches('/');
-    let plain = reqwest::Url::parse(text).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https")
-            && url.has_host()
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.query().is_none()
-            && url.fragment().is_none()
-    });
-    if plain {
-        return Ok(text.to_owned());
-    }
-    Err(Error::invalid_spec(
-        "Hugging Face endpoint (HF_ENDPOINT)",
-        format!("expected the URL of a server without user, query or fragment, such as `{ENDPOINT}`"),
-    ))
+    access::endpoint(text, "Hugging Face endpoint (HF_ENDPOINT)", ENDPOINT)
 }
 
 #[cfg(test)]
@@ -263,17 +215,6 @@ mod tests {
         for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
             let error = read(&[(name, "hf_s3cret x"), ("HF_HOME", "/h")], None).unwrap_err().to_string();
             assert!(error.contains(name) && !error.contains("s3cret"), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_endpoint_is_a_plain_url() {
-        assert_eq!(endpoint("https://hub.example/hf/").unwrap(), "https://hub.example/hf");
-        assert_eq!(endpoint("http://127.0.0.1:80").unwrap(), "http://127.0.0.1:80");
-        for text in ["", "huggingface.co", "ftp://h", "https://u:s3cret@h", "https://h/?t=s3cret", "https://h#x"] {
-            let error = endpoint(text).unwrap_err();
-            assert_eq!(error.code(), "invalid_spec", "{text}");
-            assert!(!error.to_string().contains("s3cret"), "{error}");
         }
     }
 }

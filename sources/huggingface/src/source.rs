@@ -204,6 +204,14 @@ impl ArtifactSource for HuggingFace {
         self.asked(&manifest.reference, &at).explain(refusal, Some(&at.in_repo(&file.path)))
     }
 
+    fn at_revision(&self, reference: &ArtifactRef, revision: &str) -> Result<ArtifactRef> {
+        // A subfolder may stand behind the revision.
+        match reference.revision().and_then(|known| known.split_once(':')) {
+            Some((_, folder)) => reference.clone().with_revision(format!("{revision}:{folder}")),
+            None => reference.clone().with_revision(revision),
+        }
+    }
+
     /// Branches, then tags, in the Hub's order, which has no dates.
     async fn revisions(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<Vec<Revision>> {
         if cx.cancel.is_cancelled() {

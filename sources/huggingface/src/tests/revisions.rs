@@ -139,3 +139,12 @@ fn no_list_of_revisions_is_asked_for_offline_or_after_a_cancel() {
     said(setup.revisions("hf:org/lora", &offline), "offline", &["the list of revisions of hf:org/lora"]);
     assert_eq!(setup.asked(), [""; 0]);
 }
+
+#[test]
+fn the_same_thing_at_another_revision_is_in_the_same_folder() {
+    let setup = setup(Hub::builder().with_repo(single()).start());
+    let at = |text: &str| setup.source.at_revision(&text.parse().unwrap(), "v2").unwrap().to_string();
+    assert_eq!(at("hf:org/tiny"), "hf:org/tiny@v2");
+    assert_eq!(at("hf:org/tiny:sub@main#x.gguf"), "hf:org/tiny:sub@v2#x.gguf");
+    assert_eq!(at("hf:org/tiny@main:sub"), "hf:org/tiny@v2:sub");
+}

@@ -1,0 +1,83 @@
+//! Answers of the API, kept so that asking again costs nothing of the hourly limit where nothing changed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use llm_local_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// An answer, with the ETag that it came under.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    pub(crate) url: String,
+    pub(crate) etag: String,
+    /// The `Link` header, which leads to the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) link: Option<String>,
+    pub(crate) body: String,
+}
+
+/// The folder of kept answers, if there is to be one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answers(pub(crate) Option<PathBuf>);
+
+impl Answers {
+    /// What was answered to `url`. Whatever cannot be read is asked for anew.
+    pub(crate) fn get(&self, url: &str) -> Option<Answer> {
+        let text = fs::read_to_string(self.path(url)?).ok()?;
+        serde_json::from_str::<Answer>(&text).ok().filter(|answer| answer.url == url)
+    }
+
+    /// Keeps `answer`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] that names the file.
+    pub(crate) fn put(&self, answer: &Answer) -> Result<()> {
+        let (Some(path), Some(folder)) = (self.path(&answer.url), &self.0) else { return Ok(()) };
+        write(folder, &path, answer).map_err(|e| Error::io("write", path, e))
+    }
+
+    fn path(&self, url: &str) -> Option<PathBuf> {
+        let mut name = String::new();
+        for byte in Sha256::digest(url) {
+            name += &format!("{byte:02x}");
+        }
+        Some(self.0.as_ref()?.join(name + ".json"))
+    }
+}
+
+/// Another process reads either the old answer or the new one. What a crash loses is asked for again, so nothing is synced.
+fn write(folder: &Path, path: &Path, answer: &Answer) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer(&mut file, answer)?;
+    file.persist(path).map(drop).map_err(|e| e.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(url: &str, body: &str) -> Answer {
+        Answer { url: url.into(), etag: "\"1\"".into(), link: None, body: body.into() }
+    }
+
+    #[test]
+    fn the_last_answer_to_a_url_is_kept_and_what_is_broken_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let answers = Answers(Some(folder.path().join("github")));
+        assert_eq!(answers.get("https://a/1"), None);
+        answers.put(&answer("https://a/1", "old")).unwrap();
+        answers.put(&answer("https://a/1", "new")).unwrap();
+        answers.put(&answer("https://a/2", "other")).unwrap();
+        assert_eq!(answers.get("https://a/1").unwrap().body, "new");
+        assert_eq!(fs::read_dir(folder.path().join("github")).unwrap().count(), 2);
+        fs::write(answers.path("https://a/1").unwrap(), "{").unwrap();
+        assert_eq!(answers.get("https://a/1"), None);
+        Answers(None).put(&answer("https://a/1", "x")).unwrap();
+        assert_eq!(Answers(None).get("https://a/1"), None);
+    }
+}

@@ -1,0 +1,304 @@
+//! What GitHub is asked.
+
+use llm_local_core::{Error, Request, Result};
+use llm_local_source_common::{
+    access::Token,
+    network::{Failure, Network, Response, retrying},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    answers::{Answer, Answers},
+    refusal::Asked,
+    settings::Settings,
+};
+
+/// Releases that are asked for at a time: the most that GitHub gives.
+const PER_PAGE: &str = "100";
+/// Pages of releases that are read: GitHub's own limit is 10,000 releases.
+const MOST_PAGES: usize = 100;
+/// Bytes that an answer may have. A release of 1,000 assets has about 2 MB.
+const LARGEST_ANSWER: usize = 32 << 20;
+/// Bytes that a list of digests may have.
+const LARGEST_SUMS: usize = 1 << 20;
+/// The version of the API.
+const VERSION: (&str, &str) = ("X-GitHub-Api-Version", "2022-11-28");
+const JSON: &str = "application/vnd.github+json";
+const BYTES: &str = "application/octet-stream";
+
+/// A release, as far as it is read.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Release {
+    pub(crate) id: u64,
+    pub(crate) tag_name: String,
+    #[serde(default)]
+    pub(crate) draft: bool,
+    #[serde(default)]
+    pub(crate) assets: Vec<Asset>,
+}
+
+/// An asset of a release.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Asset {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) size: u64,
+    /// `uploaded`, or what it is before.
+    pub(crate) state: String,
+    /// `sha256:` and 64 hex digits, for assets since June 2025.
+    pub(crate) digest: Option<String>,
+    pub(crate) browser_download_url: String,
+}
+
+/// A repository, as far as it is read.
+#[derive(Debug, Deserialize)]
+struct Repository {
+    license: Option<License>,
+}
+
+#[derive(Debug, Deserialize)]
+struct License {
+    spdx_id: Option<String>,
+}
+
+/// What GitHub says of a licence that it does not know.
+const NO_LICENSE: &str = "NOASSERTION";
+
+/// A release that is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Which<'a> {
+    Tag(&'a str),
+    Latest,
+}
+
+/// The API, and what it answered before.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    pub(crate) settings: Settings,
+    pub(crate) network: Network,
+    pub(crate) answers: Answers,
+}
+
+impl Api {
+    /// One release.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] and the other refusals, as [`Asked`] says them.
+    pub(crate) async fn release(&self, asked: &Asked, which: Which<'_>) -> Result<Release> {
+        let path = match which {
+            Which::Tag(tag) => vec!["releases", "tags", tag],
+            Which::Latest => vec!["releases", "latest"],
+        };
+        match self.get(asked, self.url(asked, &path)).await? {
+            Some(answer) => read(asked, &answer.body),
+            None => Err(self.missing(asked, which).await),
+        }
+    }
+
+    /// The SPDX id of the licence that GitHub has found in the repository, if it knows it.
+    ///
+    /// # Errors
+    /// As [`Api::release`].
+    pub(crate) async fn license(&self, asked: &Asked) -> Result<Option<String>> {
+        let Some(answer) = self.get(asked, self.url(asked, &[])).await? else { return Err(asked.no_repository()) };
+        let license = read::<Repository>(asked, &answer.body)?.license.and_then(|license| license.spdx_id);
+        Ok(license.filter(|id| id != NO_LICENSE))
+    }
+
+    /// All releases, newest first.
+    ///
+    /// # Errors
+    /// As [`Api::release`].
+    pub(crate) async fn releases(&self, asked: &Asked) -> Result<Vec<Release>> {
+        let mut releases: Vec<Release> = Vec::new();
+        let first = self.url(asked, &["releases"]) + "?per_page=" + PER_PAGE;
+        let mut next = Some(first.clone());
+        for _ in 0..MOST_PAGES {
+            let Some(url) = next.take() else { break };
+            let Some(answer) = self.get(asked, url).await? else { return Err(asked.no_repository()) };
+            releases.extend(read::<Vec<Release>>(asked, &answer.body)?);
+            next = match answer.link.as_deref().and_then(next_page) {
+                // A page elsewhere would get the token.
+                Some(url) if !same_origin(&url, &first) => {
+                    return Err(asked.unreadable("the next page of its releases is at another host"));
+                }
+                next => next,
+            };
+        }
+        Ok(releases)
+    }
+
+    /// The text of the asset `asset`, which holds digests.
+    ///
+    /// # Errors
+    /// As [`Api::release`]; [`Error::DownloadFailed`] if it is too long for that or no text.
+    pub(crate) async fn sums(&self, asked: &Asked, asset: &Asset) -> Result<String> {
+        let request = self.asset(asked, asset.id, Some(&asset.browser_download_url));
+        let what = format!("`{}` of {}", asset.name, asked.reference);
+        let bytes = retrying(&self.network, &what, || async {
+            let mut response = self.network.get(&request, &[]).await?;
+            match response.status() {
+                200 => body(&mut response, LARGEST_SUMS, &what).await,
+                _ => Err(refused(asked, &response, &what)),
+            }
+        })
+        .await?;
+        String::from_utf8(bytes).map_err(|_| asked.unreadable(&format!("`{}` is no text", asset.name)))
+    }
+
+    /// The request for the bytes of an asset. With a token it goes to the API, which knows private repositories; else to
+    /// where browsers get it, if that is known, which counts against no limit.
+    pub(crate) fn asset(&self, asked: &Asked, id: u64, browser: Option<&str>) -> Request {
+        match (browser, &self.settings.token) {
+            (Some(url), None) => Request::new(url),
+            (_, token) => {
+                let url = self.url(asked, &["releases", "assets", &id.to_string()]);
+                with_token(Request::new(url).with_header("Accept", BYTES), token.as_ref())
+            }
+        }
+    }
+
+    /// The error where a release is not there: what is.
+    async fn missing(&self, asked: &Asked, which: Which<'_>) -> Error {
+        // Whatever goes wrong here must not hide that the release is missing.
+        match (which, self.releases(asked).await) {
+            (_, Err(error @ (Error::NotFound { .. } | Error::Unauthorized { .. } | Error::RateLimited { .. }))) => {
+                error
+            }
+            (Which::Tag(tag), listed) => asked.no_release(tag, listed.as_deref().unwrap_or_default()),
+            (Which::Latest, listed) => asked.no_latest(listed.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// What GitHub answers to `url`; `None` for 404. An answer that was kept and is still true costs a request, but
+    /// nothing of the limit.
+    async fn get(&self, asked: &Asked, url: String) -> Result<Option<Answer>> {
+        let known = self.answers.get(&url);
+        let mut extra = vec![("Accept", JSON), VERSION];
+        if let Some(known) = &known {
+            extra.push(("If-None-Match", &known.etag));
+        }
+        let request = with_token(Request::new(&url), self.settings.token.as_ref());
+        let answer = retrying(&self.network, &asked.reference, || async {
+            let mut response = self.network.get(&request, &extra).await?;
+            match response.status() {
+                304 => Ok(None),
+                200 => {
+                    let bytes = body(&mut response, LARGEST_ANSWER, &asked.reference).await?;
+                    let text = String::from_utf8(bytes).map_err(|_| asked.unreadable("its answer is no text"))?;
+                    let header = |name| response.header(name).map(str::to_owned);
+                    let (etag, link) = (header("etag").unwrap_or_default(), header("link"));
+                    Ok(Some(Some(Answer { url: url.clone(), etag, link, body: text })))
+                }
+                404 => Ok(Some(None)),
+                _ => Err(refused(asked, &response, &asked.reference)),
+            }
+        })
+        .await?;
+        match (answer, known) {
+            (Some(Some(answer)), _) => {
+                if !answer.etag.is_empty()
+                    && let Err(error) = self.answers.put(&answer)
+                {
+                    tracing::warn!(%error, "an answer of GitHub's could not be kept; asking again counts against the limit");
+                }
+                Ok(Some(answer))
+            }
+            (Some(None), _) => Ok(None),
+            (None, Some(known)) => Ok(Some(known)),
+            (None, None) => Err(asked.unreadable("it says that nothing changed, but nothing was known")),
+        }
+    }
+
+    fn url(&self, asked: &Asked, path: &[&str]) -> String {
+        let mut url = format!("{}/repos/{}/{}", self.settings.api, asked.at.owner, asked.at.repo);
+        for part in path {
+            url.push('/');
+            url += &encoded(part);
+        }
+        url
+    }
+}
+
+fn with_token(request: Request, token: Option<&Token>) -> Request {
+    match token {
+        Some(token) => request.with_header("Authorization", token.header()),
+        None => request,
+    }
+}
+
+/// `part` of a path, percent-encoded but for what RFC 3986 leaves unreserved: a tag may hold `/` and `+`.
+fn encoded(part: &str) -> String {
+    let mut out = String::new();
+    for byte in part.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}
+
+/// The body of `response`, of at most `most` bytes.
+async fn body(response: &mut Response, most: usize, what: &str) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if bytes.len() + chunk.len() > most {
+            return Err(Failure::permanent(what, format!("the answer has more than {most} bytes")));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// The failure for an answer that refuses: in GitHub's words if it is the one that was asked.
+fn refused(asked: &Asked, response: &Response, what: &str) -> Failure {
+    let mut failure = response.failure(what);
+    match &mut failure.error {
+        _ if !response.from_named_host() => failure,
+        Error::RateLimited { what, .. } => {
+            *what = asked.limited();
+            failure
+        }
+        _ => match asked.explain(&response.as_refusal()) {
+            Some(error) => error.into(),
+            None => failure,
+        },
+    }
+}
+
+fn read<T: DeserializeOwned>(asked: &Asked, body: &str) -> Result<T> {
+    serde_json::from_str(body).map_err(|e| asked.unreadable(&format!("its answer is not what was expected: {e}")))
+}
+
+/// The URL of the next page in a `Link` header.
+fn next_page(link: &str) -> Option<String> {
+    let mut parts = link.split(',').map(str::trim);
+    let next = parts.find(|part| part.contains("rel=\"next\""))?;
+    Some(next.strip_prefix('<')?.split_once('>')?.0.to_owned())
+}
+
+fn same_origin(a: &str, b: &str) -> bool {
+    let origin = |url: &str| reqwest::Url::parse(url).map(|url| url.origin());
+    matches!((origin(a), origin(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_one_part_of_a_path() {
+        assert_eq!(encoded("v1.0-rc_1~x"), "v1.0-rc_1~x");
+        assert_eq!(encoded("a/b+c d%é"), "a%2Fb%2Bc%20d%25%C3%A9");
+    }
+
+    #[test]
+    fn the_next_page_is_read_from_the_link_header() {
+        let link = r#"<https://a/r?page=1>; rel="prev", <https://a/r?per_page=100&page=3>; rel="next", <https://a/r?page=9>; rel="last""#;
+        assert_eq!(next_page(link).as_deref(), Some("https://a/r?per_page=100&page=3"));
+        assert_eq!(next_page(r#"<https://a/r?page=1>; rel="prev""#), None);
+        assert!(same_origin("https://a/x", "https://a:443/y") && !same_origin("https://a/x", "https://b/x"));
+        assert!(!same_origin("https://a/x", "http://a/x"));
+    }
+}

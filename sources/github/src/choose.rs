@@ -1,0 +1,315 @@
+//! Which assets of a release are the adapter or the model, by their names.
+
+use llm_local_core::{ArtifactRef, Error, Result, Unpack, Want};
+use llm_local_source_common::unpack::{ArchiveFormat, Parts, split_parts};
+use llm_local_weights::{
+    ADAPTER_CONFIG, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, ShardIndex, is_adapter_file, is_gguf, is_pickle,
+    is_safetensors,
+};
+
+use crate::{
+    api::{Asset, Release},
+    reference::ReleaseRef,
+};
+
+/// How many names a message lists.
+const LISTED: usize = 40;
+/// The state of an asset that is whole.
+const UPLOADED: &str = "uploaded";
+
+/// The assets that are an artifact.
+#[derive(Debug)]
+pub(crate) struct Chosen<'a> {
+    /// The assets to fetch, sorted by name.
+    pub(crate) assets: Vec<&'a Asset>,
+    /// What is made of them.
+    pub(crate) unpack: Vec<Unpack>,
+}
+
+/// The assets of `release` that `want` needs.
+///
+/// # Errors
+/// [`Error::NotFound`] where nothing of what is wanted is there or a part is missing, [`Error::LoadFailed`] where one of
+/// several must be meant, [`Error::UnsupportedModelFormat`] for what is neither, and [`Error::DownloadFailed`], which may
+/// be tried again, for an asset that is still being uploaded.
+pub(crate) fn choose<'a>(
+    reference: &ArtifactRef,
+    at: &ReleaseRef,
+    want: Want,
+    release: &'a Release,
+) -> Result<Chosen<'a>> {
+    let at = ReleaseRef { tag: Some(release.tag_name.clone()), ..at.clone() };
+    let listing = Listing::new(reference, &at, &release.assets);
+    let units = match (want, &at.asset) {
+        (Want::Adapter | Want::Model, Some(name)) => listing.asked(want, name)?,
+        (Want::Adapter, None) => listing.only(want, listing.adapters())?,
+        (Want::Model, None) => listing.only(want, listing.models())?,
+        (other, _) => {
+            return Err(Error::unsupported(format!("{other:?} from GitHub"), "it gives an adapter or a model"));
+        }
+    };
+    listing.chosen(&units)
+}
+
+/// A file that a release has: an asset, or several that are its parts.
+#[derive(Debug)]
+struct Unit<'a> {
+    name: String,
+    parts: Vec<&'a Asset>,
+    split: Option<Parts>,
+}
+
+struct Listing<'r, 'a> {
+    reference: &'r ArtifactRef,
+    at: &'r ReleaseRef,
+    units: Vec<Unit<'a>>,
+}
+
+impl<'r, 'a> Listing<'r, 'a> {
+    fn new(reference: &'r ArtifactRef, at: &'r ReleaseRef, assets: &'a [Asset]) -> Self {
+        let names: Vec<_> = assets.iter().map(|asset| asset.name.as_str()).collect();
+        let split = split_parts(&names);
+        let by_name = |name: &String| assets.iter().find(|asset| asset.name == *name);
+        let is_whole = |asset: &&Asset| !split.iter().any(|split| split.parts.contains(&asset.name));
+        let whole = |asset: &'a Asset| Unit { name: asset.name.clone(), parts: vec![asset], split: None };
+        let mut units: Vec<_> = assets.iter().filter(is_whole).map(whole).collect();
+        units.extend(split.into_iter().map(|split| Unit {
+            name: split.name.clone(),
+            parts: split.parts.iter().filter_map(by_name).collect(),
+            split: Some(split),
+        }));
+        units.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { reference, at, units }
+    }
+
+    fn get(&self, name: &str) -> Option<&Unit<'a>> {
+        self.units.iter().find(|unit| unit.name == name)
+    }
+
+    fn units(&self, is: impl Fn(&str) -> bool) -> Vec<&Unit<'a>> {
+        self.units.iter().filter(|unit| is(&unit.name)).collect()
+    }
+
+    /// Whatever may be an adapter, each with all of its files.
+    fn adapters(&self) -> Vec<Vec<&Unit<'a>>> {
+        let mut found = self.alone();
+        found.extend(self.units(is_safetensors).into_iter().map(|weights| self.with_config(weights)));
+        found
+    }
+
+    /// Whatever may be a model, each with all of its files.
+    fn models(&self) -> Vec<Vec<&Unit<'a>>> {
+        let mut found = self.alone();
+        for files in found.iter_mut().filter(|files| is_gguf(&files[0].name)) {
+            files.extend(self.units(|name| GGUF_TEXT_FILES.contains(&name)));
+        }
+        let weights = self.units(|name| is_safetensors(name) && !is_adapter_file(name));
+        if self.get(MODEL_CONFIG).is_some() && !weights.is_empty() {
+            let text =
+                self.units(|name| name == MODEL_CONFIG || name == ShardIndex::FILE || MODEL_TEXT_FILES.contains(&name));
+            found.push(text.into_iter().chain(weights).collect());
+        }
+        found
+    }
+
+    /// Archives and GGUF files, each of which is an artifact by itself.
+    fn alone(&self) -> Vec<Vec<&Unit<'a>>> {
+        self.units(|name| is_archive(name) || is_gguf(name)).into_iter().map(|unit| vec![unit]).collect()
+    }
+
+    /// Weights of an adapter, and the config beside them.
+    fn with_config<'b>(&'b self, weights: &'b Unit<'a>) -> Vec<&'b Unit<'a>> {
+        self.get(ADAPTER_CONFIG).into_iter().chain([weights]).collect()
+    }
+
+    /// The files of the asset `name` that the ref asks for.
+    fn asked(&self, want: Want, name: &str) -> Result<Vec<&Unit<'a>>> {
+        let Some(unit) = self.get(name) else {
+            return Err(Error::not_found(self.reference, format!("the release has no asset `{name}`; {}", self.has())));
+        };
+        if is_archive(name) || is_gguf(name) {
+            let mut models = self.models().into_iter();
+            let with_text = models.find(|files| want == Want::Model && files[0].name == name);
+            return Ok(with_text.unwrap_or_else(|| vec![unit]));
+        }
+        match want {
+            Want::Adapter if is_safetensors(name) => Ok(self.with_config(unit)),
+            Want::Model if is_safetensors(name) => {
+                let mut models = self.models().into_iter();
+                models.find(|files| files.iter().any(|unit| unit.name == name)).ok_or_else(|| {
+                    Error::load(
+                        self.reference,
+                        format!("the release has no {MODEL_CONFIG}, which says what model it is of"),
+                    )
+                })
+            }
+            _ if is_pickle(name) => Err(Error::unsupported_format(
+                self.reference,
+                format!("`{name}` is a pickle, which can run code when read, and therefore never is; {}", self.has()),
+            )),
+            _ => Err(Error::unsupported_format(
+                self.reference,
+                format!(
+                    "`{name}` is neither an archive (.zip, .tar, .tar.gz, .tar.zst) nor a .safetensors or .gguf file; {}",
+                    self.has()
+                ),
+            )),
+        }
+    }
+
+    /// The one of `found`, if there is one alone.
+    fn only<'b>(&'b self, want: Want, mut found: Vec<Vec<&'b Unit<'a>>>) -> Result<Vec<&'b Unit<'a>>> {
+        let what = if want == Want::Adapter { "an adapter" } else { "a model" };
+        if found.len() > 1 {
+            let mut names: Vec<_> = found
+                .iter()
+                .flatten()
+                .filter(|unit| is_archive(&unit.name) || is_gguf(&unit.name) || is_safetensors(&unit.name))
+                .map(|unit| self.at.with_asset(&unit.name))
+                .collect();
+            names.dedup();
+            let reason = format!("several of the release's assets could be {what}; name one: {}", listed(names));
+            return Err(Error::load(self.reference, reason));
+        }
+        found.pop().ok_or_else(|| match self.units.iter().find(|unit| is_pickle(&unit.name)) {
+            Some(unit) => Error::unsupported_format(
+                self.reference,
+                format!(
+                    "`{}` is a pickle, which can run code when read, and therefore never is; {}",
+                    unit.name,
+                    self.has()
+                ),
+            ),
+            None => Error::not_found(self.reference, format!("no asset of the release can be {what}; {}", self.has())),
+        })
+    }
+
+    fn chosen(&self, units: &[&Unit<'a>]) -> Result<Chosen<'a>> {
+        if let Some(Err(flaw)) =
+            units.iter().filter_map(|unit| unit.split.as_ref()).map(Parts::check).find(Result::is_err)
+        {
+            return Err(Error::not_found(self.reference, flaw.to_string()));
+        }
+        let mut assets: Vec<_> = units.iter().flat_map(|unit| unit.parts.iter().copied()).collect();
+        if let Some(asset) = assets.iter().find(|asset| asset.state != UPLOADED) {
+            return Err(Error::DownloadFailed {
+                what: self.reference.to_string(),
+                reason: format!(
+                    "its asset `{}` is still being uploaded ({}); try again later",
+                    asset.name, asset.state
+                ),
+                retryable: true,
+                source: None,
+            });
+        }
+        assets.sort_by(|a, b| a.name.cmp(&b.name));
+        let joins = units.iter().filter(|unit| unit.parts.len() > 1).map(|unit| Unpack::Join {
+            parts: unit.parts.iter().map(|asset| asset.name.clone()).collect(),
+            into: unit.name.clone(),
+        });
+        let archives = units.iter().filter(|unit| is_archive(&unit.name));
+        let archives = archives.map(|unit| Unpack::Archive { file: unit.name.clone() });
+        Ok(Chosen { assets, unpack: joins.chain(archives).collect() })
+    }
+
+    /// What the release has, for messages.
+    fn has(&self) -> String {
+        if self.units.is_empty() {
+            return "it has no assets".into();
+        }
+        format!("it has {}", listed(self.units.iter().map(|unit| unit.name.clone()).collect()))
+    }
+}
+
+fn is_archive(name: &str) -> bool {
+    ArchiveFormat::of_name(name).is_some()
+}
+
+/// `names`, as many as a message takes.
+fn listed(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(LISTED);
+    names.truncate(LISTED);
+    let shown = names.join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn release(names: &[&str]) -> Release {
+        let asset = |(id, name): (usize, &&str)| Asset {
+            id: id as u64,
+            name: (*name).into(),
+            size: 1,
+            state: if name.starts_with("new") { "starter" } else { UPLOADED }.into(),
+            digest: None,
+            browser_download_url: String::new(),
+        };
+        let assets = names.iter().enumerate().map(asset).collect();
+        Release { id: 1, tag_name: "v1".into(), draft: false, assets }
+    }
+
+    fn names(text: &str, want: Want, assets: &[&str]) -> Result<(Vec<String>, usize)> {
+        let reference: ArtifactRef = text.parse()?;
+        let (at, release) = (ReleaseRef::parse(&reference)?, release(assets));
+        let chosen = choose(&reference, &at, want, &release)?;
+        Ok((chosen.assets.iter().map(|asset| asset.name.clone()).collect(), chosen.unpack.len()))
+    }
+
+    const PAIR: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
+    #[test]
+    fn the_one_asset_that_can_be_an_adapter_is_it() {
+        let of = |assets: &[&str]| names("github:o/r", Want::Adapter, assets).unwrap();
+        assert_eq!(of(&["SHA256SUMS", "a.zip", "notes.txt"]), (vec!["a.zip".into()], 1));
+        assert_eq!(of(&["a.tar.gz"]).1, 1);
+        assert_eq!(of(&["README.md", "a.gguf"]), (vec!["a.gguf".into()], 0));
+        assert_eq!(of(&["a.safetensors"]), (vec!["a.safetensors".into()], 0));
+        assert_eq!(of(&[PAIR[1], PAIR[0], "x.sha256"]), (PAIR.map(str::to_owned).to_vec(), 0));
+        assert_eq!(of(&["a.zip.001", "a.zip.002"]), (vec!["a.zip.001".into(), "a.zip.002".into()], 2));
+    }
+
+    #[test]
+    fn of_several_one_must_be_named() {
+        let both = ["a.zip", "b.gguf", "notes.txt"];
+        let error = names("github:o/r@latest", Want::Adapter, &both).unwrap_err().to_string();
+        assert!(error.contains("github:o/r@v1#a.zip, github:o/r@v1#b.gguf"), "{error}");
+        assert!(!error.contains("notes"), "{error}");
+        assert_eq!(names("github:o/r#b.gguf", Want::Adapter, &both).unwrap().0, ["b.gguf"]);
+        let named = names("github:o/r#adapter_model.safetensors", Want::Adapter, &[PAIR[0], PAIR[1], "a.zip"]);
+        assert_eq!(named.unwrap().0, PAIR);
+        let joined = names("github:o/r#a.gguf", Want::Adapter, &["a.gguf.001", "a.gguf.002", "b.zip"]).unwrap();
+        assert_eq!(joined, (vec!["a.gguf.001".into(), "a.gguf.002".into()], 1));
+    }
+
+    #[test]
+    fn a_model_is_a_folder_of_assets_or_one_file() {
+        let of = |assets: &[&str]| names("github:o/r", Want::Model, assets).unwrap().0;
+        let folder = ["config.json", "model.safetensors", "tokenizer.json"];
+        assert_eq!(of(&[folder[0], folder[1], folder[2], "LICENSE", PAIR[1]]), folder);
+        assert_eq!(of(&["m.gguf", "tokenizer.json", "x.md"]), ["m.gguf", "tokenizer.json"]);
+        let named = names("github:o/r#m.gguf", Want::Model, &["m.gguf", "n.gguf", "tokenizer.json"]).unwrap().0;
+        assert_eq!(named, ["m.gguf", "tokenizer.json"]);
+        assert!(names("github:o/r#model.safetensors", Want::Model, &["model.safetensors"]).is_err());
+    }
+
+    #[test]
+    fn what_is_there_instead_is_said() {
+        for (text, assets, code, part) in [
+            ("github:o/r", &["notes.txt"][..], "not_found", "it has notes.txt"),
+            ("github:o/r", &[], "not_found", "no assets"),
+            ("github:o/r#b.zip", &["a.zip"], "not_found", "it has a.zip"),
+            ("github:o/r#adapter.pt", &["adapter.pt"], "unsupported_model_format", "pickle"),
+            ("github:o/r", &["adapter.bin"], "unsupported_model_format", "pickle"),
+            ("github:o/r#notes.txt", &["notes.txt"], "unsupported_model_format", "neither an archive"),
+            ("github:o/r", &["new.zip"], "download_failed", "still being uploaded"),
+            ("github:o/r", &["a.zip.001", "a.zip.003"], "not_found", "a.zip.002"),
+        ] {
+            let error = names(text, Want::Adapter, assets).unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+            assert_eq!(error.is_retryable(), code == "download_failed");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What GitHub means by an answer that refuses, in words that say what to do.
+
+use llm_local_core::{ArtifactRef, Error, Refusal};
+
+use crate::{api::Release, reference::ReleaseRef, settings::Settings};
+
+/// How a token is given.
+const GIVE_TOKEN: &str = "give a token that may read it by the environment variable GITHUB_TOKEN";
+/// How many tags a message lists.
+const LISTED: usize = 20;
+
+/// What was asked of GitHub.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// The ref, as text.
+    pub(crate) reference: String,
+    pub(crate) at: ReleaseRef,
+    /// The API's host.
+    host: String,
+    /// Whether a token went with it.
+    with_token: bool,
+}
+
+impl Asked {
+    pub(crate) fn new(reference: &ArtifactRef, at: &ReleaseRef, settings: &Settings) -> Self {
+        let url = settings.api.split_once("://").map_or(settings.api.as_str(), |(_, rest)| rest);
+        Self {
+            reference: reference.to_string(),
+            at: at.clone(),
+            host: url.split('/').next().unwrap_or(url).to_owned(),
+            with_token: settings.token.is_some(),
+        }
+    }
+
+    /// The error for an answer that refuses; `None` where it is not about the repository: a server in trouble, too many
+    /// requests.
+    pub(crate) fn explain(&self, refusal: &Refusal) -> Option<Error> {
+        match refusal.status {
+            401 => Some(self.unauthorized("GitHub does not know the token that was sent; it may have expired or been revoked")),
+            403 | 451 if refusal.header("x-ratelimit-remaining") != Some("0") && refusal.header("retry-after").is_none() => {
+                Some(self.unauthorized(match self.with_token {
+                    true => "GitHub forbids it to the token that was sent; it may lack the permission to read contents, or the organisation's approval",
+                    false => "GitHub forbids it, and no token was sent",
+                }))
+            }
+            404 | 410 => Some(Error::not_found(&self.reference, format!("the asset is gone; {}", self.perhaps_private()))),
+            _ => None,
+        }
+    }
+
+    /// What is rate limited, and how to be less so.
+    pub(crate) fn limited(&self) -> String {
+        let hint = match self.with_token {
+            true => "",
+            false => " (60 requests an hour without a token, 5,000 with one: set GITHUB_TOKEN)",
+        };
+        format!("{} for {}{hint}", self.host, self.reference)
+    }
+
+    /// The error where there is no such repository, or none that may be seen.
+    pub(crate) fn no_repository(&self) -> Error {
+        let ReleaseRef { owner, repo, .. } = &self.at;
+        Error::not_found(
+            &self.reference,
+            format!("GitHub shows no repository {owner}/{repo}; look at the name: {}", self.perhaps_private()),
+        )
+    }
+
+    /// The error where there is no release `tag`, but those `listed`.
+    pub(crate) fn no_release(&self, tag: &str, listed: &[Release]) -> Error {
+        let shown = tag.escape_debug();
+        if listed.iter().any(|release| release.draft && release.tag_name == tag) {
+            let reason = format!("the release `{shown}` is a draft; it can be had once it is published");
+            return Error::not_found(&self.reference, reason);
+        }
+        let reason = format!("the repository has no release `{shown}`, or it was deleted; {}", self.tags(listed));
+        Error::not_found(&self.reference, reason)
+    }
+
+    /// The error where there is no latest release.
+    pub(crate) fn no_latest(&self, listed: &[Release]) -> Error {
+        let reason =
+            format!("the repository has no release that is neither a draft nor a prerelease; {}", self.tags(listed));
+        Error::not_found(&self.reference, reason)
+    }
+
+    /// The error for an answer that cannot be read.
+    pub(crate) fn unreadable(&self, reason: &str) -> Error {
+        let reason = format!("{}: {reason}; is GITHUB_API_URL the URL of a GitHub API?", self.host);
+        Error::DownloadFailed { what: self.reference.clone(), reason, retryable: false, source: None }
+    }
+
+    fn tags(&self, listed: &[Release]) -> String {
+        let mut tags: Vec<_> = listed.iter().filter(|r| !r.draft).map(|r| self.at.with_tag(&r.tag_name)).collect();
+        let more = tags.len().saturating_sub(LISTED);
+        tags.truncate(LISTED);
+        match (tags.is_empty(), more) {
+            (true, _) => "it has no published release".into(),
+            (_, 0) => format!("it has {}", tags.join(", ")),
+            (_, more) => format!("it has {} and {more} more", tags.join(", ")),
+        }
+    }
+
+    fn perhaps_private(&self) -> &'static str {
+        match self.with_token {
+            true => "if it is private, the token that was sent may not read it",
+            false => "if it is private, give a token by the environment variable GITHUB_TOKEN",
+        }
+    }
+
+    fn unauthorized(&self, reason: &str) -> Error {
+        Error::Unauthorized { what: self.reference.clone(), reason: format!("{reason}; {GIVE_TOKEN}") }
+    }
+}

@@ -1,0 +1,270 @@
+//! The source.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use llm_local_core::{
+    AdapterSource, ArtifactRef, ArtifactSource, Digest, Error, FetchContext, Manifest, ManifestFile, ModelSource,
+    Opened, Refusal, Result, Revision, Want, async_trait,
+};
+use llm_local_source_common::network::{Network, NetworkConfig};
+
+use crate::{
+    answers::Answers,
+    api::{Api, Asset, Release, Which},
+    choose::choose,
+    pinned::Pinned,
+    reference::{ReleaseRef, SCHEME},
+    refusal::Asked,
+    settings::{Settings, endpoint, given_token},
+    sums,
+};
+
+/// The source of adapters and models in the assets of GitHub releases. Cheap to clone.
+///
+/// Refs are `github:owner/repo`, with `@tag` (without one, or with `@latest`, the latest release), and `#asset` where the
+/// release has several that it could be. An asset is an archive of the folder, a `.gguf` or `.safetensors` file, the latter
+/// with an `adapter_config.json` beside it, or numbered parts of one of these.
+///
+/// Assets are verified by the SHA-256 that GitHub tells, else by a list of digests among the assets (`SHA256SUMS`), else
+/// against what was first fetched under that tag.
+#[derive(Clone)]
+pub struct GitHub(Arc<Inner>);
+
+struct Inner {
+    api: Api,
+    /// Where browsers get an asset, by its id, for those that were seen.
+    browser: Mutex<HashMap<u64, String>>,
+}
+
+/// Makes a [`GitHub`]. What is not set is taken from the environment.
+#[derive(Clone, Default)]
+#[must_use]
+pub struct GitHubBuilder {
+    token: Option<String>,
+    api: Option<String>,
+    answers: Option<PathBuf>,
+    network: Option<Network>,
+}
+
+impl GitHubBuilder {
+    /// Sets the access token; an empty one stands for none, whatever the environment has. It is sent to the API and to no
+    /// other host.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Sets the URL of the API: `https://api.github.com` if nothing else says so.
+    pub fn api(mut self, url: impl Into<String>) -> Self {
+        self.api = Some(url.into());
+        self
+    }
+
+    /// Sets the folder in which answers of the API are kept, so that asking again costs nothing of the hourly limit where
+    /// nothing changed. Without one none are.
+    pub fn answers(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.answers = Some(folder.into());
+        self
+    }
+
+    /// Sets what makes the requests.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = Some(network);
+        self
+    }
+
+    /// Makes the source.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] for a URL or token that cannot be one.
+    pub fn build(self) -> Result<GitHub> {
+        // What is given must not fail by what the environment says of it.
+        let variable = |name: &str| match name {
+            "GITHUB_TOKEN" | "GH_TOKEN" if self.token.is_some() => None,
+            "GITHUB_API_URL" if self.api.is_some() => None,
+            _ => std::env::var_os(name),
+        };
+        let mut settings = Settings::from_environment(variable)?;
+        if let Some(token) = &self.token {
+            settings.token = given_token(token)?;
+        }
+        if let Some(url) = &self.api {
+            settings.api = endpoint(url)?;
+        }
+        let network = self.network.unwrap_or_else(|| Network::new(NetworkConfig::new()));
+        let api = Api { settings, network, answers: Answers(self.answers) };
+        Ok(GitHub(Arc::new(Inner { api, browser: Mutex::default() })))
+    }
+}
+
+impl fmt::Debug for GitHubBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GitHubBuilder").field("api", &self.api).finish_non_exhaustive()
+    }
+}
+
+impl GitHub {
+    /// The source that the environment describes: `GH_TOKEN` or `GITHUB_TOKEN`, `GITHUB_API_URL`.
+    ///
+    /// # Errors
+    /// As [`GitHubBuilder::build`].
+    pub fn from_env() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Starts a source with settings of its own.
+    pub fn builder() -> GitHubBuilder {
+        GitHubBuilder::default()
+    }
+
+    /// What `future` gives, on the network's threads, unless `cx` is cancelled before.
+    async fn run<T: Send + 'static>(
+        &self,
+        cx: &FetchContext,
+        future: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let running = self.0.api.network.run(future);
+        cx.cancel.run_until_cancelled(running).await.unwrap_or(Err(Error::Cancelled))
+    }
+
+    fn asked(&self, reference: &ArtifactRef, at: &ReleaseRef) -> Asked {
+        Asked::new(reference, at, &self.0.api.settings)
+    }
+
+    /// The artifact `want` of `release`.
+    async fn manifest(
+        &self,
+        reference: &ArtifactRef,
+        want: Want,
+        asked: &Asked,
+        release: &Release,
+    ) -> Result<Manifest> {
+        let chosen = choose(reference, &asked.at, want, release)?;
+        let mut files = Vec::with_capacity(chosen.assets.len());
+        for asset in &chosen.assets {
+            let file = ManifestFile::new(&asset.name, asset.size);
+            files.push(match self.digest(asked, release, asset).await? {
+                Some(digest) => file.with_digest(digest),
+                None => file,
+            });
+        }
+        let mut browser = self.0.browser.lock().unwrap_or_else(PoisonError::into_inner);
+        browser.extend(chosen.assets.iter().map(|asset| (asset.id, asset.browser_download_url.clone())));
+        drop(browser);
+        let pinned = Pinned { release: release.id, assets: chosen.assets.iter().map(|asset| asset.id).collect() };
+        Manifest::new(reference.clone(), want, pinned.to_string(), files)?
+            .with_version(&release.tag_name)
+            .with_unpack(chosen.unpack)
+    }
+
+    /// The digest of `asset`: GitHub's, else that of another asset which lists digests.
+    async fn digest(&self, asked: &Asked, release: &Release, asset: &Asset) -> Result<Option<Digest>> {
+        if let Some(digest) = &asset.digest {
+            match digest.parse() {
+                Ok(digest) => return Ok(Some(digest)),
+                Err(_) => {
+                    tracing::warn!(asset = asset.name, digest, "GitHub tells a digest of a kind that is not known")
+                }
+            }
+        }
+        let names: Vec<_> = release.assets.iter().map(|a| a.name.as_str()).filter(|n| sums::is_sums(n)).collect();
+        let Some(list) = sums::of(&asset.name, &names) else { return Ok(None) };
+        let Some(list) = release.assets.iter().find(|a| a.name == list) else { return Ok(None) };
+        let text = self.0.api.sums(asked, list).await?;
+        Ok(sums::digest(&text, &list.name, &asset.name))
+    }
+}
+
+#[async_trait]
+impl ArtifactSource for GitHub {
+    fn scheme(&self) -> &str {
+        SCHEME
+    }
+
+    async fn resolve(&self, reference: &ArtifactRef, want: Want, cx: &FetchContext) -> Result<Manifest> {
+        if cx.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let at = ReleaseRef::parse(reference)?;
+        if cx.offline {
+            return Err(Error::Offline { what: reference.to_string() });
+        }
+        let (asked, source, reference) = (self.asked(reference, &at), self.clone(), reference.clone());
+        self.run(cx, async move {
+            let which = at.tag.as_deref().map_or(Which::Latest, Which::Tag);
+            let release = source.0.api.release(&asked, which).await?;
+            if release.draft {
+                return Err(asked.no_release(&release.tag_name.clone(), &[release]));
+            }
+            let manifest = source.manifest(&reference, want, &asked, &release).await?;
+            Ok(match source.0.api.license(&asked).await {
+                Ok(Some(license)) => manifest.with_license(license),
+                Ok(None) => manifest,
+                // What can be had must not fail for want of it.
+                Err(error) => {
+                    tracing::warn!(%reference, %error, "the licence could not be asked for");
+                    manifest
+                }
+            })
+        })
+        .await
+    }
+
+    async fn open(&self, manifest: &Manifest, file: &ManifestFile, _: Range<u64>, cx: &FetchContext) -> Result<Opened> {
+        let reference = &manifest.reference;
+        let at = ReleaseRef::parse(reference)?;
+        let Some(id) = Pinned::asset(manifest, &file.path) else {
+            return Err(Error::invalid_spec(
+                format!("manifest of {reference}"),
+                format!("its revision `{}` names no asset for `{}`", manifest.revision.escape_debug(), file.path),
+            ));
+        };
+        if cx.offline {
+            return Err(Error::Offline { what: format!("`{}` of {reference}", file.path) });
+        }
+        let browser = self.0.browser.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        Ok(Opened::Request(self.0.api.asset(&self.asked(reference, &at), id, browser.as_deref())))
+    }
+
+    fn explain(&self, manifest: &Manifest, _: &ManifestFile, refusal: &Refusal) -> Option<Error> {
+        let at = ReleaseRef::parse(&manifest.reference).ok()?;
+        self.asked(&manifest.reference, &at).explain(refusal)
+    }
+
+    /// The releases that have what `reference` asks for, by their tags.
+    async fn revisions(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<Vec<Revision>> {
+        let at = ReleaseRef::parse(reference)?;
+        if cx.offline {
+            return Err(Error::Offline { what: format!("the list of releases of {reference}") });
+        }
+        let (asked, source, reference) = (self.asked(reference, &at), self.clone(), reference.clone());
+        self.run(cx, async move {
+            let releases = source.0.api.releases(&asked).await?;
+            let published = releases.iter().filter(|release| !release.draft);
+            let revision = |release: &Release| {
+                let pinned = [Want::Adapter, Want::Model].into_iter().find_map(|want| {
+                    let chosen = choose(&reference, &at, want, release).ok()?;
+                    Some(Pinned { release: release.id, assets: chosen.assets.iter().map(|a| a.id).collect() })
+                });
+                Some(Revision::new(&release.tag_name, pinned?.to_string()))
+            };
+            Ok(published.filter_map(revision).collect())
+        })
+        .await
+    }
+}
+
+impl ModelSource for GitHub {}
+impl AdapterSource for GitHub {}
+
+impl fmt::Debug for GitHub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GitHub").field("settings", &self.0.api.settings).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,88 @@
+//! Digests that a release has in an asset of its own.
+
+use llm_local_core::Digest;
+
+/// Names of assets that hold the SHA-256 of several others.
+const LISTS: [&str; 8] = [
+    "sha256sums",
+    "sha256sums.txt",
+    "sha256sum.txt",
+    "sha256sums.sha256",
+    "checksums.txt",
+    "checksums_sha256.txt",
+    "checksums.sha256",
+    "checksums",
+];
+
+/// Whether an asset of this name holds digests and nothing else.
+pub(crate) fn is_sums(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    LISTS.contains(&name.as_str()) || name.ends_with(".sha256") || name.ends_with(".sha256sum")
+}
+
+/// Which of the assets `sums` may hold the digest of `file`: one of its own first.
+pub(crate) fn of<'a>(file: &str, sums: &[&'a str]) -> Option<&'a str> {
+    let own = |name: &&&str| {
+        let stem = name.strip_suffix(".sha256").or_else(|| name.strip_suffix(".sha256sum"));
+        stem == Some(file)
+    };
+    let list = |name: &&&str| LISTS.contains(&name.to_ascii_lowercase().as_str());
+    sums.iter().find(own).or_else(|| sums.iter().find(list)).copied()
+}
+
+/// The digest of `file` in `text`, whose asset is `name`: lines of `<hex>  file` as `sha256sum` writes them (`*` before
+/// the name for binary), of `SHA256 (file) = <hex>` as BSD's tools do, or the digest alone where the asset is of one
+/// file. `None` if there is none, or there are two that differ.
+pub(crate) fn digest(text: &str, name: &str, file: &str) -> Option<Digest> {
+    let mut found = None;
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let (hex, path) = match line.strip_prefix("SHA256 (").and_then(|rest| rest.rsplit_once(") = ")) {
+            Some((path, hex)) => (hex, path),
+            None => match line.split_once(char::is_whitespace) {
+                Some((hex, path)) => (hex, path.trim_start().trim_start_matches('*')),
+                None if of(file, &[name]) == Some(name) && !LISTS.contains(&name.to_ascii_lowercase().as_str()) => {
+                    (line, file)
+                }
+                None => continue,
+            },
+        };
+        let path = path.strip_prefix("./").unwrap_or(path);
+        let Ok(digest) = format!("sha256:{}", hex.to_ascii_lowercase()).parse::<Digest>() else { continue };
+        if path == file {
+            if found.is_some_and(|known| known != digest) {
+                return None;
+            }
+            found = Some(digest);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_read_in_the_forms_that_tools_write() {
+        let (a, b) = ("0A".repeat(32), "1b".repeat(32));
+        let want = |hex: &str| Some(format!("sha256:{}", hex.to_lowercase()).parse().unwrap());
+        let text = format!("# made by hand\n{a}  x.zip\n{b} *./y.zip\r\nnot-hex  z.zip\n");
+        assert_eq!(digest(&text, "SHA256SUMS", "x.zip"), want(&a));
+        assert_eq!(digest(&text, "SHA256SUMS", "y.zip"), want(&b));
+        assert_eq!(digest(&text, "SHA256SUMS", "z.zip"), None);
+        assert_eq!(digest(&format!("SHA256 (x (1).zip) = {a}"), "checksums.txt", "x (1).zip"), want(&a));
+        assert_eq!(digest(&a, "x.zip.sha256", "x.zip"), want(&a));
+        assert_eq!(digest(&a, "SHA256SUMS", "x.zip"), None);
+        assert_eq!(digest(&format!("{a}  x.zip\n{b}  x.zip"), "SHA256SUMS", "x.zip"), None);
+    }
+
+    #[test]
+    fn an_assets_own_sum_comes_before_the_list() {
+        let sums = ["SHA256SUMS.txt", "x.zip.sha256"];
+        assert_eq!(of("x.zip", &sums), Some("x.zip.sha256"));
+        assert_eq!(of("y.zip", &sums), Some("SHA256SUMS.txt"));
+        assert_eq!(of("y.zip", &sums[1..]), None);
+        assert!(sums.iter().all(|name| is_sums(name)));
+        assert!(!is_sums("x.zip") && !is_sums("sha256sums.zip"));
+    }
+}
