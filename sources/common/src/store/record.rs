@@ -85,12 +85,19 @@ impl Record {
             let (path, size, digest) = (file.path.clone(), file.size, file.digest);
             Ok(RecordFile { path, size, digest, computed, fetched: None, place })
         };
+        let mut record = Self::without_files(manifest, placement)?;
+        record.files = manifest.files.iter().enumerate().map(place).collect::<Result<_>>()?;
+        Ok(record)
+    }
+
+    /// The record of `manifest`, but for its files.
+    pub(super) fn without_files(manifest: &Manifest, placement: Option<&Placement>) -> Result<Self> {
         Ok(Self {
             version: VERSION,
             reference: manifest.reference.clone(),
             want: manifest.want,
             revision: manifest.revision.clone(),
-            files: manifest.files.iter().enumerate().map(place).collect::<Result<_>>()?,
+            files: Vec::new(),
             cache: placement.map(Cache::new).transpose()?,
             license: manifest.license.clone(),
             gated: manifest.gated,

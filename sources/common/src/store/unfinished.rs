@@ -15,7 +15,7 @@ use llm_local_core::{Error, Manifest, Placement, Result};
 
 use super::{
     Store,
-    entry::{Fetched, RecordFile},
+    entry::{Fetched, RecordFile, place},
     ledger::{Read, Unreadable, files_ending},
     record::Record,
 };
@@ -30,17 +30,25 @@ impl Store {
     /// [`Error::InvalidSpec`] if the manifest has no such file, or as [`Store::record_files`]; [`Error::Io`];
     /// [`Error::Cancelled`] as [`Store::with_cancel`].
     pub fn note_fetched(&self, manifest: &Manifest, placement: &Placement, path: &str) -> Result<()> {
-        let mut note = Record::new(self, manifest, None, &Default::default(), Some(placement))?;
-        let Some(number) = note.files.iter().position(|file| file.path == path) else {
-            let reason = format!("its manifest lists no file `{path}` to note");
-            return Err(Error::invalid_spec(format!("record of {}", manifest.reference), reason));
+        let bad = |reason| Error::invalid_spec(format!("record of {}", manifest.reference), reason);
+        if placement.files.len() != manifest.files.len() {
+            return Err(bad("its placement does not have one place for each file".into()));
+        }
+        let Some(number) = manifest.files.iter().position(|file| file.path == path) else {
+            return Err(bad(format!("its manifest lists no file `{path}` to note")));
         };
-        let mut file = note.files.swap_remove(number);
-        note.files.clear();
+        let note = Record::without_files(manifest, Some(placement))?;
+        let listed = &manifest.files[number];
+        let mut file = RecordFile {
+            path: path.to_owned(),
+            size: listed.size,
+            digest: listed.digest,
+            computed: None,
+            fetched: None,
+            place: place(self, manifest, listed, Some((placement, number)), None)?,
+        };
         file.fetched = Some(Fetched::now(&note.used_path(self.root(), &file)));
-        let as_line = |text: serde_json::Result<String>| {
-            text.map_err(|e| Error::invalid_spec(format!("record of {}", manifest.reference), e.to_string()))
-        };
+        let as_line = |text: serde_json::Result<String>| text.map_err(|e| bad(e.to_string()));
         // A line begins with its break: what a crash cut off spoils no other.
         let line = format!("\n{}", as_line(serde_json::to_string(&file))?);
         let at = self.note_path(&note);
