@@ -1,5 +1,7 @@
 //! A process is killed wherever it is, many times.
 
+use std::{collections::BTreeMap, ops::Range};
+
 use crate::{
     process::Fetching,
     received::{Received, kill},
@@ -18,24 +20,32 @@ const MOST: u64 = 6 << 20;
 #[test]
 fn a_killed_download_goes_on_with_at_most_a_mebibyte_of_each_range_again() {
     let world = World::new(TOKENS, SEGMENT);
-    let (mut random, mut received, mut again) = (Random(0x5eed), 0, Vec::new());
+    let (mut random, mut again, mut served) = (Random(0x5eed), Vec::new(), 0);
     for _ in 0..DOWNLOADS {
-        let folder = Folder::new();
+        let (folder, mut sent) = (Folder::new(), Sent::default());
+        let (mut unread, mut lost) = (0, 0);
         for kills in 0.. {
             let run = run(&world, &folder, (kills < KILLS).then_some(&mut random));
-            received += run.received;
+            run.sent.iter().for_each(|part| sent.add(part.clone()));
+            unread += run.unread;
             if run.ended {
-                assert_eq!(run.again, 0);
+                assert_eq!((run.again, run.unread), (0, 0));
                 break;
             }
+            lost += run.again;
             again.push(run.again);
         }
         world.assert_whole(folder.path());
         world.assert_loads(folder.path());
+        // By the hub's word alone: every byte was sent, and twice only what no process had read or what a kill took.
+        let twice = sent.twice(world.size());
+        assert_eq!(twice, unread + lost, "{sent:?}");
+        assert_eq!(sent.bytes(), world.size() + twice);
+        assert!(twice - unread <= KILLS as u64 * RANGES as u64 * AGAIN, "{twice} bytes twice, {unread} unread");
+        served += sent.bytes() - unread;
     }
-    let needed = DOWNLOADS * world.size();
-    assert_eq!(received, needed + again.iter().sum::<u64>());
-    assert!(received <= needed + again.len() as u64 * RANGES as u64 * AGAIN, "{received} bytes of {needed}");
+    let most = DOWNLOADS * (world.size() + KILLS as u64 * RANGES as u64 * AGAIN);
+    assert!((DOWNLOADS * world.size()..=most).contains(&served), "{served} bytes, {most} at most");
     // Else nothing was tested.
     assert!(again.len() > 20 && again.iter().filter(|again| **again > 0).count() > 15, "{again:?}");
 }
@@ -63,11 +73,45 @@ fn what_counts_as_done_after_a_kill_is_right() {
     }
 }
 
+/// The parts of the weights that the hub sent for one download, in the order of the processes that asked for them.
+#[derive(Debug, Default)]
+struct Sent(BTreeMap<u64, Vec<Range<u64>>>);
+
+impl Sent {
+    fn add(&mut self, part: Range<u64>) {
+        self.0.entry(part.start / SEGMENT).or_default().push(part);
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.values().flatten().map(|part| part.end - part.start).sum()
+    }
+
+    /// How many bytes were sent again. Asserts that the file of `size` bytes was sent whole, and of each segment each
+    /// part from within the one before or from its end.
+    fn twice(&self, size: u64) -> u64 {
+        assert!(self.0.keys().copied().eq(0..size.div_ceil(SEGMENT)), "{self:?}");
+        let of_segment = |(index, parts): (&u64, &Vec<Range<u64>>)| {
+            let (start, end) = (index * SEGMENT, size.min((index + 1) * SEGMENT));
+            let (mut reached, mut twice) = (start, 0);
+            for part in parts {
+                assert!((start..=reached).contains(&part.start) && part.end <= end, "{part:?} of {parts:?}");
+                twice += reached - part.start;
+                reached = part.end;
+            }
+            assert_eq!(reached, end, "{parts:?}");
+            twice
+        };
+        self.0.iter().map(of_segment).sum()
+    }
+}
+
 /// What became of one process.
 struct Run {
-    /// Bytes of the weights that it read.
-    received: u64,
-    /// Those of them that are not there now.
+    /// The parts of the weights that the hub sent it.
+    sent: Vec<Range<u64>>,
+    /// Bytes of them that it did not read.
+    unread: u64,
+    /// Bytes that it read and that are not there now.
     again: u64,
     ended: bool,
 }
@@ -100,5 +144,7 @@ fn run(world: &World, folder: &Folder, random: Option<&mut Random>) -> Run {
     let gained = world.done(folder).bytes() - before.bytes();
     let again = received.checked_sub(gained).expect("nothing is there that was not received");
     assert!(again <= RANGES as u64 * AGAIN, "{again} of {received} bytes were lost");
-    Run { received, again, ended }
+    let requests = world.hub.wait_until_idle();
+    let parts = of_weights(&requests).map(|request| start(request)..start(request) + request.body_bytes_sent);
+    Run { sent: parts.collect(), unread: sent(&requests) - received, again, ended }
 }

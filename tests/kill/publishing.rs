@@ -70,8 +70,10 @@ fn kill_and_go_on(
     assert!(!left.has_ref, "{left:?}");
     world.hub.clear();
     Fetching::start(world, folder.path()).succeed();
-    let requests = world.hub.requests();
-    assert!(requests.iter().all(|request| request.path.starts_with("/api/")), "{requests:?}");
+    let requests = world.hub.wait_until_idle();
+    // It asks which commit the ref names, and for nothing else.
+    assert!(!requests.is_empty() && requests.iter().all(|r| r.path.starts_with("/api/")), "{requests:?}");
+    assert!(requests.iter().all(|r| r.status == 200 && r.file.is_none()), "{requests:?}");
     world.assert_whole(folder.path());
     world.assert_loads(folder.path());
 }
