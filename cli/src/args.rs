@@ -35,6 +35,12 @@ pub(crate) enum Command {
     },
     /// Read every fetched file again, and compare it with its digest.
     Verify(Verify),
+    /// Free what interrupted downloads have left. To go on with one, pull it again instead.
+    Clean {
+        /// Only what nothing was added to for so many days.
+        #[arg(long, value_name = "DAYS", default_value_t = 7)]
+        older_than: u32,
+    },
     /// List the registered backends and sources.
     Plugins,
 }

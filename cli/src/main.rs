@@ -54,6 +54,7 @@ async fn execute(args: Args) -> Result<ExitCode> {
             stored::remove(engine.store(), &references)
         }
         Command::Verify(verify) => stored::verify(engine.store(), &verify),
+        Command::Clean { older_than } => stored::clean(engine.store(), older_than),
         Command::Plugins => {
             let mut lines = String::new();
             for p in engine.registry().plugins() {

@@ -1,6 +1,10 @@
-//! `pull`, `list`, `rm` and `verify`: what is kept on this machine.
+//! `pull`, `list`, `rm`, `verify` and `clean`: what is kept on this machine.
 
-use std::{fmt::Write, process::ExitCode, time::SystemTime};
+use std::{
+    fmt::Write,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
 
 use indicatif::{DecimalBytes, HumanDuration};
 use llm_local::{
@@ -45,10 +49,15 @@ pub(crate) fn list(store: &Store) -> Result<ExitCode> {
         eprintln!("warning: {}: {}", unreadable.path.display(), unreadable.reason);
     }
     let size = store.size()?;
-    let total = size.fetched + size.found + size.unrecorded;
+    let total = size.fetched + size.found;
     let _ = writeln!(lines, "{} in all, in {} and the caches it shares", DecimalBytes(total), store.root().display());
-    if size.partials > 0 {
-        let _ = writeln!(lines, "{} of unfinished downloads", DecimalBytes(size.partials));
+    let unfinished = size.partials + size.unrecorded;
+    if unfinished > 0 {
+        let _ = writeln!(
+            lines,
+            "{} of unfinished downloads, which go on when they are pulled again; `llm-local clean` frees old ones",
+            DecimalBytes(unfinished)
+        );
     }
     print(&lines)
 }
@@ -65,8 +74,10 @@ fn line(artifact: &Artifact, now: SystemTime) -> String {
     if artifact.gated == Some(true) {
         notes.push("gated".into());
     }
-    if !artifact.fetched {
-        notes.push("found in the cache of another tool".into());
+    match artifact.found.len() {
+        0 => {}
+        _ if !artifact.fetched => notes.push("found in the cache of another tool".into()),
+        found => notes.push(format!("{found} of {} files found in the cache of another tool", artifact.files.len())),
     }
     if artifact.pinned {
         notes.push("pinned".into());
@@ -86,6 +97,7 @@ fn line(artifact: &Artifact, now: SystemTime) -> String {
 
 /// Deletes what `references` name.
 pub(crate) fn remove(store: &Store, references: &[ArtifactRef]) -> Result<ExitCode> {
+    let store = telling(store);
     for reference in references {
         let deleted = store.delete(reference)?;
         eprintln!("{reference}: {} freed", DecimalBytes(deleted.bytes));
@@ -93,9 +105,28 @@ pub(crate) fn remove(store: &Store, references: &[ArtifactRef]) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// Frees what interrupted downloads have left to which nothing was added for so many days.
+pub(crate) fn clean(store: &Store, days: u32) -> Result<ExitCode> {
+    let older_than = Duration::from_secs(u64::from(days) * 24 * 60 * 60);
+    let cleaned = telling(store).clean(older_than, SystemTime::now())?;
+    eprintln!("unfinished downloads: {} freed", DecimalBytes(cleaned.bytes));
+    let size = store.size()?;
+    let left = size.partials + size.unrecorded;
+    if left > 0 && days > 0 {
+        eprintln!("{} of younger ones stay; --older-than 0 frees all that nobody works on", DecimalBytes(left));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `store`, and it says what it waits for.
+fn telling(store: &Store) -> Store {
+    store.clone().with_on_wait(|reason| eprintln!("waiting: {reason}"))
+}
+
 /// Reads every file again and compares it with its digest.
 pub(crate) fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
     let reference = args.reference.as_ref().map(|text| text.parse()).transpose()?;
+    let store = telling(store);
     let verified = store.verify(reference.as_ref(), &CancellationToken::new())?;
     let (mut lines, mut damaged) = (String::new(), 0);
     for file in &verified {

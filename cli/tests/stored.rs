@@ -85,16 +85,15 @@ fn a_damaged_file_is_found_and_brought_anew() {
 #[cfg(unix)]
 const WRITTEN: u64 = 512 << 10;
 
+/// Interrupts a pull of the model once [`WRITTEN`] bytes are on disk.
 #[cfg(unix)]
-#[test]
-fn an_interrupted_pull_goes_on_where_it_was() {
-    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+fn interrupt_a_pull(hub: &Hub, folder: &Path) {
     hub.fault(Fault::stall(1_200_000).path("model.safetensors").once());
-    let mut child = command(&hub, folder.path(), &["pull", "hf:org/tiny"]).spawn().unwrap();
+    let mut child = command(hub, folder, &["pull", "hf:org/tiny"]).spawn().unwrap();
     hub.wait_until(|requests| requests.iter().any(|r| r.is_for("model.safetensors") && r.body_bytes_sent >= 1_200_000));
     // Until the program has written what it got.
     let data = || {
-        let partials = fs::read_dir(folder.path().join("store/partials")).ok()?;
+        let partials = fs::read_dir(folder.join("store/partials")).ok()?;
         partials.flatten().find_map(|entry| fs::metadata(entry.path().join("data")).ok())
     };
     while data().is_none_or(|data| std::os::unix::fs::MetadataExt::blocks(&data) * 512 < WRITTEN) {
@@ -107,11 +106,54 @@ fn an_interrupted_pull_goes_on_where_it_was() {
     assert_eq!(output.status.code(), Some(130), "{out}{err}");
     assert!(err.contains("goes on where this one was"), "{err}");
     hub.clear();
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_pull_goes_on_where_it_was() {
+    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+    interrupt_a_pull(&hub, folder.path());
     let again = command(&hub, folder.path(), &["pull", "hf:org/tiny"]).output().unwrap();
     assert!(again.status.success(), "{:?}", texts(&again));
     let size = fs::metadata(Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/tiny-llama/model.safetensors")).unwrap();
     let fetched = hub.bytes_served_for("model.safetensors");
     assert!(fetched <= size.len() - WRITTEN, "{fetched} of {} bytes were fetched again", size.len());
+}
+
+#[cfg(unix)]
+#[test]
+fn what_an_interrupted_pull_left_is_listed_and_cleaned() {
+    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+    let run = |args: &[&str]| texts(&command(&hub, folder.path(), args).output().unwrap());
+    assert!(run(&["clean"]).1.contains("unfinished downloads: 0 B freed"));
+    interrupt_a_pull(&hub, folder.path());
+    assert!(run(&["list"]).0.contains("of unfinished downloads"), "{:?}", run(&["list"]));
+    let (_, kept) = run(&["clean"]);
+    assert!(kept.contains(": 0 B freed") && kept.contains("--older-than 0"), "{kept}");
+    assert!(folder.path().join("store/partials").read_dir().unwrap().count() > 0);
+    let (_, freed) = run(&["clean", "--older-than", "0"]);
+    assert!(freed.contains("freed") && !freed.contains(": 0 B freed"), "{freed}");
+    assert_eq!(folder.path().join("store/partials").read_dir().unwrap().count(), 0);
+    assert!(!run(&["list"]).0.contains("unfinished"), "{:?}", run(&["list"]));
+}
+
+#[test]
+fn a_ref_that_names_nothing_is_answered_with_what_there_is() {
+    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+    let run = |args: &[&str]| command(&hub, folder.path(), args).output().unwrap();
+    let refused = |args: &[&str]| {
+        let output = run(args);
+        assert!(!output.status.success());
+        texts(&output).1
+    };
+    for what in ["rm", "verify"] {
+        assert!(refused(&[what, "hf:org/tiny"]).contains("nothing is kept here yet"));
+    }
+    assert!(run(&["pull", "hf:org/tiny"]).status.success());
+    for what in ["rm", "verify"] {
+        assert!(refused(&[what, "hf:org/tinny"]).contains("did you mean `hf:org/tiny`?"));
+        assert!(refused(&[what, "org/tiny"]).contains("this store has `hf:org/tiny` at"));
+    }
 }
 
 #[test]
