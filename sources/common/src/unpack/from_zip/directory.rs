@@ -25,17 +25,17 @@ const DIRECTORY_BYTES: u64 = 16 << 20;
 
 /// Where the directory of a zip is.
 #[derive(Debug)]
-pub(super) struct Directory {
+struct Directory {
     entries: u64,
     start: u64,
     size: u64,
     /// The byte after it.
-    pub(super) end: u64,
+    end: u64,
 }
 
 /// Finds the directory, and refuses one that is not right before the end, that is too large, or that lies in another file
 /// of several.
-pub(super) fn check(source: &mut (impl Read + Seek), job: &Job<'_>) -> Result<Directory> {
+pub(super) fn check(source: &mut (impl Read + Seek), job: &Job<'_>) -> Result<()> {
     let broken = |e| job.broken("its end cannot be read", e);
     let length = source.seek(SeekFrom::End(0)).map_err(broken)?;
     let tail_start = length.saturating_sub(END as u64 + LONGEST_COMMENT);
@@ -69,7 +69,7 @@ pub(super) fn check(source: &mut (impl Read + Seek), job: &Job<'_>) -> Result<Di
     if directory.start.checked_add(directory.size) != Some(directory.end) {
         return Err(job.bad("its directory is not where it says"));
     }
-    Ok(directory)
+    Ok(())
 }
 
 /// The directory as zip64 has it, if one of the fields of the short record is too small for it.

@@ -95,3 +95,18 @@ fn a_window_that_is_claimed_is_not_reserved() {
     let packed = [&[0x28, 0xb5, 0x2f, 0xfd, 0x01, 0x50, 7][..], &[1, 0, 0]].concat();
     assert_refused("a.tar.zst", &packed, &["dict"]);
 }
+
+#[test]
+fn a_zstd_frame_holds_what_it_claims_and_a_skipped_one_is_whole() {
+    // A raw block of the whole tar, in one segment that claims a byte more than there is.
+    let tar = tar_of(&ADAPTER);
+    let frame = |claimed: u16| {
+        let block = (u32::try_from(tar.len()).unwrap() << 3 | 1).to_le_bytes();
+        [&[0x28, 0xb5, 0x2f, 0xfd, 0x60][..], &(claimed - 256).to_le_bytes(), &block[..3], &tar].concat()
+    };
+    let size = u16::try_from(tar.len()).unwrap();
+    assert_eq!(paths("a.tar.zst", &frame(size)).len(), 2);
+    assert_refused("a.tar.zst", &frame(size + 1), &["claims"]);
+    let cut_off = [&frame(size)[..], &[0x50, 0x2a, 0x4d, 0x18, 9, 0, 0, 0], b"abc"].concat();
+    assert_refused("a.tar.zst", &cut_off, &["does not end as it should"]);
+}
