@@ -33,5 +33,4 @@ pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};
 pub(crate) use publish::{Target, link, publish, publish_bytes, sweep};
 pub(crate) use space::{check as check_space, if_full, same_volume};
-#[allow(unused_imports)]
-pub(crate) use temporary::{Swept, sweep_temporaries};
+pub(crate) use temporary::sweep_temporaries;

@@ -83,7 +83,6 @@ pub(crate) struct Swept {
 ///
 /// # Errors
 /// [`Error::Io`] that names the folder, or a file that cannot be removed.
-#[allow(dead_code)]
 pub(crate) fn sweep_temporaries(folder: &Path, older_than: Duration, now: SystemTime) -> Result<Swept> {
     let failed = |e| Error::io("list", folder, e);
     let entries = match fs::read_dir(folder) {

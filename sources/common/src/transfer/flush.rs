@@ -54,3 +54,35 @@ impl Flush {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::network::{Network, NetworkConfig};
+
+    /// Whether this process has the file open.
+    fn is_open(path: &Path) -> bool {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).any(|open| open == path)
+    }
+
+    #[test]
+    fn once_it_has_ended_the_file_is_not_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("data");
+        std::fs::write(&path, vec![1; 8 << 20]).unwrap();
+        let network = Network::new(NetworkConfig::new());
+        let flushed = network.run(async move {
+            let flush = Flush::new(&path);
+            for _ in 0..20 {
+                flush.written(EVERY - 1);
+                flush.written(1);
+                assert!(flush.state.lock().unwrap().running.is_some());
+                flush.ended().await;
+                assert!(!is_open(&path) && flush.state.lock().unwrap().running.is_none());
+            }
+            Ok(())
+        });
+        pollster::block_on(flushed).unwrap();
+    }
+}

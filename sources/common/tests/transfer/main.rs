@@ -12,6 +12,7 @@ mod refusals;
 mod resume;
 mod secrets;
 mod several;
+mod small;
 mod sources;
 mod space;
 mod support;

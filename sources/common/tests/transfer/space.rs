@@ -2,8 +2,9 @@
 
 use std::{fs, path::PathBuf};
 
-use llm_local_core::{ManifestFile, PlacedFile, Placement, ProgressEvent};
-use llm_local_testkit::hub::Fault;
+use llm_local_core::{Error, ManifestFile, PlacedFile, Placement, ProgressEvent};
+use llm_local_source_common::{store::Store, transfer::Transfer};
+use llm_local_testkit::hub::{Fault, Host};
 
 use super::support::*;
 
@@ -68,7 +69,7 @@ fn content_that_several_files_and_artifacts_have_is_missing_once() {
 #[test]
 fn what_came_of_a_file_is_not_missing() {
     let setup = Setup::new();
-    setup.hub.fault(Fault::status(404).path(MODEL).on(llm_local_testkit::hub::Host::Cdn).skip(2));
+    setup.hub.fault(Fault::status(404).path(MODEL).on(Host::Cdn).skip(2));
     setup.fetch().unwrap_err();
     setup.hub.clear();
     setup.hub.clear_faults();
@@ -76,6 +77,54 @@ fn what_came_of_a_file_is_not_missing() {
     setup.events.lock().unwrap().clear();
     setup.fetch().unwrap();
     assert_eq!(setup.first(), 8 + 2 * SEGMENT);
+}
+
+/// The system itself says that the disk is full: what is written down of the partial goes to a device that always is.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_gets_full_midway_is_too_little_space_and_what_came_stays() {
+    let setup = Setup::new().only(MODEL);
+    setup.hub.fault(Fault::cut(100_000).path(MODEL).on(Host::Cdn).skip(2).once());
+    setup.hub.fault(Fault::status(404).path(MODEL).skip(6));
+    setup.fetch().unwrap_err();
+    setup.hub.clear_faults();
+    setup.hub.clear();
+    let kept = 2 * SEGMENT + 100_000;
+    assert_eq!(setup.missing(), SIZE - kept);
+    // Now the file is another one, so that all of it is to be forgotten.
+    let partial = fs::read_dir(setup.root.path().join("partials")).unwrap().next().unwrap().unwrap().path();
+    std::os::unix::fs::symlink("/dev/full", partial.join("state.new")).unwrap();
+    setup.hub.fault(Fault::etag("other").path(MODEL));
+    let error = setup.fetch().unwrap_err();
+    let Error::InsufficientStorage { required, available, .. } = error else { panic!("{error:?}") };
+    assert_eq!(required, SIZE - kept);
+    // Of the device, which is nowhere.
+    assert!(available < u64::MAX);
+    fs::remove_file(partial.join("state.new")).unwrap();
+    setup.hub.clear();
+    setup.hub.clear_faults();
+    assert_eq!(setup.missing(), SIZE - kept);
+    setup.fetch().unwrap();
+    assert_eq!(setup.served(), SIZE - kept);
+}
+
+#[test]
+fn what_is_here_can_be_used_from_a_store_that_cannot_be_written_to() {
+    let mut setup = Setup::new();
+    setup.place();
+    let files = setup.fetch().unwrap();
+    setup.hub.clear();
+    // No folder can be made below a file, whoever tries.
+    let file = setup.root.path().join("file");
+    fs::write(&file, "").unwrap();
+    let transfer =
+        Transfer::new(setup.transfer().network().clone(), Store::new(file.join("store")), Default::default());
+    let fetch = || pollster::block_on(transfer.fetch(vec![setup.job()], &setup.cx()));
+    assert_eq!(fetch().unwrap(), [files.clone()]);
+    fs::remove_file(&files[MODEL]).unwrap();
+    let error = fetch().unwrap_err();
+    assert!(error.code() == "io" && error.to_string().contains(&file.display().to_string()), "{error}");
+    assert!(setup.hub.requests().is_empty());
 }
 
 /// Of a file that no disk has room for, all bytes but the link are here, in a blob that has no block.
