@@ -10,6 +10,8 @@ use llm_local_core::{
 pub const PLUGINS: &[Plugin] = &[
     #[cfg(feature = "candle")]
     llm_local_candle::PLUGIN,
+    #[cfg(feature = "github")]
+    llm_local_source_github::PLUGIN,
     #[cfg(feature = "huggingface")]
     llm_local_source_huggingface::PLUGIN,
     #[cfg(feature = "local")]
@@ -19,6 +21,8 @@ pub const PLUGINS: &[Plugin] = &[
 /// Which cargo feature brings what, for messages.
 pub const FEATURES: &[KnownFeature] = &[
     (PluginKind::Backend, "candle", "candle"),
+    (PluginKind::ModelSource, "github", "github"),
+    (PluginKind::AdapterSource, "github", "github"),
     (PluginKind::ModelSource, "hf", "huggingface"),
     (PluginKind::AdapterSource, "hf", "huggingface"),
     (PluginKind::ModelSource, "file", "local"),

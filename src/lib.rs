@@ -2,14 +2,18 @@
 
 pub mod builtin;
 pub mod engine;
+pub mod lock;
 pub mod lora;
 pub mod plan;
+pub mod policy;
 pub mod session;
 
 mod blocking;
+mod content;
 
 pub use engine::{Engine, EngineBuilder, LoadStats, Model, ModelDigest};
 pub use plan::{Plan, PlannedArtifact};
+pub use policy::Policy;
 pub use session::{SavedCache, Session, Turn, TurnOptions};
 
 pub use llm_local_core as core;
@@ -17,7 +21,7 @@ pub use llm_local_core::{
     AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength,
     DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
     InferenceBackend, Input, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler,
-    Registry, Result, Role, Sampling, Usage,
+    Registry, Result, Role, Sampling, SpecLock, Usage,
 };
 pub use llm_local_source_common::{
     network::NetworkConfig,

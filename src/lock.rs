@@ -36,10 +36,12 @@ pub fn from_toml(text: &str) -> Result<SpecLock> {
     struct Version {
         version: u32,
     }
-    let bad = |e: toml::de::Error| Error::invalid_spec("lock file", format!("it cannot be read: {e}; lock the spec anew"));
+    let bad =
+        |e: toml::de::Error| Error::invalid_spec("lock file", format!("it cannot be read: {e}; lock the spec anew"));
     let Version { version } = toml::from_str(text).map_err(bad)?;
     if version != VERSION {
-        let reason = format!("it is of version {version}, and {VERSION} is known; lock the spec anew, or use a newer llm-local");
+        let reason =
+            format!("it is of version {version}, and {VERSION} is known; lock the spec anew, or use a newer llm-local");
         return Err(Error::invalid_spec("lock file", reason));
     }
     toml::from_str::<LockFile>(text).map(|file| file.lock).map_err(bad)
@@ -95,7 +97,9 @@ mod tests {
         write(&lock(), &path).unwrap();
         assert_eq!(read(&path).unwrap(), lock());
         let text = std::fs::read_to_string(&path).unwrap();
-        for part in ["version = 1", "ref = \"hf:org/tiny\"", "revision = \"c0ffee\"", "tokenizer.json", "version = \"v1\""] {
+        for part in
+            ["version = 1", "ref = \"hf:org/tiny\"", "revision = \"c0ffee\"", "tokenizer.json", "version = \"v1\""]
+        {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

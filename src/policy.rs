@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use llm_local_core::{ArtifactRef, Error, Manifest, Result, Want};
-use llm_local_source_common::unpack::ArchiveFormat;
+use llm_local_source_common::{transfer::Files, unpack::ArchiveFormat};
 use llm_local_weights::{is_gguf, is_safetensors};
 
 /// A form that weights come in.
@@ -147,16 +147,27 @@ impl Policy {
         }
     }
 
+    /// Checks what came out of the archives of an artifact, which no listing tells.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`], within [`Error::AdapterMergeFailed`] for an adapter.
+    pub(crate) fn check_unpacked(&self, manifest: &Manifest, files: &Files) -> Result<()> {
+        if manifest.unpack.is_empty() {
+            return Ok(());
+        }
+        let checked = self.check_formats(&manifest.reference, files.keys().map(String::as_str));
+        match manifest.want {
+            Want::Adapter => checked.map_err(|e| e.into_adapter(&manifest.reference)),
+            _ => checked,
+        }
+    }
+
     /// Checks the names of the files that an artifact has; archives among them are let through, to be checked once they
     /// are unpacked.
     ///
     /// # Errors
     /// [`Error::NotAllowed`] that names the file and the rule.
-    pub(crate) fn check_formats<'a>(
-        &self,
-        reference: &ArtifactRef,
-        names: impl Iterator<Item = &'a str>,
-    ) -> Result<()> {
+    fn check_formats<'a>(&self, reference: &ArtifactRef, names: impl Iterator<Item = &'a str>) -> Result<()> {
         let Some(formats) = &self.formats else { return Ok(()) };
         for name in names.filter(|name| ArchiveFormat::of_name(name).is_none()) {
             let format = match name {

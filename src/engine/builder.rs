@@ -11,7 +11,7 @@ use llm_local_source_common::{
 };
 
 use super::{Engine, Inner, slots::Slots};
-use crate::builtin;
+use crate::{builtin, policy::Policy};
 
 /// The environment variable that overrides where fetched files are kept.
 pub const CACHE_VARIABLE: &str = "LLM_LOCAL_CACHE";
@@ -25,6 +25,7 @@ pub struct EngineBuilder {
     changes: Vec<Change>,
     cache: Option<PathBuf>,
     quota: Option<u64>,
+    policy: Policy,
     network: NetworkConfig,
     transfer: TransferConfig,
     offline: bool,
@@ -64,6 +65,14 @@ impl EngineBuilder {
     /// go, except those that are pinned or in use ([`crate::Store::evict`]). Without it nothing is ever evicted.
     pub fn cache_quota(mut self, bytes: u64) -> Self {
         self.quota = Some(bytes);
+        self
+    }
+
+    /// What may be fetched and used; without it everything may. Its hosts replace those of [`EngineBuilder::network`]; a
+    /// source that is given as an instance, or that asks by means of its own, is not bound by them in what it asks itself,
+    /// but the files that it lists are.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
         self
     }
 
@@ -112,12 +121,16 @@ impl EngineBuilder {
                 .cache_dir()
                 .join("llm-local"),
         };
-        let network = Network::new(self.network);
-        let registry = registry.with_context(PluginContext::new().with(network.clone()));
+        let network = match self.policy.hosts() {
+            Some(hosts) => self.network.with_allowed_hosts(hosts),
+            None => self.network,
+        };
+        let (network, store) = (Network::new(network), Store::new(cache));
+        let registry = registry.with_context(PluginContext::new().with(network.clone()).with(store.clone()));
         let heads_at_once = self.transfer.connections.max(1);
-        let transfer = Transfer::new(network, Store::new(cache), self.transfer);
-        let (quota, offline, slots) = (self.quota, self.offline, Slots::default());
-        Ok(Engine { inner: Arc::new(Inner { registry, transfer, heads_at_once, quota, offline, slots }) })
+        let transfer = Transfer::new(network, store, self.transfer);
+        let (quota, policy, offline, slots) = (self.quota, self.policy, self.offline, Slots::default());
+        Ok(Engine { inner: Arc::new(Inner { registry, transfer, heads_at_once, quota, policy, offline, slots }) })
     }
 
     fn change(mut self, change: impl FnOnce(Registry) -> Registry + Send + 'static) -> Self {

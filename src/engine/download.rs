@@ -8,7 +8,7 @@ use llm_local_source_common::{
     transfer::Job,
 };
 
-use super::{Engine, Inner, prepare::resolving};
+use super::{Engine, Inner};
 
 impl Engine {
     /// Makes every file of `spec` present and verified, once a backend has said by the headers of the base that it can run
@@ -61,19 +61,19 @@ impl Inner {
 
     async fn download_artifact(&self, reference: &ArtifactRef, want: Want, cx: FetchContext) -> Result<()> {
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
-        resolving(reference, &cx);
         let job = if want == Want::Adapter {
             let source = self.registry.adapter_source(reference)?;
-            let manifest = source.resolve(reference, want, &cx).await?;
+            let manifest = self.pin(&*source, reference, want, None, &cx).await?;
             Job::new(source, manifest)
         } else {
             let source = self.registry.model_source(reference)?;
-            let manifest = source.resolve(reference, want, &cx).await?;
+            let manifest = self.pin(&*source, reference, want, None, &cx).await?;
             Job::new(source, manifest)
         };
         let jobs = vec![job];
         let _holds = self.hold(&jobs).await?;
         self.make_room(&jobs, &cx).await?;
-        self.transfer.fetch(jobs, &cx).await.map(drop)
+        let files = self.transfer.fetch(jobs.clone(), &cx).await?;
+        self.policy.check_unpacked(&jobs[0].manifest, &files[0])
     }
 }

@@ -1,7 +1,6 @@
 //! What tells a loaded model from others: its content, wherever it lies.
 
 use std::{
-    io::Read,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
@@ -15,10 +14,10 @@ use llm_local_core::{AdapterSet, Digest, Error, LoraAdapter, Manifest, Result};
 use llm_local_source_common::transfer::Files;
 use sha2::{Digest as _, Sha256};
 
-use crate::blocking::{Wanted, blocking_while_wanted};
-
-/// Bytes that are read at once.
-const CHUNK: usize = 1 << 18;
+use crate::{
+    blocking::{Wanted, blocking_while_wanted},
+    content,
+};
 
 /// What a model is made of, by content: the same on every machine, in every folder, and from every source that lists the
 /// same files.
@@ -70,14 +69,15 @@ impl Identity {
         adapters: &[(Arc<LoraAdapter>, f32)],
     ) -> Result<Self> {
         let mut listed = Vec::new();
-        for file in &manifest.files {
-            let Some(path) = files.get(&file.path) else { continue };
+        // Not those of the manifest, of which some may be archives: what came out of them is the model.
+        for (name, path) in files {
+            let meta = fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?;
             listed.push(IdentityFile {
-                name: file.path.clone(),
+                name: name.clone(),
                 path: path.clone(),
-                size: file.size,
-                modified: modified(path)?,
-                digest: file.digest,
+                size: meta.len(),
+                modified: meta.modified().ok(),
+                digest: manifest.file(name).and_then(|file| file.digest),
             });
         }
         let mut weights = listed.iter_mut().filter(|file| is_weights(&file.name));
@@ -125,7 +125,7 @@ impl Identity {
             for file in &files {
                 let digest = match file.digest {
                     Some(digest @ Digest::Sha256(_)) => digest,
-                    _ => Digest::Sha256(file.hash(&model, wanted)?),
+                    _ => file.hash(&model, wanted)?,
                 };
                 all.update(format!("{}\0{}\0{digest}\n", file.name, file.size));
             }
@@ -136,20 +136,8 @@ impl Identity {
 }
 
 impl IdentityFile {
-    fn hash(&self, model: &str, wanted: &Wanted) -> Result<[u8; 32]> {
-        let failed = |e| Error::io("read", &self.path, e);
-        let mut file = fs_err::File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))?;
-        let (mut sum, mut size, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
-        loop {
-            wanted.check()?;
-            match file.read(&mut chunk).map_err(failed)? {
-                0 => break,
-                n => {
-                    sum.update(&chunk[..n]);
-                    size += n as u64;
-                }
-            }
-        }
+    fn hash(&self, model: &str, wanted: &Wanted) -> Result<Digest> {
+        let (size, digest) = content::hash(&self.path, wanted)?;
         if size != self.size || modified(&self.path)? != self.modified {
             let reason = format!(
                 "{} has changed since the model was loaded, so what was loaded can no longer be told; unload it and load it again",
@@ -157,7 +145,7 @@ impl IdentityFile {
             );
             return Err(Error::load(model, reason));
         }
-        Ok(sum.finalize().into())
+        Ok(digest)
     }
 }
 

@@ -14,9 +14,11 @@ mod choose;
 mod download;
 mod identity;
 mod judge;
+mod locking;
 mod model;
 mod peek;
 mod prepare;
+mod resolve;
 mod room;
 mod slots;
 
@@ -39,7 +41,7 @@ use llm_local_core::{
 };
 use llm_local_source_common::{store::Store, transfer::Transfer};
 
-use crate::{blocking::blocking, lora::MergedSource, plan::Plan};
+use crate::{blocking::blocking, lora::MergedSource, plan::Plan, policy::Policy};
 use judge::Weights;
 use prepare::Prepared;
 use slots::{Key, Slots, Unloading};
@@ -58,6 +60,7 @@ struct Inner {
     /// How many heads of files that are elsewhere are read at a time.
     heads_at_once: usize,
     quota: Option<u64>,
+    policy: Policy,
     offline: bool,
     slots: Slots,
 }

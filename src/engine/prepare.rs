@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llm_local_core::{
     ArtifactRef, Error, FetchContext, InferenceBackend, LoadOptions, LoraAdapter, Manifest, ModelSpec, ProgressEvent,
-    Resolution, Result, Want,
+    Resolution, Result,
 };
 use llm_local_source_common::{
     store::Hold,
@@ -66,7 +66,11 @@ impl Inner {
         let files = self.present(&jobs, cx).await?;
         let mut judged = self.judge(spec, &pinned, &files, cx).await?;
         self.make_room(&jobs, cx).await?;
-        let fetched = self.transfer.fetch(jobs, cx).await?;
+        let fetched = self.transfer.fetch(jobs.clone(), cx).await?;
+        for (job, files) in jobs.iter().zip(&fetched) {
+            self.policy.check_unpacked(&job.manifest, files)?;
+        }
+        self.check_locked(spec, &jobs, &fetched).await?;
         let base_files = fetched[0].clone();
         if files.iter().any(Option::is_none) {
             let files: Vec<_> = fetched.into_iter().map(Some).collect();
@@ -78,21 +82,6 @@ impl Inner {
         let identity = Identity::new(spec.id(), &pinned.base, &base_files, &adapters)?;
         let (options, backend) = (chosen.options, chosen.resolution.backend.backend);
         Ok(Prepared { plan, weights, identity, adapters, options, backend, holds })
-    }
-
-    /// Pins the refs of `spec`.
-    async fn resolve(&self, spec: &ModelSpec, cx: &FetchContext) -> Result<Pinned> {
-        spec.validate()?;
-        let resolution = self.registry.resolve(spec)?;
-        resolving(&spec.base, cx);
-        let base = resolution.model_source.resolve(&spec.base, Want::Model, cx).await?;
-        let mut adapters = Vec::new();
-        for (adapter, source) in spec.adapters.iter().zip(&resolution.adapter_sources) {
-            resolving(&adapter.reference, cx);
-            let manifest = source.resolve(&adapter.reference, Want::Adapter, cx).await;
-            adapters.push(manifest.map_err(|e| e.into_adapter(&adapter.reference))?);
-        }
-        Ok(Pinned { resolution, base, adapters })
     }
 
     /// The files of each of `jobs` that is all here.

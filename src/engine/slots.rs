@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result};
+use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, SpecLock};
 
 use super::Model;
 
@@ -22,6 +22,7 @@ pub(super) struct Key {
     device: Option<String>,
     context_length: ContextLength,
     dtype: ComputeDtype,
+    lock: Option<SpecLock>,
 }
 
 impl Key {
@@ -33,6 +34,7 @@ impl Key {
             device: spec.device.clone(),
             context_length: spec.context_length,
             dtype: spec.dtype,
+            lock: spec.lock.clone(),
         }
     }
 }
