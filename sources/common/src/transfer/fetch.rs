@@ -174,9 +174,28 @@ impl Course {
             }
         }
         for job in jobs {
+            if fetched.came == Some(Came::Fetched) {
+                self.note(job, item).await.map_err(|error| (job, error))?;
+            }
             self.finish(job).await.map_err(|error| (job, error))?;
         }
         Ok(())
+    }
+
+    /// Notes that `item` came, if other files of the job are still missing: should they never come, this one can be told
+    /// from those of the tool whose cache it is in.
+    async fn note(&self, job: usize, item: &Item) -> Result<()> {
+        let Some(placement) = self.plan.placements[job].clone().filter(|_| self.missing[job] > 0) else {
+            return Ok(());
+        };
+        let of_job = item.spots.iter().filter(|spot| spot.file.job == job);
+        let paths: Vec<_> = of_job.map(|spot| spot.file.entry().path.clone()).collect();
+        let (call, store) = (self.call.clone(), self.store.clone());
+        blocking(move || {
+            let manifest = &call.jobs[job].manifest;
+            paths.iter().try_for_each(|path| store.note_fetched(manifest, &placement, path))
+        })
+        .await
     }
 
     fn files(&self, job: usize) -> Option<Files> {
