@@ -78,13 +78,15 @@ fn aimed(with_wrong: bool) -> impl Strategy<Value = Fault> {
 }
 
 /// What happens in a run: faults, and for how many requests a signed URL is good.
-fn troubles(with_wrong: bool) -> impl Strategy<Value = (Vec<Fault>, Option<usize>)> {
+type Troubles = (Vec<Fault>, Option<usize>);
+
+fn troubles(with_wrong: bool) -> impl Strategy<Value = Troubles> {
     let url_uses = prop_oneof![4 => Just(None), 1 => Just(Some(1)), 1 => Just(Some(0))];
     (prop::collection::vec(aimed(with_wrong), 0..4), url_uses)
 }
 
 /// Whether the large file has a digest, and what happens in two runs.
-fn two_runs() -> impl Strategy<Value = (bool, [(Vec<Fault>, Option<usize>); 2])> {
+fn two_runs() -> impl Strategy<Value = (bool, [Troubles; 2])> {
     prop::bool::weighted(0.7)
         .prop_flat_map(|has_digest| (Just(has_digest), [troubles(has_digest), troubles(has_digest)]))
 }
@@ -112,7 +114,7 @@ impl Setup {
         setup
     }
 
-    fn trouble(&self, (faults, url_uses): (Vec<Fault>, Option<usize>)) {
+    fn trouble(&self, (faults, url_uses): Troubles) {
         self.hub.clear_faults();
         self.hub.set_url_uses(url_uses);
         faults.into_iter().for_each(|fault| self.hub.fault(fault));

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read, Seek, SeekFrom},
+    path::Path,
     thread,
 };
 
@@ -75,6 +76,15 @@ fn another_ref_to_the_same_content_continues_it() {
     assert_eq!(cdn, SIZE - 2 * SEGMENT - 100_000);
 }
 
+fn open(path: &Path) -> fs::File {
+    fs::File::open(path).unwrap()
+}
+
+fn read(file: &mut fs::File, at: u64, bytes: &mut [u8]) {
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(bytes).unwrap();
+}
+
 /// Whoever kills the process at any moment finds on the disk what is looked at here.
 #[test]
 fn no_byte_counts_as_done_before_it_is_there() {
@@ -92,25 +102,23 @@ fn no_byte_counts_as_done_before_it_is_there() {
         let fetched = scope.spawn(|| setup.fetch());
         let partial = setup.root.path().join("partials").join(format!("sha256-{}", content.sha256()));
         until("a partial begins", || partial.join("state").exists() || fetched.is_finished());
-        let mut data = fs::File::open(partial.join("data")).unwrap();
-        let (mut seen, mut looks, mut released) = ([0; 8], 0, false);
+        let stalled = |r: &&Recorded| r.host == Host::Cdn && r.body_bytes_sent == SEGMENT / 2;
+        setup.hub.wait_until(|requests| requests.iter().filter(stalled).count() == 2);
+        let (mut data, mut state) = (open(&partial.join("data")), open(&partial.join("state")));
+        let counts_at = fs::read(partial.join("state")).unwrap().iter().position(|&byte| byte == b'\n').unwrap() + 1;
+        let (mut seen, mut looks) = ([0; 8], 0);
+        setup.hub.release();
+        // The state is replaced no more: each count is overwritten in its place.
         until("the fetch ends", || {
-            let state = fs::read(partial.join("state")).unwrap_or_default();
-            let counts = state.iter().position(|&byte| byte == b'\n').map_or(&[][..], |end| &state[end + 1..]);
+            let mut counts = [0; 8 * 8];
+            read(&mut state, counts_at as u64, &mut counts);
             let counts = counts.chunks_exact(8).map(|count| u64::from_le_bytes(count.try_into().unwrap()));
-            for (index, (count, seen)) in counts.zip(&mut seen).enumerate().filter(|(_, (count, seen))| *count > **seen)
-            {
+            for (index, (count, seen)) in counts.zip(&mut seen).enumerate().filter(|(_, (count, seen))| count > *seen) {
                 // The last that was written of it.
                 let (end, mut bytes) = (index as u64 * SEGMENT + count, [0; 64]);
-                data.seek(SeekFrom::Start(end - 64)).unwrap();
-                data.read_exact(&mut bytes).unwrap();
+                read(&mut data, end - 64, &mut bytes);
                 assert!(bytes[..] == content.read(end - 64..end).unwrap(), "the bytes before {end} count as done");
                 (*seen, looks) = (count, looks + 1);
-            }
-            let stalled = |r: &&Recorded| r.host == Host::Cdn && r.body_bytes_sent == SEGMENT / 2;
-            if !released && looks >= 2 && setup.hub.requests().iter().filter(stalled).count() == 2 {
-                setup.hub.release();
-                released = true;
             }
             fetched.is_finished()
         });
