@@ -11,15 +11,15 @@ use std::{
 
 use llm_local_core::{Error, Result};
 
-use super::folder::{create_each, sync_folder};
+use super::folder::{create_each, parent, relative, sync_folder};
 
 /// The folders of one call: each is made once, looked up once, and made to outlast a power loss once all is in it,
 /// however many files come.
 #[derive(Debug, Default)]
 pub(crate) struct Folders {
     made: Mutex<HashSet<PathBuf>>,
-    /// Where they really are.
-    real: Mutex<HashMap<PathBuf, PathBuf>>,
+    /// Whether the relative way from one to another leads there.
+    ways: Mutex<HashMap<(PathBuf, PathBuf), bool>>,
     /// In which something was made or renamed since they were synced, and how often.
     changed: Mutex<BTreeMap<PathBuf, u64>>,
     without_links: AtomicBool,
@@ -42,17 +42,22 @@ impl Folders {
         Ok(())
     }
 
-    /// Where the folder at `path`, which is there, really is.
+    /// Whether the relative way from the folder `from` to the folder `to`, which are there, leads there: `..` leads out of
+    /// where a folder really is, which may be elsewhere.
     ///
     /// # Errors
-    /// [`Error::Io`] that names it.
-    pub(super) fn real(&self, path: &Path) -> Result<PathBuf> {
-        if let Some(real) = locked(&self.real).get(path) {
-            return Ok(real.clone());
+    /// [`Error::Io`] that names a folder.
+    pub(super) fn is_way(&self, from: &Path, to: &Path) -> Result<bool> {
+        let pair = (from.to_owned(), to.to_owned());
+        if let Some(is_way) = locked(&self.ways).get(&pair) {
+            return Ok(*is_way);
         }
-        let real = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
-        locked(&self.real).insert(path.to_owned(), real.clone());
-        Ok(real)
+        let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("find", path, e));
+        let way = relative(&to.join("x"), &from.join("x"));
+        let way = real(from)?.join(parent(&way));
+        let is_way = way.canonicalize().ok() == Some(real(to)?);
+        locked(&self.ways).insert(pair, is_way);
+        Ok(is_way)
     }
 
     /// Notes that something was made or renamed in the folder at `path`.
@@ -108,7 +113,7 @@ mod tests {
         folders.changed(&path);
         let changed = || locked(&folders.changed).keys().cloned().collect::<Vec<_>>();
         assert_eq!(changed(), [folder.path(), &folder.path().join("a"), &path]);
-        assert_eq!(folders.real(&path).unwrap(), path.canonicalize().unwrap());
+        assert!(folders.is_way(&path, folder.path()).unwrap() && folders.is_way(folder.path(), &path).unwrap());
         folders.sync().unwrap();
         assert!(path.is_dir() && changed().is_empty());
     }

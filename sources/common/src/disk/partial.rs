@@ -148,9 +148,9 @@ impl Partial {
     /// As [`Partial::peek`], and how many bytes of the disk its data takes: it is made with its whole length, but takes
     /// room only as bytes come, also such that do not count as done.
     pub(crate) fn peek_room(root: &Path, key: &FileKey, size: u64) -> (u64, u64) {
+        let Ok(data) = fs::metadata(key.partial(root).join("data")) else { return (0, 0) };
         let done = Self::peek(root, key, size);
-        let taken = fs::metadata(key.partial(root).join("data")).map_or(0, |data| allocated(&data));
-        (done, taken.max(done).min(size))
+        (done, allocated(&data).max(done).min(size))
     }
 
     /// The file's size in bytes, once it is whole.

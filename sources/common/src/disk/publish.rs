@@ -193,7 +193,8 @@ fn link_by(
     folders: &Folders,
     system: &impl FileSystem,
 ) -> Result<bool> {
-    if targets.iter().all(|target| target.is_published(size)) {
+    let (there, missing): (Vec<_>, Vec<_>) = targets.iter().partition(|target| target.is_published(size));
+    if missing.is_empty() {
         return Ok(true);
     }
     if targets[0].has_blob(size) {
@@ -201,9 +202,9 @@ fn link_by(
         return Ok(true);
     }
     // Where there are no links, the content went to the first path that wanted it.
-    let mut paths = targets.iter().map(Target::path).chain(twin);
-    let Some(there) = paths.find(|path| is_whole(path, size)) else { return Ok(false) };
-    for target in targets.iter().filter(|target| !target.is_published(size)) {
+    let there = there.first().map(|target| target.path()).or(twin.filter(|twin| is_whole(twin, size)));
+    let Some(there) = there else { return Ok(false) };
+    for target in missing {
         folders.make(parent(target.path()))?;
         copy(there, target.path(), parent(&targets[0].blob), folders)?;
     }
@@ -241,11 +242,7 @@ impl<S: FileSystem> Links<'_, S> {
     fn make_one(&self, blob: &Path, link: &Path, staging: &Path) -> Result<bool> {
         let folders = self.folders;
         folders.make(parent(link))?;
-        let mut way = relative(blob, link);
-        // `..` leads out of where the folder really is, which may be elsewhere.
-        if !folders.real(parent(link))?.join(&way).exists() {
-            way = blob.to_owned();
-        }
+        let way = if folders.is_way(parent(link), parent(blob))? { relative(blob, link) } else { blob.to_owned() };
         if fs::read_link(link).is_ok_and(|there| there == way) {
             return Ok(false);
         }

@@ -33,6 +33,7 @@ pub(super) struct Course {
     missing: Vec<usize>,
     /// For each job, what its record is to say.
     news: Vec<News>,
+    unnoted: Vec<Unnoted>,
     /// `None` if all files are there and the store cannot be written to: nothing is, then.
     holds: Option<Vec<Hold>>,
 }
@@ -44,6 +45,16 @@ struct News {
     /// How those came that were not there before.
     came: BTreeMap<String, Came>,
 }
+
+/// Files that came and that the store has not heard of.
+#[derive(Clone, Default)]
+struct Unnoted {
+    paths: Vec<String>,
+    bytes: u64,
+}
+
+/// So many bytes of small files may be unknown to the store when the process is killed.
+const MOST_UNNOTED: u64 = 64 << 20;
 
 impl Course {
     /// Looks for what is there.
@@ -61,8 +72,8 @@ impl Course {
             }
             holds => Some(holds?),
         };
-        let news = vec![News::default(); call.jobs.len()];
-        Ok(Self { call, store, cx, plan, paths, missing, news, holds })
+        let (news, unnoted) = (vec![News::default(); call.jobs.len()], vec![Unnoted::default(); call.jobs.len()]);
+        Ok(Self { call, store, cx, plan, paths, missing, news, unnoted, holds })
     }
 
     /// Makes every file present.
@@ -152,6 +163,11 @@ impl Course {
             }
         }
         let Some((job, error)) = failed else { return Ok(()) };
+        for job in 0..self.call.jobs.len() {
+            if let Err(error) = self.note_all(job).await {
+                tracing::warn!(%error, "what came of an unfinished download is not noted");
+            }
+        }
         let contents = contents(&self.call, &self.plan, &self.paths);
         let root = self.call.root.clone();
         let error = blocking(move || Ok(if_full(error, || bytes(&root, &contents)))).await?;
@@ -183,13 +199,20 @@ impl Course {
     }
 
     /// Notes that `item` came, if other files of the job are still missing: should they never come, this one can be told
-    /// from those of the tool whose cache it is in.
-    async fn note(&self, job: usize, item: &Item) -> Result<()> {
-        let Some(placement) = self.plan.placements[job].clone().filter(|_| self.missing[job] > 0) else {
-            return Ok(());
-        };
+    /// from those of the tool whose cache it is in. Of small files many are noted at a time.
+    async fn note(&mut self, job: usize, item: &Item) -> Result<()> {
         let of_job = item.spots.iter().filter(|spot| spot.file.job == job);
-        let paths: Vec<_> = of_job.map(|spot| spot.file.entry().path.clone()).collect();
+        let unnoted = &mut self.unnoted[job];
+        unnoted.paths.extend(of_job.map(|spot| spot.file.entry().path.clone()));
+        unnoted.bytes += item.file().entry().size;
+        if item.is_small() && unnoted.bytes < MOST_UNNOTED { Ok(()) } else { self.note_all(job).await }
+    }
+
+    /// Notes what came of the job and was not noted yet.
+    async fn note_all(&mut self, job: usize) -> Result<()> {
+        let Unnoted { paths, .. } = std::mem::take(&mut self.unnoted[job]);
+        let placement = self.plan.placements[job].clone().filter(|_| self.missing[job] > 0);
+        let Some(placement) = placement.filter(|_| !paths.is_empty()) else { return Ok(()) };
         let (call, store) = (self.call.clone(), self.store.clone());
         blocking(move || {
             let manifest = &call.jobs[job].manifest;
@@ -222,7 +245,7 @@ impl Course {
         let finish = move || {
             let (manifest, now) = (&call.jobs[job].manifest, call.network.timer().wall());
             call.folders.sync()?;
-            store.record_files(manifest, &files, &news.computed, placement.as_ref(), &news.came, now)?;
+            store.record_files(manifest, &files, &news.computed, placement.as_deref(), &news.came, now)?;
             keys.iter().try_for_each(|(key, size)| sweep(&call.root, key, *size))?;
             let Some(placement) = placement else { return Ok(()) };
             for (path, text) in &placement.refs {
@@ -241,7 +264,7 @@ async fn hold(call: &Arc<Call>, store: &Store, plan: &Plan) -> Result<Vec<Hold>>
     let (call, store, placements) = (call.clone(), store.clone(), plan.placements.clone());
     let stored: Vec<_> = (0..call.jobs.len()).filter(|job| !plan.is_local(*job)).collect();
     blocking(move || {
-        let hold = |job: usize| store.hold(&call.jobs[job].manifest, placements[job].as_ref());
+        let hold = |job: usize| store.hold(&call.jobs[job].manifest, placements[job].as_deref());
         stored.into_iter().map(|job| hold(job).map_err(|e| of_job(&call.jobs[job], e))).collect()
     })
     .await

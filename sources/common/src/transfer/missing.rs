@@ -75,9 +75,7 @@ impl Content {
 
     /// Blocks.
     pub(super) fn here(&self, root: &Path) -> Here {
-        let is_published = |wanted: &Wanted| wanted.target.is_published(self.size);
-        let twin = self.twin.is_some() || self.spots.iter().any(is_published);
-        if twin || self.spots[0].target.has_blob(self.size) {
+        if self.twin.is_some() || self.spots[0].target.has_blob(self.size) {
             return Here { blob: true, bytes: self.size, taken: 0 };
         }
         let (bytes, taken) = Partial::peek_room(root, &self.key, self.size);

@@ -19,7 +19,7 @@ pub(super) enum Place {
 /// The places of all files of a call.
 pub(super) struct Plan {
     /// For each job, where its source wants the files.
-    pub(super) placements: Vec<Option<Placement>>,
+    pub(super) placements: Vec<Option<Arc<Placement>>>,
     /// For each job, one for each file.
     pub(super) places: Vec<Vec<Place>>,
 }
@@ -35,7 +35,7 @@ impl Plan {
         let mut plan = Self { placements: Vec::new(), places: Vec::new() };
         for job in &call.jobs {
             let (placement, places) = survey_job(call, job, cx).await.map_err(|e| of_job(job, e))?;
-            plan.placements.push(placement);
+            plan.placements.push(placement.map(Arc::new));
             plan.places.push(places);
         }
         Ok(plan)

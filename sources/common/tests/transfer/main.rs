@@ -5,7 +5,6 @@ mod connections;
 mod contents;
 mod credentials;
 mod faults;
-#[cfg(unix)]
 mod noted;
 mod progress;
 mod proxies;

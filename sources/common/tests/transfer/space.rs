@@ -120,7 +120,7 @@ fn what_is_here_can_be_used_from_a_store_that_cannot_be_written_to() {
     let transfer =
         Transfer::new(setup.transfer().network().clone(), Store::new(file.join("store")), Default::default());
     let fetch = || pollster::block_on(transfer.fetch(vec![setup.job()], &setup.cx()));
-    assert_eq!(fetch().unwrap(), [files.clone()]);
+    assert_eq!(fetch().unwrap(), std::slice::from_ref(&files));
     fs::remove_file(&files[MODEL]).unwrap();
     let error = fetch().unwrap_err();
     assert!(error.code() == "io" && error.to_string().contains(&file.display().to_string()), "{error}");
