@@ -5,6 +5,7 @@ mod connections;
 mod contents;
 mod credentials;
 mod faults;
+#[cfg(unix)]
 mod noted;
 mod progress;
 mod proxies;
