@@ -20,9 +20,17 @@ pub(crate) struct Folders {
     made: Mutex<HashSet<PathBuf>>,
     /// Whether the relative way from one to another leads there.
     ways: Mutex<HashMap<(PathBuf, PathBuf), bool>>,
-    /// In which something was made or renamed since they were synced, and how often.
-    changed: Mutex<BTreeMap<PathBuf, u64>>,
+    changed: Mutex<Changed>,
     without_links: AtomicBool,
+}
+
+/// Folders in which something was made or renamed since they were synced.
+#[derive(Debug, Default)]
+struct Changed {
+    /// The number of the last change in each.
+    folders: BTreeMap<PathBuf, u64>,
+    /// Of all changes there were. It never starts over, so that no change is taken for an earlier one of its folder.
+    count: u64,
 }
 
 impl Folders {
@@ -63,9 +71,11 @@ impl Folders {
     /// Notes that something was made or renamed in the folder at `path`.
     pub(super) fn changed(&self, path: &Path) {
         let mut changed = locked(&self.changed);
-        match changed.get_mut(path) {
-            Some(times) => *times += 1,
-            None => drop(changed.insert(path.to_owned(), 1)),
+        changed.count += 1;
+        let number = changed.count;
+        match changed.folders.get_mut(path) {
+            Some(last) => *last = number,
+            None => drop(changed.folders.insert(path.to_owned(), number)),
         }
     }
 
@@ -75,13 +85,18 @@ impl Folders {
     /// # Errors
     /// [`Error::Io`] that names the folder.
     pub(crate) fn sync(&self) -> Result<()> {
-        let all = locked(&self.changed).clone();
-        for (path, times) in all {
-            sync_folder(&path)?;
-            let mut changed = locked(&self.changed);
+        self.sync_by(&sync_folder)
+    }
+
+    /// [`Folders::sync`], where `sync` is what makes one folder outlast a power loss.
+    pub(super) fn sync_by(&self, sync: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
+        let all = locked(&self.changed).folders.clone();
+        for (path, last) in all {
+            sync(&path)?;
+            let folders = &mut locked(&self.changed).folders;
             // Unless something was made there meanwhile. Until now others had to sync it, too.
-            if changed.get(&path) == Some(&times) {
-                changed.remove(&path);
+            if folders.get(&path) == Some(&last) {
+                folders.remove(&path);
             }
         }
         Ok(())
@@ -111,11 +126,34 @@ mod tests {
         folders.make(&path).unwrap();
         folders.make(&path).unwrap();
         folders.changed(&path);
-        let changed = || locked(&folders.changed).keys().cloned().collect::<Vec<_>>();
+        let changed = || locked(&folders.changed).folders.keys().cloned().collect::<Vec<_>>();
         assert_eq!(changed(), [folder.path(), &folder.path().join("a"), &path]);
         assert!(folders.is_way(&path, folder.path()).unwrap() && folders.is_way(folder.path(), &path).unwrap());
         folders.sync().unwrap();
         assert!(path.is_dir() && changed().is_empty());
+    }
+
+    #[test]
+    fn what_was_made_while_two_sync_is_synced_again() {
+        let (path, folders) = (Path::new("a"), Folders::default());
+        folders.changed(path);
+        let (outer, last) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+        let count = |counter: &std::cell::Cell<u32>| counter.set(counter.get() + 1);
+        // While one syncs, a second begins and ends with the same change, and then there is another one.
+        let sync = |_: &Path| {
+            count(&outer);
+            folders.sync_by(&|_| Ok(()))?;
+            folders.changed(path);
+            Ok(())
+        };
+        folders.sync_by(&sync).unwrap();
+        let again = |_: &Path| {
+            count(&last);
+            Ok(())
+        };
+        folders.sync_by(&again).unwrap();
+        folders.sync_by(&again).unwrap();
+        assert_eq!((outer.get(), last.get()), (1, 1), "the second change is synced, and once");
     }
 
     #[cfg(unix)]
