@@ -39,18 +39,34 @@ fn check_with(needed: &[(PathBuf, u64)], available: impl Fn(&Path) -> io::Result
     Ok(())
 }
 
-/// `error`, unless it says that a disk is full: then how many bytes are `missing` still, and how many are free there now.
-/// Of what a quota leaves nothing is known but that it is too little: none. Blocks.
+/// `error`, unless it says that a disk is full that has not room for the bytes that are `missing` still: then how many
+/// those are, and how many are free there now. Of what a quota leaves nothing is known but that it is too little: none.
+///
+/// Where the bytes would fit, or none are missing, the room has been given back meanwhile, or it is not bytes that ran
+/// out but the number of files, or what is full is a disk that the content is copied to: `error`, which names the path,
+/// says more then. Blocks.
 pub(crate) fn if_full(error: Error, missing: impl FnOnce() -> u64) -> Error {
+    if_full_with(error, missing, |path| fs4::available_space(path))
+}
+
+/// As [`if_full`], where `available` says how many bytes are free on the file system of a path.
+fn if_full_with(
+    error: Error,
+    missing: impl FnOnce() -> u64,
+    available: impl FnOnce(&Path) -> io::Result<u64>,
+) -> Error {
     let Error::Io { path, source, .. } = &error else { return error };
     let available = match source.kind() {
-        io::ErrorKind::StorageFull => nearest(path).and_then(|there| fs4::available_space(&there)),
+        io::ErrorKind::StorageFull => nearest(path).and_then(|there| available(&there)),
         io::ErrorKind::QuotaExceeded => Ok(0),
         _ => return error,
     };
-    // That there is too little is what is known for sure.
+    let (required, Ok(available)) = (missing(), available) else { return error };
+    if required <= available {
+        return error;
+    }
     tracing::warn!(%error, "the disk is full");
-    Error::insufficient_storage(missing(), available.unwrap_or_default())
+    Error::insufficient_storage(required, available)
 }
 
 /// Whether both paths, of which nothing need be there yet, are on one file system. Where that is not known, they are taken
@@ -111,13 +127,22 @@ mod tests {
     }
 
     #[test]
-    fn only_a_full_disk_is_made_a_lack_of_space() {
+    fn only_a_disk_too_full_for_what_is_missing_is_a_lack_of_space() {
         let folder = tempfile::tempdir().unwrap();
-        let error = |kind: io::ErrorKind| Error::io("write", folder.path().join("a/b"), kind.into());
-        let full = if_full(error(io::ErrorKind::StorageFull), || 7);
-        assert!(matches!(full, Error::InsufficientStorage { required: 7, available: 1.., .. }), "{full}");
-        let full = if_full(error(io::ErrorKind::QuotaExceeded), || 7);
-        assert!(matches!(full, Error::InsufficientStorage { required: 7, available: 0, .. }), "{full}");
+        let path = folder.path().join("a/b");
+        let error = |kind: io::ErrorKind| Error::io("write", &path, kind.into());
+        let full = |missing, available: io::Result<u64>| {
+            if_full_with(error(io::ErrorKind::StorageFull), || missing, |_| available)
+        };
+        let lacks = full(7, Ok(6));
+        assert!(matches!(lacks, Error::InsufficientStorage { required: 7, available: 6, .. }), "{lacks}");
+        let lacks = if_full(error(io::ErrorKind::QuotaExceeded), || 7);
+        assert!(matches!(lacks, Error::InsufficientStorage { required: 7, available: 0, .. }), "{lacks}");
+        // Out of files and not of bytes; the copy on another disk is what does not fit; nobody knows.
+        let unknown = io::ErrorKind::PermissionDenied;
+        for kept in [full(7, Ok(7)), full(0, Ok(0)), full(7, Err(unknown.into()))] {
+            assert!(kept.code() == "io" && kept.to_string().contains(&path.display().to_string()), "{kept}");
+        }
         let never = || unreachable!("nobody asks");
         assert_eq!(if_full(error(io::ErrorKind::PermissionDenied), never).code(), "io");
         assert_eq!(if_full(Error::Cancelled, never).code(), "cancelled");
