@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use llm_local_core::{Digest, Manifest, ManifestFile};
+use llm_local_core::{ArtifactRef, Digest, Manifest, ManifestFile};
 use sha2::{Digest as _, Sha256};
 
 /// Names the content of a file: its blob, its partial and its lock. Two files with one digest have one key, whatever
@@ -17,16 +17,27 @@ pub(crate) struct FileKey(String);
 const PLAIN: &str = "plain-";
 
 impl FileKey {
-    /// The key of `file` of `manifest`: `sha256-<hex>` or `git-sha1-<hex>` by its digest. A file without one is what
-    /// its source, revision, path and size say: `plain-<hex>`, the SHA-256 of those five, each ended by a NUL.
+    /// The key of `file` of `manifest`: as [`FileKey::of_file`].
     pub(crate) fn new(manifest: &Manifest, file: &ManifestFile) -> Self {
-        if let Some(digest) = &file.digest {
+        Self::of_file(&manifest.reference, &manifest.revision, &file.path, file.size, file.digest.as_ref())
+    }
+
+    /// The key of the file at `path` of the artifact `reference` at `revision`: `sha256-<hex>` or `git-sha1-<hex>` by its
+    /// digest. A file without one is what its source, revision, path and size say: `plain-<hex>`, the SHA-256 of those
+    /// five, each ended by a NUL.
+    pub(crate) fn of_file(
+        reference: &ArtifactRef,
+        revision: &str,
+        path: &str,
+        size: u64,
+        digest: Option<&Digest>,
+    ) -> Self {
+        if let Some(digest) = digest {
             return Self::of_digest(digest);
         }
-        let size = file.size.to_string();
-        let reference = &manifest.reference;
+        let size = size.to_string();
         let mut hash = Sha256::new();
-        for part in [reference.scheme(), reference.locator(), &manifest.revision, &file.path, &size] {
+        for part in [reference.scheme(), reference.locator(), revision, path, &size] {
             hash.update(part);
             hash.update([0]);
         }

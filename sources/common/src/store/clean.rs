@@ -14,7 +14,7 @@ use super::{
     Store, below::real, delete::is_held, entry::Place, hold::Held, ledger::Ledger, list::allocated, record::Record,
     removal::Taking, tree, usage::Usage,
 };
-use crate::disk::{FileLock, sweep_temporaries};
+use crate::disk::{FileKey, FileLock, sweep_temporaries};
 
 /// What nobody locks is written within moments: younger ones are never taken for left behind.
 const IN_THE_MAKING: Duration = Duration::from_secs(60 * 60);
@@ -46,11 +46,11 @@ impl Store {
         if !self.root().exists() {
             return Ok(cleaning.cleaned);
         }
-        cleaning.partials();
         let _changing = self.change()?;
         let ledger = self.ledger()?;
         let caches = self.caches(&ledger)?;
         let held = self.held()?;
+        cleaning.partials(&held);
         cleaning.blobs(&ledger, &held);
         cleaning.notes(&ledger, &held);
         cleaning.temporaries(&caches);
@@ -98,18 +98,20 @@ impl Cleaning<'_> {
         }
     }
 
-    /// Partials into which nothing is written.
-    fn partials(&mut self) {
+    /// Partials into which nothing is written, and that nobody who holds an artifact is about to go on with.
+    fn partials(&mut self, held: &[Held]) {
         let folder = self.store.root().join("partials");
         let partials = self.done(tree::entries(&folder)).unwrap_or_default();
         for (folder, _) in partials.into_iter().filter(|(_, is_folder)| *is_folder) {
-            let result = self.partial(&folder);
-            self.done(result);
+            let Some(key) = folder.file_name().and_then(|name| name.to_str()) else { continue };
+            if !is_partial_of(key, held) {
+                let result = self.partial(key, &folder);
+                self.done(result);
+            }
         }
     }
 
-    fn partial(&mut self, folder: &Path) -> Result<()> {
-        let Some(key) = folder.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
+    fn partial(&mut self, key: &str, folder: &Path) -> Result<()> {
         // Most are young, and need no lock to see that.
         if !self.is_left(folder)? {
             return Ok(());
@@ -187,7 +189,7 @@ impl Cleaning<'_> {
     fn temporaries(&mut self, caches: &[Record]) {
         let root = self.store.root();
         let mut folders: BTreeSet<PathBuf> =
-            ["artifacts", "unfinished", "locks", "blobs"].iter().map(|name| root.join(name)).collect();
+            ["artifacts", "unfinished", "locks", "blobs", "partials"].iter().map(|name| root.join(name)).collect();
         folders.insert(root.to_owned());
         // Not the folder of contents: another tool has names there that look like ours.
         folders.extend(caches.iter().map(|record| record.cache_root().to_owned()));
@@ -227,6 +229,22 @@ impl Cleaning<'_> {
         let written = fs::symlink_metadata(path).and_then(|m| m.modified());
         if written.is_ok_and(|written| self.is_old(written, IN_THE_MAKING)) { tree::remove(path) } else { Ok(None) }
     }
+}
+
+/// Whether `key` names a file of an artifact that is held.
+fn is_partial_of(key: &str, held: &[Held]) -> bool {
+    held.iter().any(|held| match held {
+        Held::Needs(record) => record.files.iter().any(|file| {
+            let digest = file.digest.as_ref();
+            FileKey::of_file(&record.reference, &record.revision, &file.path, file.size, digest).to_string() == key
+        }),
+        // It has digests as they are written, and nothing that the name of a file without one could be told from.
+        Held::Text(text) => match key.rsplit_once('-') {
+            Some((kind, digest)) => kind == "plain" || text.contains(digest),
+            None => true,
+        },
+        Held::Unknown { .. } => true,
+    })
 }
 
 /// The key of the partial in the store at `root` that the file at `path` is a copy of. `None` if it is of none: other

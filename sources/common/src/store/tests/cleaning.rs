@@ -35,6 +35,29 @@ fn old_partials_go_and_those_at_work_stay() {
 }
 
 #[test]
+fn partials_of_what_is_held_stay() {
+    let f = Fixture::new();
+    let mut held = manifest("hf:x/coming", "1", &[("a", "proved"), ("b", "plain")]);
+    held.files[1].digest = None;
+    let keys: Vec<_> = held.files.iter().map(|file| FileKey::new(&held, file)).collect();
+    let partials = || f.store.root().join("partials").read_dir().unwrap().count();
+    for key in &keys {
+        write(&key.partial(f.store.root()).join("data"), "part");
+    }
+    write(&f.store.root().join("partials/sha256-0123/data"), "nobody's");
+    let hold = f.store.hold(&held, None).unwrap();
+    // Its fetch has not come to these files yet.
+    assert_eq!((f.clean(2 * DAY).files, partials()), (1, 2));
+    // A hold of another version of this program names digests in ways of its own.
+    let mark = f.store.marks().unwrap().remove(0);
+    write(&mark, &format!("{{\"version\": 99, \"needs\": \"{}\"}}", sha256("proved")));
+    write(&f.store.root().join("partials/sha256-0123/data"), "nobody's");
+    assert_eq!((f.clean(2 * DAY).files, partials()), (1, 2));
+    drop(hold);
+    assert_eq!((f.clean(2 * DAY).files, partials()), (2, 0));
+}
+
+#[test]
 fn old_content_that_nothing_names_goes_and_what_is_recorded_or_held_stays() {
     let f = Fixture::new();
     f.own("hf:x/kept", "1", &[("a", "recorded")], 0);
@@ -80,7 +103,9 @@ fn temporary_files_go_when_they_are_old_and_never_within_an_hour() {
     let f = Fixture::new();
     f.own("hf:x/y", "1", &[("a", "content")], 0);
     let root = f.store.root();
-    let left: Vec<_> = ["", "artifacts", "blobs", "locks"].map(|at| root.join(at).join(".llm-local-abc.tmp")).into();
+    let left: Vec<_> = ["", "artifacts", "unfinished", "locks", "blobs", "partials"]
+        .map(|at| root.join(at).join(".llm-local-abc.tmp"))
+        .into();
     for path in &left {
         write(path, "left");
     }
@@ -88,7 +113,7 @@ fn temporary_files_go_when_they_are_old_and_never_within_an_hour() {
     assert_eq!(f.store.clean(Duration::ZERO, SystemTime::now() + hour / 2).unwrap(), Cleaned::default());
     assert!(left.iter().all(|path| path.exists()));
     let cleaned = f.store.clean(Duration::ZERO, SystemTime::now() + 2 * hour).unwrap();
-    assert_eq!((cleaned.files, cleaned.bytes), (4, 16));
+    assert_eq!((cleaned.files, cleaned.bytes), (6, 24));
     assert_eq!(f.listed(), [("hf:x/y".into(), "1".into(), true)]);
 }
 
