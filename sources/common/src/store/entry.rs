@@ -1,6 +1,7 @@
 //! A file of a record: what it is, where it lies, and who brought it there.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -28,7 +29,22 @@ pub(super) struct RecordFile {
     /// nobody else brings any there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) fetched: Option<Fetched>,
+    /// That the artifact has it no more: other files are wanted now, or others were made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) former: bool,
     pub(super) place: Place,
+}
+
+/// A file as its source has it, of an artifact whose files were made of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub(super) path: String,
+    pub(super) size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) digest: Option<Digest>,
+    /// What a file without a promised digest had when it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) computed: Option<Digest>,
 }
 
 /// How content that we brought is told from content that another tool brought to the same place later.
@@ -49,6 +65,18 @@ pub(super) enum Place {
     Linked { blob: Below, link: Below },
     /// Somewhere on this machine: its owner's, never ours to delete.
     Elsewhere(PathBuf),
+}
+
+impl Origin {
+    /// The files of `manifest`, if others are made of them. `computed` has the digests of those for which none was
+    /// promised.
+    pub(super) fn all(manifest: &Manifest, computed: &BTreeMap<String, Digest>) -> Vec<Self> {
+        let origin = |file: &ManifestFile| {
+            let (path, size, digest) = (file.path.clone(), file.size, file.digest);
+            Self { computed: computed.get(&path).copied(), path, size, digest }
+        };
+        if manifest.unpack.is_empty() { Vec::new() } else { manifest.files.iter().map(origin).collect() }
+    }
 }
 
 impl Fetched {

@@ -14,10 +14,12 @@ use super::{
 
 impl Store {
     /// Makes room for `needed` more bytes within `quota`, which bounds the bytes of all that was brought here, each
-    /// content counted once and partials apart. First goes what came of artifacts that are not whole, then artifacts, the least recently
-    /// used first. One that would free nothing, because others share its content, is passed over.
+    /// content counted once and partials apart. First goes what came of artifacts that are not whole, then artifacts, the
+    /// least recently used first. One that would free nothing, because others share its content, is passed over.
     ///
-    /// What is pinned or held ([`Store::hold`]) stays; of an artifact of which some files were found in the cache of
+    /// What is pinned or held ([`Store::hold`]) stays, and so does the version that is kept selected
+    /// ([`HoldKind`](super::HoldKind)). The one before it does not: it is used less and less, and a bound that cannot be
+    /// kept would be worse than a way back that leads over a download; [`Store::pin`] keeps it, too. Of an artifact of which some files were found in the cache of
     /// another tool those stay, and so does content that a link of another tool leads to.
     ///
     /// # Errors
@@ -40,11 +42,13 @@ impl Store {
                 contents.push((path, content, stays));
             }
         }
+        let selected = self.selected_and_held(&ledger)?;
         let mut order: Vec<usize> = (0..ledger.records.len())
             .filter(|i| {
                 let record = &ledger.records[*i];
                 record.has_ours(self.root())
                     && !record.pinned
+                    && !selected.contains(i)
                     && !is_held(record, &held)
                     && !usage.is_named(&record.revision)
             })

@@ -108,6 +108,7 @@ impl Store {
             record.take_over_files(note, self.root());
         }
         self.write(&record)?;
+        self.trust(&record, now)?;
         if note.is_some() {
             tree::remove(&self.note_path(&record))?;
         }

@@ -90,17 +90,8 @@ impl Ledger {
         if found.is_empty() { Err(self.none(which)) } else { Ok(found) }
     }
 
-    /// As [`Ledger::find`], of records and of unfinished ones, of which one may be all there is.
-    ///
-    /// # Errors
-    /// As [`Ledger::find`].
-    pub(super) fn find_with_unfinished(&self, which: &ArtifactRef) -> Result<(Vec<usize>, Vec<usize>)> {
-        let of = |records: &[Record]| (0..records.len()).filter(|i| records[*i].is(which)).collect::<Vec<_>>();
-        let found = (of(&self.records), of(&self.unfinished));
-        if found.0.is_empty() && found.1.is_empty() { Err(self.none(which)) } else { Ok(found) }
-    }
-
-    fn none(&self, which: &ArtifactRef) -> Error {
+    /// What to say of a ref that names nothing.
+    pub(super) fn none(&self, which: &ArtifactRef) -> Error {
         Error::not_found(which, near::what_there_is(&self.records, which))
     }
 

@@ -164,21 +164,26 @@ impl Store {
         paths.into_iter().filter(is_file).map(|path| real(&path)).collect()
     }
 
+    /// Bytes on disk of `record`.
+    pub(super) fn bytes_of(&self, record: &Record) -> u64 {
+        let mut kept: Vec<_> = record.files.iter().flat_map(|file| self.kept_paths(record, file)).collect();
+        kept.sort();
+        kept.dedup();
+        kept.iter().map(|path| tree::own_bytes(path)).sum()
+    }
+
     fn artifact(&self, record: &Record) -> Artifact {
         let used = |file: &RecordFile| record.used_path(self.root(), file);
         let whole = |file: &&RecordFile| fs::metadata(used(file)).is_ok_and(|m| m.is_file() && m.len() == file.size);
         let is_found =
             |file: &&RecordFile| fs::exists(used(file)).unwrap_or_default() && !record.is_ours(self.root(), file);
-        let mut kept: Vec<_> = record.files.iter().flat_map(|file| self.kept_paths(record, file)).collect();
-        kept.sort();
-        kept.dedup();
         Artifact {
             reference: record.reference.clone(),
             want: record.want,
             revision: record.revision.clone(),
             files: record.files.iter().map(|file| (file.path.clone(), used(file))).collect(),
             damaged: record.files.iter().filter(|file| !whole(file)).map(|file| file.path.clone()).collect(),
-            bytes: kept.iter().map(|path| tree::own_bytes(path)).sum(),
+            bytes: self.bytes_of(record),
             license: record.license.clone(),
             gated: record.gated,
             fetched: record.has_ours(self.root()),

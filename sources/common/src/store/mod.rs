@@ -6,6 +6,8 @@
 //! |---|---|
 //! | `artifacts/<hex>.json` | a record for each artifact: its ref, revision, files and their digests, source, times |
 //! | `blobs/<key>` | content that no other tool's cache takes |
+//! | `trust/<hex>.json` | what a file of a version was when it was first fetched |
+//! | `selected/<hex>.json` | which version of an artifact is selected, and which were before |
 //! | `unfinished/<hex>.jsonl` | a note for each artifact that is not whole, of what came for it into the cache of another tool |
 //! | `partials/<key>/` | files on their way |
 //! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
@@ -22,6 +24,10 @@
 //! | `keep` | [`Store::record`], [`Store::touch`], [`Store::pin`] |
 //! | `hold` | [`Store::hold`]: what is loaded or being fetched |
 //! | `list` | [`Store::list`], [`Store::size`] |
+//! | `group` | which artifacts are versions of one |
+//! | `kept` | [`Store::kept`], [`Store::delete_kept`]: versions side by side |
+//! | `selection` | [`Store::selection`], [`Store::select`], [`Store::roll_back`], [`Store::release`] |
+//! | `trust` | what files of a version were at first, and the error if they are others now |
 //! | `verify`, `repair` | [`Store::verify`], [`Store::remove_damaged`] |
 //! | `delete` | [`Store::delete`] |
 //! | `evict` | [`Store::evict`] |
@@ -35,6 +41,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use change::Waiting;
@@ -47,16 +54,20 @@ mod clean;
 mod delete;
 mod entry;
 mod evict;
+mod group;
 mod hold;
 mod keep;
+mod kept;
 mod ledger;
 mod list;
 mod near;
 mod record;
 mod removal;
 mod repair;
+mod selection;
 mod traces;
 mod tree;
+mod trust;
 mod unfinished;
 mod usage;
 mod verify;
@@ -68,7 +79,9 @@ pub use clean::Cleaned;
 pub use delete::Deleted;
 pub use hold::Hold;
 pub use keep::Came;
+pub use kept::Kept;
 pub use list::{Artifact, Listing, Size, UnreadableRecord};
+pub use selection::{HoldKind, Selected, Selection};
 pub use verify::{Outcome, Verified};
 
 /// Artifacts on this machine. Cheap to clone.
@@ -95,6 +108,11 @@ impl Store {
     /// Where content of this key is published.
     pub(crate) fn blob(&self, key: &FileKey) -> PathBuf {
         key.blob(&self.root)
+    }
+
+    /// The time, as changes of this store are written down.
+    fn now(&self) -> SystemTime {
+        self.waiting.timer.wall()
     }
 
     fn artifacts(&self) -> PathBuf {

@@ -2,22 +2,24 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use llm_local_core::{ArtifactRef, Digest, Error, Manifest, ManifestFile, Placement, Result, Want};
+use llm_local_core::{ArtifactRef, Digest, Error, Manifest, ManifestFile, Placement, Result, Unpack, Want};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
     Store,
     below::Below,
-    entry::{Fetched, Place, RecordFile, place},
+    entry::{Fetched, Origin, Place, RecordFile, place},
 };
 
-/// The version of the form that is written. That before it said of an artifact as a whole whether it was brought here.
-const VERSION: u32 = 2;
+/// The version of the form that is written. 2 knew no archives; 1 said of an artifact as a whole whether it was brought
+/// here.
+const VERSION: u32 = 3;
 /// The oldest version that is read.
 const OLDEST: u32 = 1;
 
@@ -28,7 +30,16 @@ pub(super) struct Record {
     pub(super) reference: ArtifactRef,
     pub(super) want: Want,
     pub(super) revision: String,
+    /// The revision's name for people, where its owner promises that it always means the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) named: Option<String>,
     pub(super) files: Vec<RecordFile>,
+    /// The files as the source has them, where others were made of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) origins: Vec<Origin>,
+    /// How those were made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) unpack: Vec<Unpack>,
     /// The other tool's cache that holds it, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cache: Option<Cache>,
@@ -83,7 +94,7 @@ impl Record {
             let place = place(store, manifest, file, placement.map(|p| (p, i)), used.transpose()?)?;
             let computed = computed.get(&file.path).copied();
             let (path, size, digest) = (file.path.clone(), file.size, file.digest);
-            Ok(RecordFile { path, size, digest, computed, fetched: None, place })
+            Ok(RecordFile { path, size, digest, computed, fetched: None, former: false, place })
         };
         let mut record = Self::without_files(manifest, placement)?;
         record.files = manifest.files.iter().enumerate().map(place).collect::<Result<_>>()?;
@@ -97,7 +108,10 @@ impl Record {
             reference: manifest.reference.clone(),
             want: manifest.want,
             revision: manifest.revision.clone(),
+            named: manifest.version.clone(),
             files: Vec::new(),
+            origins: Origin::all(manifest, &BTreeMap::new()),
+            unpack: manifest.unpack.clone(),
             cache: placement.map(Cache::new).transpose()?,
             license: manifest.license.clone(),
             gated: manifest.gated,
@@ -139,6 +153,7 @@ impl Record {
 
     /// A record is data from disk: what deletes must not believe more of it than this.
     fn check(&self) -> std::result::Result<(), String> {
+        self.manifest().map_err(|e| e.to_string())?;
         let stray = |file: &&RecordFile| matches!(&file.place, Place::Blob(blob) if blob.part_below("blobs").is_none());
         if let Some(file) = self.files.iter().find(stray) {
             return Err(format!("the content of `{}` is not where this store has such", file.path));
@@ -168,6 +183,7 @@ impl Record {
     /// ones are wanted now, are still its own while they are there: nobody else would ever delete them.
     pub(super) fn take_over(&mut self, old: Self, store: &Path) {
         (self.created, self.pinned) = (old.created, old.pinned);
+        self.named = self.named.take().or_else(|| old.named.clone());
         // A source that is offline does not tell.
         (self.license, self.gated) = (self.license.take().or_else(|| old.license.clone()), self.gated.or(old.gated));
         self.take_over_files(&old, store);
@@ -187,8 +203,10 @@ impl Record {
         }
         for file in &old.files {
             let is_new = self.files.iter().all(|f| f.path != file.path);
-            if is_new && old.used_path(store, file).exists() {
-                self.files.push(file.clone());
+            // What an archive is taken for goes when it was unpacked, and is no file of the artifact.
+            let was_taken = self.origins.iter().any(|origin| origin.path == file.path);
+            if is_new && !was_taken && old.used_path(store, file).exists() {
+                self.files.push(RecordFile { former: true, ..file.clone() });
             }
         }
     }
@@ -196,7 +214,42 @@ impl Record {
     /// What of it says which files the artifact needs; the same for every hold of it.
     pub(super) fn into_needs(mut self) -> Self {
         self.files.iter_mut().for_each(|file| (file.computed, file.fetched) = (None, None));
+        self.origins.iter_mut().for_each(|origin| origin.computed = None);
         Self { license: None, gated: None, pinned: false, created: 0, last_used: 0, ..self }
+    }
+
+    /// The manifest, as its source resolved it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] for names that no manifest has, in a record that somebody changed.
+    pub(super) fn manifest(&self) -> Result<Manifest> {
+        let file = |path: &String, size, digest: Option<Digest>| {
+            let file = ManifestFile::new(path, size);
+            digest.map_or(file.clone(), |digest| file.with_digest(digest))
+        };
+        let files = if self.unpack.is_empty() {
+            self.own_files().map(|f| file(&f.path, f.size, f.digest)).collect()
+        } else {
+            self.origins.iter().map(|o| file(&o.path, o.size, o.digest)).collect()
+        };
+        let mut manifest = Manifest::new(self.reference.clone(), self.want, &*self.revision, files)?
+            .with_unpack(self.unpack.clone())?;
+        (manifest.version, manifest.license) = (self.named.clone(), self.license.clone());
+        manifest.gated = self.gated;
+        Ok(manifest)
+    }
+
+    /// The files that the artifact has, without those of former times.
+    pub(super) fn own_files(&self) -> impl Iterator<Item = &RecordFile> {
+        self.files.iter().filter(|file| !file.former)
+    }
+
+    /// Whether all files are there, by their sizes.
+    pub(super) fn is_whole(&self, store: &Path) -> bool {
+        let is_there = |file: &RecordFile| {
+            fs::metadata(self.used_path(store, file)).is_ok_and(|m| m.is_file() && m.len() == file.size)
+        };
+        self.own_files().all(is_there)
     }
 
     /// As text.
@@ -219,12 +272,14 @@ impl Record {
         digest.trim_start_matches("sha256:").to_owned()
     }
 
-    /// Whether `which` names it: the same place and part, and its revision, as it was asked for or pinned, if `which`
-    /// has one.
+    /// Whether `which` names it: the same place and part, and its revision, as it was asked for, named or pinned, if
+    /// `which` has one.
     pub(super) fn is(&self, which: &ArtifactRef) -> bool {
         let r = &self.reference;
         (r.scheme(), r.locator(), r.fragment()) == (which.scheme(), which.locator(), which.fragment())
-            && which.revision().is_none_or(|it| it == self.revision || Some(it) == r.revision())
+            && which
+                .revision()
+                .is_none_or(|it| it == self.revision || Some(it) == r.revision() || Some(it) == self.named.as_deref())
     }
 
     /// The path through which `file` is used.

@@ -45,6 +45,7 @@ impl Store {
             digest: listed.digest,
             computed: None,
             fetched: None,
+            former: false,
             place: place(self, manifest, listed, Some((placement, number)), None)?,
         };
         file.fetched = Some(Fetched::now(&note.used_path(self.root(), &file)));

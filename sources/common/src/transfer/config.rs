@@ -1,5 +1,7 @@
 //! How much is moved at a time.
 
+use crate::unpack::Limits;
+
 /// How much is moved at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -13,11 +15,13 @@ pub struct TransferConfig {
     /// Bytes of a segment, the part of a file that one request asks for; by default a 64th of the file, and at least
     /// 64 MiB.
     pub segment_bytes: Option<u64>,
+    /// How much may come out of an archive.
+    pub unpack: Limits,
 }
 
 impl Default for TransferConfig {
     fn default() -> Self {
-        Self { files_at_once: 4, ranges_per_file: 4, connections: 8, segment_bytes: None }
+        Self { files_at_once: 4, ranges_per_file: 4, connections: 8, segment_bytes: None, unpack: Limits::default() }
     }
 }
 
@@ -48,6 +52,12 @@ impl TransferConfig {
     /// Sets the bytes that one request asks for.
     pub fn with_segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = Some(bytes);
+        self
+    }
+
+    /// Sets how much may come out of an archive.
+    pub fn with_unpack(mut self, limits: Limits) -> Self {
+        self.unpack = limits;
         self
     }
 }

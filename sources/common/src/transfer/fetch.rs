@@ -59,6 +59,7 @@ const MOST_UNNOTED: u64 = 64 << 20;
 impl Course {
     /// Looks for what is there.
     pub(super) async fn begin(call: Arc<Call>, store: Store, cx: FetchContext) -> Result<Self> {
+        check_trust(&call, &store).await?;
         let plan = Plan::survey(&call, &cx).await?;
         // Held before it is looked for: what is there then stays there.
         let holds = hold(&call, &store, &plan).await;
@@ -257,6 +258,13 @@ impl Course {
         };
         blocking(finish).await
     }
+}
+
+/// Holds what is told of the files of the call against what they were at first.
+async fn check_trust(call: &Arc<Call>, store: &Store) -> Result<()> {
+    let (call, store) = (call.clone(), store.clone());
+    blocking(move || call.jobs.iter().try_for_each(|job| store.check_trust(&job.manifest).map_err(|e| of_job(job, e))))
+        .await
 }
 
 /// Holds what is in a store or is to be.

@@ -42,7 +42,7 @@ fn a_folder_called_like_a_record_is_listed_and_left() {
 
 #[test]
 fn a_broken_record_is_listed_and_left() {
-    for text in ["", "{", "[]", "{\"version\": \"2\"}", "{\"version\": 0}", "{\"version\": 2}"] {
+    for text in ["", "{", "[]", "{\"version\": \"2\"}", "{\"version\": 0}", "{\"version\": 3}"] {
         let f = Fixture::good();
         let bad = f.store.artifacts().join("x.json");
         fs::write(&bad, text).unwrap();
@@ -83,7 +83,7 @@ fn a_broken_record_is_replaced_when_its_artifact_comes_and_one_of_a_newer_versio
     fs::write(&path, "{").unwrap();
     f.own("hf:x/good", "1", &[("a", "good")], 3);
     assert_eq!(f.listed(), [("hf:x/good".into(), "1".into(), true)]);
-    let newer = record.to_text().unwrap().replace("\"version\": 2", "\"version\": 3, \"pinned_until\": 9");
+    let newer = record.to_text().unwrap().replace("\"version\": 3", "\"version\": 4, \"pinned_until\": 9");
     fs::write(&path, &newer).unwrap();
     f.own("hf:x/good", "1", &[("a", "good")], 4);
     f.store.touch(&record.reference, &record.revision, at(5)).unwrap();

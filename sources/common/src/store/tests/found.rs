@@ -99,12 +99,12 @@ fn a_record_of_version_1_says_it_of_all_its_files_and_is_written_anew() {
         let record = f.store.ledger().unwrap().records.remove(0);
         let path = f.store.record_path(&record);
         let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains("\"version\": 2") && !text.contains("fetched"), "{text}");
-        let old = text.replace("\"version\": 2", &format!("\"version\": 1, \"fetched\": {fetched}"));
+        assert!(text.contains("\"version\": 3") && !text.contains("fetched"), "{text}");
+        let old = text.replace("\"version\": 3", &format!("\"version\": 1, \"fetched\": {fetched}"));
         fs::write(&path, old).unwrap();
         assert_eq!(f.store.list().unwrap().artifacts[0].fetched, fetched);
         f.store.touch(&made.reference, &made.revision, at(1)).unwrap();
-        assert!(fs::read_to_string(&path).unwrap().contains("\"version\": 2"));
+        assert!(fs::read_to_string(&path).unwrap().contains("\"version\": 3"));
         assert_eq!(f.store.list().unwrap().artifacts[0].fetched, fetched);
         assert_eq!(f.evict_all(), if fetched { 5 } else { 0 });
         assert_eq!(f.repo().exists(), !fetched);

@@ -102,14 +102,14 @@ fn a_record_of_another_version_or_a_broken_one_is_listed_and_left_alone() {
     let f = Fixture::new();
     f.own("hf:a/b", "1", &[("x", "content")], 0);
     let path = f.store.artifacts().join("0.json");
-    let newer = format!("{{\"version\": 3, \"anything\": \"{}\"}}", sha256("content").to_string().replace(':', "-"));
+    let newer = format!("{{\"version\": 4, \"anything\": \"{}\"}}", sha256("content").to_string().replace(':', "-"));
     write(&path, &newer);
     write(&f.store.artifacts().join("1.json"), "{");
     write(&f.store.artifacts().join(".tmp123"), "{");
     let listing = f.store.list().unwrap();
     assert_eq!((listing.artifacts.len(), listing.unreadable.len()), (1, 2));
     assert_eq!(listing.unreadable[0].path, path);
-    assert!(listing.unreadable[0].reason.contains("version 3"), "{listing:?}");
+    assert!(listing.unreadable[0].reason.contains("version 4"), "{listing:?}");
     // Nobody knows what the newer one needs, but it names this content.
     assert_eq!(f.store.delete(&reference("hf:a/b")).unwrap().bytes, 0);
     assert!(f.blob("content").exists() && f.listed().is_empty());

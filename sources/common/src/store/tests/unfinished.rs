@@ -152,7 +152,7 @@ fn a_note_that_a_crash_cut_off_tells_what_came_before_that() {
     let paths: Vec<_> = ledger.unfinished[0].files.iter().map(|file| file.path.as_str()).collect();
     assert_eq!(paths, ["model-1", "config.json"]);
     // A note that nobody can read is listed, and nothing that it names goes.
-    fs::write(&note, text.replacen("\"version\":2", "\"version\":7", 1)).unwrap();
+    fs::write(&note, text.replacen("\"version\":3", "\"version\":7", 1)).unwrap();
     assert_eq!(f.store.list().unwrap().unreadable[0].path, note);
     assert_eq!(f.clean_later().bytes, 0);
     assert!(note.exists());

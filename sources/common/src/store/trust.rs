@@ -1,0 +1,235 @@
+//! What the files of a version were when they were first fetched: the owner of a release promises that a tag always means
+//! the same, and nothing but this holds him to it. It outlasts the files themselves, and goes when a user deletes the
+//! version.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use llm_local_core::{ArtifactRef, Digest, Error, Manifest, ManifestFile, Result, Want};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::{
+    Store,
+    group::{Group, hex_of},
+    ledger::{Ledger, files_ending},
+    record::{Record, from_millis, to_millis},
+    tree,
+};
+use crate::disk::write_text_atomically;
+
+/// The version of the form that is written and read.
+const VERSION: u32 = 1;
+
+/// What one file of a version was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Trusted {
+    form: u32,
+    /// The ref by which it was asked for first.
+    reference: ArtifactRef,
+    want: Want,
+    revision: String,
+    version: String,
+    path: String,
+    size: u64,
+    pub(crate) digest: Digest,
+    /// Milliseconds since 1970.
+    at: u64,
+}
+
+/// How bytes differ from those that were fetched first.
+pub(crate) enum Differs {
+    /// They are so many.
+    Size(u64),
+    /// They have this digest.
+    Digest(Digest),
+}
+
+impl Trusted {
+    /// Compares what is told of `file` with this. Digests of two kinds cannot be compared: then the bytes decide.
+    pub(crate) fn differs(&self, file: &ManifestFile) -> Option<Differs> {
+        if file.size != self.size {
+            return Some(Differs::Size(file.size));
+        }
+        let comparable = |digest: &Digest| std::mem::discriminant(digest) == std::mem::discriminant(&self.digest);
+        file.digest.filter(|digest| comparable(digest) && *digest != self.digest).map(Differs::Digest)
+    }
+
+    /// Whether `which` names it.
+    pub(super) fn is(&self, which: &ArtifactRef) -> bool {
+        let r = &self.reference;
+        (r.scheme(), r.locator()) == (which.scheme(), which.locator())
+            && which.fragment().is_none_or(|it| Some(it) == r.fragment() || it == self.path)
+            && which.revision().is_none_or(|it| self.is_at(it) || Some(it) == r.revision())
+    }
+
+    /// Whether `revision` is the pinned one that it came from, or the version.
+    pub(super) fn is_at(&self, revision: &str) -> bool {
+        self.version == revision || self.revision == revision
+    }
+
+    /// The group of the artifact that brought it.
+    pub(super) fn group(&self) -> Group<'_> {
+        Group::of(&self.reference, self.want)
+    }
+
+    /// Whether `record` has this file.
+    fn is_of(&self, record: &Record) -> bool {
+        let r = &record.reference;
+        (r.scheme(), r.locator()) == (self.reference.scheme(), self.reference.locator())
+            && record.named.as_deref() == Some(self.version.as_str())
+            && record.manifest().is_ok_and(|manifest| manifest.file(&self.path).is_some())
+    }
+
+    /// The day on which it was fetched, by UTC.
+    fn day(&self) -> String {
+        let at = OffsetDateTime::from(from_millis(self.at));
+        format!("{:04}-{:02}-{:02}", at.year(), u8::from(at.month()), at.day())
+    }
+}
+
+impl Store {
+    /// What is remembered of the file called `path` of `manifest`, if that has a version.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::InvalidSpec`] that names what is remembered, if it cannot be read.
+    pub(crate) fn trusted(&self, manifest: &Manifest, path: &str) -> Result<Option<Trusted>> {
+        match &manifest.version {
+            Some(version) => read(&self.trust_path(&manifest.reference, version, path)),
+            None => Ok(None),
+        }
+    }
+
+    /// Holds what is told of the files of `manifest` against what they were when they were first fetched.
+    ///
+    /// # Errors
+    /// [`Error::IntegrityFailed`] for the first that differs; as [`Store::trusted`].
+    pub(crate) fn check_trust(&self, manifest: &Manifest) -> Result<()> {
+        for file in &manifest.files {
+            if let Some(trusted) = self.trusted(manifest, &file.path)?
+                && let Some(differs) = trusted.differs(file)
+            {
+                return Err(self.replaced(manifest, &trusted, &differs));
+            }
+        }
+        Ok(())
+    }
+
+    /// The error for a file that is not what it was.
+    pub(crate) fn replaced(&self, manifest: &Manifest, trusted: &Trusted, differs: &Differs) -> Error {
+        let (was, is) = match differs {
+            Differs::Size(size) => (format!("{} bytes", trusted.size), format!("{size} bytes")),
+            Differs::Digest(digest) => (trusted.digest.to_string(), digest.to_string()),
+        };
+        let Trusted { version, path, .. } = trusted;
+        let names = self.that_have(trusted);
+        Error::IntegrityFailed {
+            what: format!("{path} of {}", manifest.reference),
+            expected: format!("{was}, as it was first fetched under `{version}` on {}", trusted.day()),
+            found: format!(
+                "{is}: the file was replaced in the release; to accept the new one, delete (`rm`) what is kept of \
+                 `{version}`: {names}"
+            ),
+        }
+    }
+
+    /// The refs whose deletion makes a file forgotten.
+    fn that_have(&self, trusted: &Trusted) -> String {
+        let named = |reference: &ArtifactRef| reference.clone().with_revision(&trusted.version);
+        let records = self.ledger().map(|ledger| ledger.records).unwrap_or_default();
+        let refs = records.iter().filter(|record| trusted.is_of(record)).map(|record| &record.reference);
+        let refs = refs.chain([&trusted.reference]).map(|r| named(r).unwrap_or_else(|_| r.clone()));
+        let mut refs: Vec<_> = refs.map(|reference| format!("`{reference}`")).collect();
+        refs.sort();
+        refs.dedup();
+        refs.join(" and ")
+    }
+
+    /// Remembers the files of `record`, which is written, unless something is remembered of them. Only for those who
+    /// have the right to change the store.
+    pub(super) fn trust(&self, record: &Record, now: SystemTime) -> Result<()> {
+        let Some(version) = &record.named else { return Ok(()) };
+        let made = record.origins.iter().map(|o| (&o.path, o.size, o.digest.or(o.computed)));
+        let plain = record.own_files().filter(|_| record.unpack.is_empty());
+        let plain = plain.map(|f| (&f.path, f.size, f.digest.or(f.computed)));
+        for (path, size, digest) in made.chain(plain) {
+            let at = self.trust_path(&record.reference, version, path);
+            // Of one of which no digest is known there is nothing to remember yet.
+            let (Some(digest), false) = (digest, at.exists()) else { continue };
+            let trusted = Trusted {
+                form: VERSION,
+                reference: record.reference.clone(),
+                want: record.want,
+                revision: record.revision.clone(),
+                version: version.clone(),
+                path: path.clone(),
+                size,
+                digest,
+                at: to_millis(now),
+            };
+            let text = serde_json::to_string_pretty(&trusted);
+            let text =
+                text.map_err(|e| Error::invalid_spec(format!("{path} of {}", record.reference), e.to_string()))?;
+            write_text_atomically(&at, &text)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets `trusted` and what is remembered of the files of the records `going`, unless one that stays has them. Only
+    /// for those who have the right to change the store, once the records are gone.
+    pub(super) fn forget(&self, ledger: &Ledger, going: &[usize], trusted: Vec<(PathBuf, Trusted)>) -> Result<()> {
+        let records = |goes: bool| {
+            let all = ledger.records.iter().enumerate();
+            all.filter(move |(number, _)| going.contains(number) == goes).map(|(_, record)| record)
+        };
+        let mut all = trusted;
+        if records(true).any(|record| record.named.is_some()) {
+            let of_going = |t: &Trusted| records(true).any(|record| t.is_of(record));
+            all.extend(self.all_trusted()?.into_iter().filter(|(_, trusted)| of_going(trusted)));
+        }
+        for (path, trusted) in all {
+            if !records(false).any(|record| trusted.is_of(record)) {
+                tree::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All that is remembered and can be read, and where.
+    pub(super) fn all_trusted(&self) -> Result<Vec<(PathBuf, Trusted)>> {
+        let paths = files_ending(&self.trust_folder(), ".json")?.into_iter();
+        Ok(paths.filter_map(|path| Some((path.clone(), read(&path).ok()??))).collect())
+    }
+
+    fn trust_path(&self, reference: &ArtifactRef, version: &str, path: &str) -> PathBuf {
+        let name = hex_of([reference.scheme(), reference.locator(), version, path]);
+        self.trust_folder().join(format!("{name}.json"))
+    }
+
+    fn trust_folder(&self) -> PathBuf {
+        self.root().join("trust")
+    }
+}
+
+/// What is remembered at `path`, if anything is.
+fn read(path: &Path) -> Result<Option<Trusted>> {
+    let text = match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|e| Error::io("read", path, e))?,
+    };
+    let bad = |reason: String| {
+        let reason = format!(
+            "it says what a file of a version was when it was first fetched, but cannot be read: {reason}; remove it to \
+             accept the file as it is now"
+        );
+        Error::invalid_spec(path.display().to_string(), reason)
+    };
+    let trusted: Trusted = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+    if trusted.form != VERSION {
+        return Err(bad(format!("it has form {}, and this program knows {VERSION}; update the program", trusted.form)));
+    }
+    Ok(Some(trusted))
+}
