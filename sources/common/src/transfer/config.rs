@@ -6,7 +6,9 @@ use crate::unpack::Limits;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransferConfig {
-    /// Files at a time: 4.
+    /// Files at a time: 4. Of files up to 512 KiB, which come in one request each, there are more, since the disk has
+    /// some while others come: four for each connection, but no more than 32, or so many if that is more. 1 means one
+    /// file at a time, whatever its size.
     pub files_at_once: usize,
     /// Ranges of one file at a time: 4. Files smaller than a segment come in one.
     pub ranges_per_file: usize,
@@ -31,7 +33,7 @@ impl TransferConfig {
         Self::default()
     }
 
-    /// Sets how many files come at a time; 0 counts as 1.
+    /// Sets how many files come at a time, see [`TransferConfig::files_at_once`]; 0 counts as 1.
     pub fn with_files_at_once(mut self, files: usize) -> Self {
         self.files_at_once = files.max(1);
         self

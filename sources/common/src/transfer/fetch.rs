@@ -135,16 +135,16 @@ impl Course {
         let (mut queue, mut running, mut failed) = (Queue::new(&self.call.config, items), JoinSet::new(), None);
         loop {
             while failed.is_none() {
-                let Some(item) = queue.next() else { break };
+                let Some((among, item)) = queue.next() else { break };
                 running.spawn(async move {
                     let fetched = fetch_file(&item).await;
-                    (item, fetched)
+                    (among, item, fetched)
                 });
             }
             let Some(joined) = running.join_next().await else { break };
             let result = match joined {
-                Ok((item, fetched)) => {
-                    queue.ended(&item);
+                Ok((among, item, fetched)) => {
+                    queue.ended(among);
                     match fetched {
                         Ok(fetched) => self.take(&item, fetched).await,
                         Err(error) => Err((item.file().job, error)),

@@ -20,6 +20,8 @@ use crate::{
 pub(super) const SMALL: u64 = 512 << 10;
 /// How many small files may be on their way for each connection: while some come, the disk has others to write.
 pub(super) const PER_CONNECTION: usize = 4;
+/// How many may be on their way at most, however many connections there are: each takes its bytes of memory.
+pub(super) const MOST_AT_ONCE: usize = 32;
 /// How often a file may become another one while it is fetched.
 const MOST_CHANGES: u32 = 2;
 

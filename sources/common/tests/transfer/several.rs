@@ -88,6 +88,16 @@ fn so_many_files_come_at_a_time_as_are_allowed() {
     }
 }
 
+/// Each may be in memory as a whole, so that their number bounds that.
+#[test]
+fn small_files_come_as_many_at_a_time_as_there_are_connections_and_no_more_than_32() {
+    for (files_at_once, connections, expected) in [(1, 8, 1), (2, 3, 3), (2, 64, 32), (4, 64, 32), (40, 64, 40)] {
+        let mut setup = Setup::new().with_files(90, 100, false);
+        setup.config = TransferConfig::new().with_files_at_once(files_at_once).with_connections(connections);
+        setup.fetch_in_rounds(Host::Hub, expected, 90);
+    }
+}
+
 #[test]
 fn so_many_connections_are_open_over_all_files_as_are_allowed() {
     for connections in [1, 3, 6] {
