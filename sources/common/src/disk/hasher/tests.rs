@@ -164,3 +164,23 @@ fn dropping_a_hasher_ends_its_thread_whatever_it_is_at() {
         }
     }
 }
+
+#[test]
+fn once_it_has_ended_nobody_reads_the_file_any_more() {
+    const SIZE: usize = 4 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let partial = open(folder.path(), SIZE, SIZE as u64);
+    partial.writer().write(0, &vec![7; SIZE]).unwrap();
+    let network = crate::network::Network::new(Default::default());
+    for _ in 0..20 {
+        // It has begun to read, and has long to go.
+        let hasher = Hasher::start(&partial, Some(&SHA)).unwrap();
+        std::thread::yield_now();
+        pollster::block_on(network.run(async move {
+            hasher.end().await;
+            Ok(())
+        }))
+        .unwrap();
+        assert_eq!(Arc::strong_count(partial.disk()), 1);
+    }
+}
