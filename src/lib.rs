@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod adapters;
 pub mod builtin;
 pub mod engine;
 pub mod lock;
@@ -11,8 +12,9 @@ pub mod session;
 mod blocking;
 mod content;
 
+pub use adapters::Adapters;
 pub use engine::{Engine, EngineBuilder, LoadStats, Model, ModelDigest};
-pub use plan::{Plan, PlannedArtifact};
+pub use plan::{PinnedBy, Plan, PlannedArtifact};
 pub use policy::Policy;
 pub use session::{SavedCache, Session, Turn, TurnOptions};
 

@@ -3,10 +3,12 @@
 use std::fmt;
 
 use llm_local_core::{
-    ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, Manifest, MemoryEstimate, ModelSpec, Resolution,
+    ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, MemoryEstimate, ModelSpec, Resolution, UsedAdapter,
     registry::PassedOver,
 };
-use llm_local_source_common::transfer::Files;
+use llm_local_source_common::{store::HoldKind, transfer::Files};
+
+use crate::engine::{Pin, names};
 
 /// What a spec would do, and why.
 #[derive(Debug, Clone)]
@@ -35,17 +37,17 @@ impl Plan {
     /// What is known of `spec` before anything is known of the model.
     pub(crate) fn new(
         spec: &ModelSpec,
-        base: &Manifest,
-        adapters: &[Manifest],
+        base: &Pin,
+        adapters: &[Pin],
         files: &[Option<Files>],
         resolution: &Resolution,
     ) -> Self {
-        let artifact = |manifest: &Manifest, at: usize| PlannedArtifact::new(manifest, files[at].is_some());
+        let artifact = |pin: &Pin, at: usize| PlannedArtifact::new(pin, files[at].is_some());
         let adapters = adapters.iter().zip(&spec.adapters).enumerate();
         Self {
             id: spec.id(),
             base: artifact(base, 0),
-            adapters: adapters.map(|(i, (manifest, a))| (artifact(manifest, i + 1), a.weight)).collect(),
+            adapters: adapters.map(|(i, (pin, a))| (artifact(pin, i + 1), a.weight)).collect(),
             backend: resolution.backend.backend.name().to_owned(),
             device: resolution.backend.device.clone(),
             dtype: spec.dtype,
@@ -71,6 +73,10 @@ pub struct PlannedArtifact {
     pub reference: ArtifactRef,
     /// The immutable revision.
     pub revision: String,
+    /// The revision's name for people, where it has one: a release's tag.
+    pub version: Option<String>,
+    /// Who says that the ref means this revision.
+    pub pinned_by: PinnedBy,
     /// Number of files.
     pub files: usize,
     /// Bytes of all files.
@@ -79,15 +85,46 @@ pub struct PlannedArtifact {
     pub present: bool,
 }
 
+/// Who says which revision a ref means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PinnedBy {
+    /// Its source, which was asked.
+    Source,
+    /// The ref itself: it names a version that is kept, and nobody was asked.
+    Name,
+    /// The lock of the spec.
+    Lock,
+    /// A hold: the version was pinned or rolled back to, and nobody was asked.
+    Hold(HoldKind),
+    /// Its last use, since its source could not be asked: the engine is offline, or the source could not be reached. It
+    /// may not be the newest.
+    LastUse,
+}
+
 impl PlannedArtifact {
-    pub(crate) fn new(manifest: &Manifest, present: bool) -> Self {
+    pub(crate) fn new(pin: &Pin, present: bool) -> Self {
+        let manifest = &pin.manifest;
         Self {
-            reference: manifest.reference.clone(),
+            reference: pin.reference.clone(),
             revision: manifest.revision.clone(),
+            version: manifest.version.clone(),
+            pinned_by: pin.by,
             files: manifest.files.len(),
             bytes: manifest.total_bytes(),
             present,
         }
+    }
+
+    /// Whether the ref may mean another revision tomorrow.
+    pub(crate) fn is_moving(&self) -> bool {
+        !matches!(self.pinned_by, PinnedBy::Name | PinnedBy::Lock)
+            && !names(&self.reference, self.version.as_deref(), &self.revision)
+    }
+
+    /// What statistics say of it.
+    pub(crate) fn used(&self, weight: f32) -> UsedAdapter {
+        UsedAdapter::new(self.reference.clone(), &self.revision, self.version.clone(), weight)
     }
 }
 
@@ -144,7 +181,29 @@ impl fmt::Display for PlannedArtifact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files = if self.files == 1 { "file" } else { "files" };
         let present = if self.present { "on this machine" } else { "to be fetched" };
-        write!(f, "{} at {}: {} {files}, {}, {present}", self.reference, self.revision, self.files, Bytes(self.bytes))
+        write!(f, "{} at ", self.reference)?;
+        match &self.version {
+            Some(version) => write!(f, "{version} ({})", self.revision)?,
+            None => f.write_str(&self.revision)?,
+        }
+        write!(f, ": {} {files}, {}, {present}", self.files, Bytes(self.bytes))?;
+        match self.pinned_by.note() {
+            Some(note) => write!(f, "; {note}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl PinnedBy {
+    /// What a plan says of it, if it is worth a word.
+    fn note(self) -> Option<&'static str> {
+        match self {
+            Self::Source | Self::Name => None,
+            Self::Lock => Some("locked"),
+            Self::Hold(HoldKind::RolledBack) => Some("rolled back to"),
+            Self::Hold(_) => Some("pinned"),
+            Self::LastUse => Some("as it was last used, for its source could not be asked"),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{AdapterSet, Error, Result};
+use crate::{AdapterSet, ArtifactRef, Error, Result};
 
 /// What to generate from, and how.
 #[derive(Debug, Clone)]
@@ -423,8 +423,8 @@ impl Usage {
     }
 }
 
-/// Times of one generation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+/// Times of one generation, and which adapters its model had in it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GenerationStats {
     /// From the request to its first token; `None` if there was none.
@@ -439,6 +439,38 @@ pub struct GenerationStats {
     pub decode_tokens: usize,
     /// How long this generation waited for its model to load; `None` if it was loaded.
     pub load: Option<Duration>,
+    /// The adapters of the model, in the spec's order. The engine says so; a backend leaves it empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<UsedAdapter>,
+}
+
+/// An adapter as it was used: what its ref meant when its model was loaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct UsedAdapter {
+    /// The ref, as the spec has it.
+    pub reference: ArtifactRef,
+    /// The immutable revision.
+    pub revision: String,
+    /// The revision's name for people, where it has one: a release's tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What its delta was multiplied by.
+    pub weight: f32,
+}
+
+impl UsedAdapter {
+    /// The adapter `reference` at `revision`, which its owner calls `version`.
+    pub fn new(reference: ArtifactRef, revision: impl Into<String>, version: Option<String>, weight: f32) -> Self {
+        Self { reference, revision: revision.into(), version, weight }
+    }
+}
+
+impl fmt::Display for UsedAdapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = self.version.as_ref().unwrap_or(&self.revision);
+        write!(f, "{} at {version}, weight {}", self.reference, self.weight)
+    }
 }
 
 impl GenerationStats {

@@ -61,7 +61,7 @@ pub use digest::Digest;
 pub use error::{Cause, Error, Result};
 pub use generate::{
     Completion, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats, Input, Message, Role,
-    Sampling, SessionId, Usage,
+    Sampling, SessionId, Usage, UsedAdapter,
 };
 pub use lock::{LockedArtifact, SpecLock};
 pub use lora::{AdapterSet, LoraAdapter, LoraModule};

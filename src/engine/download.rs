@@ -5,10 +5,10 @@ use std::sync::Arc;
 use llm_local_core::{ArtifactRef, FetchContext, ModelSpec, ProgressHandler, Result, Want};
 use llm_local_source_common::{
     progress::{DownloadStream, download_stream},
-    transfer::Job,
+    transfer::Files,
 };
 
-use super::{Engine, Inner};
+use super::{Engine, Inner, Pin};
 
 impl Engine {
     /// Makes every file of `spec` present and verified, once a backend has said by the headers of the base that it can run
@@ -44,7 +44,7 @@ impl Engine {
     }
 
     /// What a call may do, and who hears of it.
-    pub(super) fn context(&self, progress: Option<Arc<dyn ProgressHandler>>) -> FetchContext {
+    pub(crate) fn context(&self, progress: Option<Arc<dyn ProgressHandler>>) -> FetchContext {
         let cx = FetchContext::new().with_offline(self.inner.offline);
         match progress {
             Some(progress) => cx.with_progress(progress),
@@ -61,19 +61,23 @@ impl Inner {
 
     async fn download_artifact(&self, reference: &ArtifactRef, want: Want, cx: FetchContext) -> Result<()> {
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
-        let job = if want == Want::Adapter {
-            let source = self.registry.adapter_source(reference)?;
-            let manifest = self.pin(&*source, reference, want, None, &cx).await?;
-            Job::new(source, manifest)
+        let pin = if want == Want::Adapter {
+            self.pin(self.registry.adapter_source(reference)?, reference, want, None, &cx).await?
         } else {
-            let source = self.registry.model_source(reference)?;
-            let manifest = self.pin(&*source, reference, want, None, &cx).await?;
-            Job::new(source, manifest)
+            self.pin(self.registry.model_source(reference)?, reference, want, None, &cx).await?
         };
-        let jobs = vec![job];
-        let _holds = self.hold(&jobs).await?;
-        self.make_room(&jobs, &cx).await?;
-        let files = self.transfer.fetch(jobs.clone(), &cx).await?;
-        self.policy.check_unpacked(&jobs[0].manifest, &files[0])
+        self.fetch(&pin, &cx).await?;
+        self.note_selected(&pin).await;
+        Ok(())
+    }
+
+    /// Makes the files of one artifact present, and checks what was in archives against the policy.
+    pub(crate) async fn fetch(&self, pin: &Pin, cx: &FetchContext) -> Result<Files> {
+        let jobs = vec![pin.job()];
+        let _holds = self.hold([pin]).await?;
+        self.make_room(&jobs, cx).await?;
+        let files = self.transfer.fetch(jobs, cx).await?.pop().unwrap_or_default();
+        self.policy.check_unpacked(&pin.manifest, &files)?;
+        Ok(files)
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use llm_local_core::{
     Error, FetchContext, LoraAdapter, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource, TextFiles,
 };
-use llm_local_source_common::transfer::{Files, Job};
+use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
 
-use super::{Inner, choose::Chosen, prepare::Pinned};
+use super::{Inner, Pin, choose::Chosen, prepare::Pinned};
 use crate::{
     blocking::blocking,
     lora::{self, AdapterOutline},
@@ -55,13 +55,13 @@ impl Inner {
         let mut plan = Plan::new(spec, &pinned.base, &pinned.adapters, files, &pinned.resolution);
         let base = match &files[0] {
             Some(files) => Some(Base::Here(open(spec.id(), files.clone()).await?)),
-            None => self.peek_model(spec, &pinned.resolution, &pinned.jobs()[0], cx).await?.map(Base::Elsewhere),
+            None => self.peek_model(spec, &pinned.resolution, &pinned.base.job(), cx).await?.map(Base::Elsewhere),
         };
         let base = match base {
             Some(base) => Some(self.choose(spec, base.info()).map(|chosen| (base, chosen))?),
             None => None,
         };
-        let (adapters, outlines) = self.adapters(spec, &pinned.jobs()[1..], &files[1..], cx).await?;
+        let (adapters, outlines) = self.adapters(spec, &pinned.adapters, &files[1..], cx).await?;
         if let Some((base, chosen)) = &base {
             base.check(spec, chosen)?;
             let merged_tensors = base.fit(&adapters, outlines)?;
@@ -70,21 +70,21 @@ impl Inner {
         Ok(Judged { plan, base, adapters })
     }
 
-    /// The adapters of `jobs`, those that are here and the outlines of the others, each with its weight.
+    /// The adapters `pins`, those that are here and the outlines of the others, each with its weight.
     async fn adapters(
         &self,
         spec: &ModelSpec,
-        jobs: &[Job],
+        pins: &[Pin],
         files: &[Option<Files>],
         cx: &FetchContext,
     ) -> Result<(Vec<(Arc<LoraAdapter>, f32)>, Vec<(AdapterOutline, f32)>)> {
         let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
-        for ((job, files), weight) in jobs.iter().zip(files).zip(spec.adapters.iter().map(|a| a.weight)) {
+        for ((pin, files), weight) in pins.iter().zip(files).zip(spec.adapters.iter().map(|a| a.weight)) {
             if let Some(files) = files.clone() {
-                let reference = job.manifest.reference.clone();
+                let reference = pin.reference.clone();
                 let adapter = blocking("adapters", move || lora::read(&reference, &files)).await?;
                 here.push((Arc::new(adapter), weight));
-            } else if let Some(outline) = self.peek_adapter(job, cx).await? {
+            } else if let Some(outline) = self.peek_adapter(&pin.job(), cx).await? {
                 elsewhere.push((outline, weight));
             }
         }

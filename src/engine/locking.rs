@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use llm_local_core::{Error, FetchContext, LockedArtifact, ModelSpec, Result, SpecLock};
 use llm_local_source_common::transfer::{Files, Job};
 
-use super::{Engine, Inner};
+use super::{Engine, Inner, Pin};
 use crate::{blocking::blocking_while_wanted, content};
 
 impl Engine {
@@ -20,9 +20,8 @@ impl Engine {
         let cx = self.context(None);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         let mut artifacts = Vec::new();
-        for job in self.inner.resolve(spec, &cx).await?.jobs() {
-            let reference = job.manifest.reference.clone();
-            let locked = self.inner.locked(job, &cx).await;
+        for pin in self.inner.resolve(spec, &cx).await?.pins() {
+            let (locked, reference) = (self.inner.locked(pin, &cx).await, &pin.reference);
             let is_base = artifacts.is_empty();
             artifacts.push(if is_base { locked? } else { locked.map_err(|e| e.into_adapter(reference))? });
         }
@@ -31,11 +30,10 @@ impl Engine {
 }
 
 impl Inner {
-    async fn locked(&self, job: Job, cx: &FetchContext) -> Result<LockedArtifact> {
-        let mut manifest = job.manifest.clone();
+    async fn locked(&self, pin: &Pin, cx: &FetchContext) -> Result<LockedArtifact> {
+        let mut manifest = pin.manifest.clone();
         if manifest.files.iter().any(|file| file.digest.is_none()) {
-            let _held = self.hold(std::slice::from_ref(&job)).await?;
-            let files = self.transfer.fetch(vec![job], cx).await?.pop().unwrap_or_default();
+            let files = self.fetch(pin, cx).await?;
             for file in &mut manifest.files {
                 // What an archive was is gone once it is unpacked; the store remembers.
                 if let (None, Some(path)) = (file.digest, files.get(&file.path)) {
@@ -43,6 +41,7 @@ impl Inner {
                 }
             }
         }
+        manifest.reference = pin.reference.clone();
         LockedArtifact::new(&manifest)
     }
 

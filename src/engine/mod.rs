@@ -6,7 +6,7 @@
 //! 2. [`Engine::load`]: the backend reads the tensors, adapters merged in as they are read.
 //! 3. [`Model::generate`] gives tokens.
 //!
-//! [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
+//! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source. [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
 //! spec, and `identity` tells loaded models apart by their content.
 
 mod builder;
@@ -21,6 +21,7 @@ mod prepare;
 mod resolve;
 mod room;
 mod slots;
+mod versions;
 
 pub use builder::{CACHE_VARIABLE, EngineBuilder};
 pub use identity::ModelDigest;
@@ -28,6 +29,8 @@ pub use model::{LoadStats, Model};
 
 pub(crate) use identity::{Identity, hex};
 pub(crate) use model::WeakModel;
+pub(crate) use resolve::Pin;
+pub(crate) use versions::{Versions, could_not_ask, is_of_one, names};
 
 use std::{
     fmt,
@@ -36,12 +39,12 @@ use std::{
 };
 
 use llm_local_core::{
-    Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights, ProgressEvent,
-    ProgressHandler, Registry, Result, TensorSource,
+    ArtifactRef, Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights,
+    ProgressEvent, ProgressHandler, Registry, Result, TensorSource,
 };
 use llm_local_source_common::{store::Store, transfer::Transfer};
 
-use crate::{blocking::blocking, lora::MergedSource, plan::Plan, policy::Policy};
+use crate::{adapters::Adapters, blocking::blocking, lora::MergedSource, plan::Plan, policy::Policy};
 use judge::Weights;
 use prepare::Prepared;
 use slots::{Key, Slots, Unloading};
@@ -51,16 +54,16 @@ use slots::{Key, Slots, Unloading};
 /// It needs no async runtime: its futures run on any executor.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    registry: Registry,
-    transfer: Transfer,
+pub(crate) struct Inner {
+    pub(crate) registry: Registry,
+    pub(crate) transfer: Transfer,
     /// How many heads of files that are elsewhere are read at a time.
     heads_at_once: usize,
     quota: Option<u64>,
-    policy: Policy,
+    pub(crate) policy: Policy,
     offline: bool,
     slots: Slots,
 }
@@ -89,6 +92,11 @@ impl Engine {
         self.inner.transfer.store()
     }
 
+    /// The adapters that are kept, and their versions: to list, update, pin, roll back and delete them.
+    pub fn adapters(&self) -> Adapters {
+        Adapters::new(self.clone())
+    }
+
     /// What `spec` would do, and why. Pins refs and reads headers, also of files that are not on this machine; fetches
     /// nothing.
     ///
@@ -99,8 +107,10 @@ impl Engine {
     }
 
     /// The model of `spec`, loaded now if it is not. The same spec gives the same model until it is unloaded, also if
-    /// what its refs name has changed meanwhile; calls that come while it loads wait for that load. Dropping the future
-    /// gives up; when the last caller has, the load is cancelled.
+    /// what its refs name has changed meanwhile, unless [`Engine::adapters`] was told of the change
+    /// ([`crate::Adapters::update`] and the like): it is then loaded anew, and whoever holds the old one keeps that. Calls
+    /// that come while it loads wait for that load. Dropping the future gives up; when the last caller has, the load is
+    /// cancelled.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`], [`Error::NotRegistered`], [`Error::NotFound`], [`Error::NoBackend`],
@@ -134,7 +144,7 @@ impl Engine {
     /// As [`Engine::load`]. What is wrong with the request is the generation's first item.
     pub async fn generate(&self, spec: &ModelSpec, request: GenerateRequest) -> Result<Generation> {
         let (model, load) = self.ready(spec).await?;
-        Ok(generate(&model, request, load))
+        Ok(model.generate_after(request, load))
     }
 
     /// The model of `spec`, and how long it took to load if it was not.
@@ -169,15 +179,6 @@ impl Engine {
     }
 }
 
-/// Starts a generation that says that it waited `load` for its model.
-pub(crate) fn generate(model: &Model, request: GenerateRequest, load: Option<Duration>) -> Generation {
-    let generation = model.generate(request);
-    match load {
-        Some(load) => model::with_load_time(generation, load),
-        None => generation,
-    }
-}
-
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
@@ -188,6 +189,11 @@ impl fmt::Debug for Engine {
 }
 
 impl Inner {
+    /// Lets the next load of specs with the moving adapter ref `reference` be a new one, unless it means `revision`.
+    pub(crate) fn detach(&self, reference: &ArtifactRef, revision: Option<&str>) {
+        self.slots.detach(reference, |adapter| adapter.is_moving() && Some(adapter.revision.as_str()) != revision);
+    }
+
     async fn load(&self, spec: &ModelSpec, cx: FetchContext) -> Result<Model> {
         let start = Instant::now();
         // Dropping this future must reach the backend's own threads.

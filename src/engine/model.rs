@@ -12,7 +12,7 @@ use std::{
 use futures_util::StreamExt;
 use llm_local_core::{
     Counters, GenerateRequest, Generation, GenerationEvent, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport,
-    Result, SessionId, SessionState, TrimLevel,
+    Result, SessionId, SessionState, TrimLevel, UsedAdapter,
 };
 
 use llm_local_source_common::store::Hold;
@@ -87,7 +87,14 @@ impl Model {
 
     /// Starts a generation. It never blocks; what is wrong with the request is the stream's first item.
     pub fn generate(&self, request: GenerateRequest) -> Generation {
-        self.inner.loaded.generate(request)
+        self.generate_after(request, None)
+    }
+
+    /// As [`Model::generate`], for a request that waited `load` for the model to load.
+    pub(crate) fn generate_after(&self, request: GenerateRequest, load: Option<Duration>) -> Generation {
+        let generation = self.inner.loaded.generate(request);
+        let adapters: Vec<_> = self.plan().adapters.iter().map(|(adapter, weight)| adapter.used(*weight)).collect();
+        if load.is_none() && adapters.is_empty() { generation } else { with_stats(generation, load, adapters) }
     }
 
     /// The logits after the last token of the input: shape (vocab,), f32.
@@ -206,12 +213,13 @@ impl fmt::Debug for Model {
     }
 }
 
-/// The same generation, whose statistics say that it waited `load` for its model.
-pub(super) fn with_load_time(generation: Generation, load: Duration) -> Generation {
+/// The same generation, whose statistics say that it waited `load` for its model, and which `adapters` that has.
+fn with_stats(generation: Generation, load: Option<Duration>, mut adapters: Vec<UsedAdapter>) -> Generation {
     Generation::new(generation.map(move |event| {
         event.map(|event| match event {
             GenerationEvent::Finished { reason, usage, mut stats, .. } => {
-                stats.load = Some(load);
+                stats.load = load.or(stats.load);
+                stats.adapters = std::mem::take(&mut adapters);
                 GenerationEvent::finished(reason, usage, stats)
             }
             other => other,

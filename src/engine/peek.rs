@@ -75,7 +75,7 @@ impl Inner {
     }
 
     /// The file `name`, which is a text of at most `most` bytes.
-    async fn text(&self, job: &Job, name: &str, most: u64, cx: &FetchContext) -> Result<Vec<u8>> {
+    pub(crate) async fn text(&self, job: &Job, name: &str, most: u64, cx: &FetchContext) -> Result<Vec<u8>> {
         let size = listed(job, name)?.size;
         if size > most {
             let what = format!("{name} of {}", job.manifest.reference);
@@ -88,7 +88,7 @@ impl Inner {
     }
 
     /// The start of the weights file `name`, with its whole header.
-    async fn head(&self, job: &Job, name: &str, cx: &FetchContext) -> Result<Head> {
+    pub(crate) async fn head(&self, job: &Job, name: &str, cx: &FetchContext) -> Result<Head> {
         let mut head = Head::new(name, &job.manifest.reference, listed(job, name)?.size);
         while let Some(range) = head.wanted()? {
             head.extend(&self.transfer.read(job, name, range, cx).await?);

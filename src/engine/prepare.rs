@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use llm_local_core::{
-    ArtifactRef, Error, FetchContext, InferenceBackend, LoadOptions, LoraAdapter, Manifest, ModelSpec, ProgressEvent,
-    Resolution, Result,
+    ArtifactRef, Error, FetchContext, InferenceBackend, LoadOptions, LoraAdapter, ModelSpec, ProgressEvent, Resolution,
+    Result,
 };
 use llm_local_source_common::{
     store::Hold,
@@ -15,6 +15,7 @@ use super::{
     Inner,
     identity::Identity,
     judge::{Base, Judged, Weights},
+    resolve::Pin,
 };
 use crate::plan::Plan;
 
@@ -22,8 +23,8 @@ use crate::plan::Plan;
 #[derive(Debug)]
 pub(super) struct Pinned {
     pub(super) resolution: Resolution,
-    pub(super) base: Manifest,
-    pub(super) adapters: Vec<Manifest>,
+    pub(super) base: Pin,
+    pub(super) adapters: Vec<Pin>,
 }
 
 /// Everything that a load needs.
@@ -40,11 +41,13 @@ pub(super) struct Prepared {
 
 impl Pinned {
     /// The base, then the adapters.
+    pub(super) fn pins(&self) -> impl Iterator<Item = &Pin> {
+        std::iter::once(&self.base).chain(&self.adapters)
+    }
+
+    /// As [`Pinned::pins`].
     pub(super) fn jobs(&self) -> Vec<Job> {
-        let base = Job::new(self.resolution.model_source.clone(), self.base.clone());
-        let sources = self.resolution.adapter_sources.iter().zip(&self.adapters);
-        let adapters = sources.map(|(source, manifest)| Job::new(source.clone(), manifest.clone()));
-        std::iter::once(base).chain(adapters).collect()
+        self.pins().map(Pin::job).collect()
     }
 }
 
@@ -62,7 +65,7 @@ impl Inner {
         let pinned = self.resolve(spec, cx).await?;
         let jobs = pinned.jobs();
         // Held before it is looked for: what is there then stays there.
-        let holds = self.hold(&jobs).await?;
+        let holds = self.hold(pinned.pins()).await?;
         let files = self.present(&jobs, cx).await?;
         let mut judged = self.judge(spec, &pinned, &files, cx).await?;
         self.make_room(&jobs, cx).await?;
@@ -79,7 +82,10 @@ impl Inner {
         let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters } = judged else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
         };
-        let identity = Identity::new(spec.id(), &pinned.base, &base_files, &adapters)?;
+        let identity = Identity::new(spec.id(), &pinned.base.manifest, &base_files, &adapters)?;
+        for pin in pinned.pins() {
+            self.note_selected(pin).await;
+        }
         let (options, backend) = (chosen.options, chosen.resolution.backend.backend);
         Ok(Prepared { plan, weights, identity, adapters, options, backend, holds })
     }

@@ -1,11 +1,45 @@
 //! Refs to manifests: what a ref of a spec means now, and whether the application allows it.
 
-use llm_local_core::{ArtifactRef, ArtifactSource, FetchContext, LockedArtifact, Manifest, ModelSpec, Result, Want};
+use std::sync::Arc;
+
+use llm_local_core::{
+    ArtifactRef, ArtifactSource, Error, FetchContext, LockedArtifact, Manifest, ModelSpec, Result, Want,
+};
+use llm_local_source_common::transfer::Job;
 
 use super::{
     Inner,
     prepare::{Pinned, resolving},
+    versions::{Versions, could_not_ask, names},
 };
+use crate::{adapters::Copies, plan::PinnedBy};
+
+/// A ref that was resolved.
+#[derive(Clone)]
+pub(crate) struct Pin {
+    /// The ref as it was asked for. That of the manifest may be another one by which the same was fetched.
+    pub(crate) reference: ArtifactRef,
+    pub(crate) source: Arc<dyn ArtifactSource>,
+    pub(crate) manifest: Manifest,
+    pub(crate) by: PinnedBy,
+}
+
+impl Pin {
+    pub(crate) fn job(&self) -> Job {
+        Job::new(self.source.clone(), self.manifest.clone())
+    }
+
+    /// Whether its files are their owner's, and used where they lie.
+    pub(crate) fn is_where_it_lies(&self) -> bool {
+        self.reference.is_file() && !matches!(self.by, PinnedBy::Hold(_))
+    }
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("manifest", &self.manifest).field("by", &self.by).finish_non_exhaustive()
+    }
+}
 
 impl Inner {
     /// Pins the refs of `spec`: to what its lock says, if it has one.
@@ -14,13 +48,13 @@ impl Inner {
         let resolution = self.registry.resolve(spec)?;
         let locked = |reference, want| spec.lock.as_ref().map(|lock| lock.artifact(reference, want)).transpose();
         let lock = locked(&spec.base, Want::Model)?;
-        let base = self.pin(&*resolution.model_source, &spec.base, Want::Model, lock, cx).await?;
+        let base = self.pin(resolution.model_source.clone(), &spec.base, Want::Model, lock, cx).await?;
         let mut adapters = Vec::new();
         for (adapter, source) in spec.adapters.iter().zip(&resolution.adapter_sources) {
             let reference = &adapter.reference;
             let pinning = async {
                 let lock = locked(reference, Want::Adapter)?;
-                self.pin(&**source, reference, Want::Adapter, lock, cx).await
+                self.pin(source.clone(), reference, Want::Adapter, lock, cx).await
             };
             adapters.push(pinning.await.map_err(|e| e.into_adapter(reference))?);
         }
@@ -28,22 +62,85 @@ impl Inner {
     }
 
     /// Pins `reference`, to what `lock` says if there is one, if the policy allows it.
-    pub(super) async fn pin(
+    pub(crate) async fn pin(
         &self,
-        source: &dyn ArtifactSource,
+        source: Arc<dyn ArtifactSource>,
         reference: &ArtifactRef,
         want: Want,
         lock: Option<&LockedArtifact>,
         cx: &FetchContext,
-    ) -> Result<Manifest> {
+    ) -> Result<Pin> {
         self.policy.check_ref(reference)?;
         resolving(reference, cx);
-        let manifest = match lock {
-            None => source.resolve(reference, want, cx).await?,
-            Some(lock) => self.resolve_locked(source, reference, lock, cx).await?,
+        let (manifest, by) = match lock {
+            Some(lock) => (self.resolve_locked(&*source, reference, lock, cx).await?, PinnedBy::Lock),
+            // The files of a model are used where they lie, and no others of it are kept.
+            None if reference.is_file() && want == Want::Model => {
+                (source.resolve(reference, want, cx).await?, PinnedBy::Source)
+            }
+            None => self.resolve_now(&*source, reference, want, cx).await?,
         };
         self.policy.check_manifest(&manifest)?;
-        Ok(manifest)
+        let is_copy = reference.is_file() && matches!(by, PinnedBy::Hold(_));
+        let source = if is_copy { Arc::new(Copies(source)) } else { source };
+        Ok(Pin { reference: reference.clone(), source, manifest, by })
+    }
+
+    /// What `reference` means now, and who says so.
+    async fn resolve_now(
+        &self,
+        source: &dyn ArtifactSource,
+        reference: &ArtifactRef,
+        want: Want,
+        cx: &FetchContext,
+    ) -> Result<(Manifest, PinnedBy)> {
+        let versions = Versions::of(self.transfer.store(), reference, want).await?;
+        if let Some(kept) = versions.named(source)? {
+            return Ok((kept.manifest.clone(), PinnedBy::Name));
+        }
+        if versions.is_moving()
+            && let Some(held) = self.held(source, &versions, cx).await?
+        {
+            return Ok(held);
+        }
+        match source.resolve(reference, want, cx).await {
+            // That it is a branch is known only now.
+            Ok(manifest) if !names(reference, manifest.version.as_deref(), &manifest.revision) => {
+                let held = if reference.is_file() { None } else { self.held(source, &versions, cx).await? };
+                Ok(held.unwrap_or((manifest, PinnedBy::Source)))
+            }
+            Ok(manifest) => Ok((manifest, PinnedBy::Source)),
+            Err(error) => last_used(source, &versions, error),
+        }
+    }
+
+    /// The version that the ref is held at, if it is.
+    async fn held(
+        &self,
+        source: &dyn ArtifactSource,
+        versions: &Versions,
+        cx: &FetchContext,
+    ) -> Result<Option<(Manifest, PinnedBy)>> {
+        let (Some(hold), Some(current)) = (versions.hold, versions.current()) else { return Ok(None) };
+        let by = PinnedBy::Hold(hold);
+        if let Some(kept) = versions.find(&current.revision) {
+            return Ok(Some((kept.manifest.clone(), by)));
+        }
+        let (reference, named) = (&versions.reference, current.version.as_ref().unwrap_or(&current.revision));
+        if reference.is_file() {
+            let reason =
+                format!("it is held at {named}, which is not kept any more; unpin it to use what is there now");
+            return Err(Error::not_found(reference, reason));
+        }
+        let manifest = source.resolve(&source.at_revision(reference, named)?, versions.want, cx).await?;
+        if manifest.revision == current.revision {
+            return Ok(Some((manifest, by)));
+        }
+        Err(Error::IntegrityFailed {
+            what: format!("{named} of {reference}, at which it is held,"),
+            expected: format!("the revision {}", current.revision),
+            found: format!("{}; unpin it to use that", manifest.revision),
+        })
     }
 
     /// What `lock` says that `reference` was.
@@ -54,11 +151,47 @@ impl Inner {
         lock: &LockedArtifact,
         cx: &FetchContext,
     ) -> Result<Manifest> {
-        // Paths have no revisions: what is there must be what was.
-        let at = if reference.is_file() { reference.clone() } else { source.at_revision(reference, lock.named())? };
-        let mut manifest = source.resolve(&at, lock.want, cx).await?;
+        let mut manifest = match self.kept_locked(source, reference, lock).await? {
+            Some(manifest) => manifest,
+            // Paths have no revisions: what is there must be what was.
+            None if reference.is_file() => source.resolve(reference, lock.want, cx).await?,
+            None => source.resolve(&source.at_revision(reference, lock.named())?, lock.want, cx).await?,
+        };
         manifest.reference = reference.clone();
         lock.hold(&mut manifest)?;
         Ok(manifest)
     }
+
+    /// What `lock` says, if it is kept.
+    async fn kept_locked(
+        &self,
+        source: &dyn ArtifactSource,
+        reference: &ArtifactRef,
+        lock: &LockedArtifact,
+    ) -> Result<Option<Manifest>> {
+        if reference.is_file() {
+            return Ok(None);
+        }
+        let versions = Versions::of(self.transfer.store(), reference, lock.want).await?;
+        match versions.find(&lock.revision) {
+            Some(kept) if kept.whole && source.placement(&kept.manifest)?.is_none() => Ok(Some(kept.manifest.clone())),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// What the ref meant when it was used last, for its source `failed` and could not be asked.
+fn last_used(source: &dyn ArtifactSource, versions: &Versions, failed: Error) -> Result<(Manifest, PinnedBy)> {
+    let Some(kept) = versions.current_kept().filter(|_| versions.is_moving() && could_not_ask(&failed)) else {
+        return Err(failed);
+    };
+    if source.placement(&kept.manifest)?.is_some() {
+        return Err(failed);
+    }
+    let version = kept.manifest.version.as_ref().unwrap_or(&kept.manifest.revision);
+    tracing::warn!(
+        reference = %versions.reference, error = %failed, version,
+        "its source cannot be asked; the version that was used last is used, which may not be the newest"
+    );
+    Ok((kept.manifest.clone(), PinnedBy::LastUse))
 }

@@ -3,26 +3,26 @@
 use llm_local_core::{FetchContext, Result};
 use llm_local_source_common::{store::Hold, transfer::Job};
 
-use super::Inner;
+use super::{Inner, Pin};
 use crate::blocking::blocking;
 
 impl Inner {
     /// Holds what is in the store or comes into it. A path's files are their owner's.
-    pub(super) async fn hold(&self, jobs: &[Job]) -> Result<Vec<Hold>> {
-        let (store, jobs) = (self.transfer.store().clone(), jobs.to_vec());
-        if jobs.iter().all(|job| job.manifest.reference.is_file()) {
+    pub(crate) async fn hold(&self, pins: impl IntoIterator<Item = &Pin>) -> Result<Vec<Hold>> {
+        let store = self.transfer.store().clone();
+        let stored: Vec<_> = pins.into_iter().filter(|pin| !pin.is_where_it_lies()).map(Pin::job).collect();
+        if stored.is_empty() {
             return Ok(Vec::new());
         }
         blocking("store", move || {
-            let stored = jobs.iter().filter(|job| !job.manifest.reference.is_file());
-            stored.map(|job| store.hold(&job.manifest, job.source.placement(&job.manifest)?.as_ref())).collect()
+            stored.iter().map(|job| store.hold(&job.manifest, job.source.placement(&job.manifest)?.as_ref())).collect()
         })
         .await
     }
 
     /// Evicts what was not used for longest, if the quota leaves too little room for what is missing of `jobs`. They are
     /// held, so nothing of them goes.
-    pub(super) async fn make_room(&self, jobs: &[Job], cx: &FetchContext) -> Result<()> {
+    pub(crate) async fn make_room(&self, jobs: &[Job], cx: &FetchContext) -> Result<()> {
         let Some(quota) = self.quota else { return Ok(()) };
         let missing = self.transfer.missing_bytes(jobs, cx).await?;
         // Offline nothing can come.

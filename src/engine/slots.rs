@@ -10,7 +10,8 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, SpecLock};
 
-use super::Model;
+use super::{Model, versions::is_of_one};
+use crate::plan::PlannedArtifact;
 
 /// What makes two specs the same model: everything that decides what is loaded, and nothing that is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,11 +45,14 @@ type Unload = Shared<BoxFuture<'static, Result<()>>>;
 
 enum Slot {
     /// Weak, so that the load is dropped, and thereby cancelled, with its last waiter.
-    Loading(WeakShared<Load>),
+    Loading(WeakShared<Load>, Run),
     Loaded(Model),
     /// A load that comes now waits until the memory is back.
     Unloading(Unload),
 }
+
+/// Tells one load from others of the same key.
+type Run = Arc<()>;
 
 /// What there is to do for an unload.
 pub(super) enum Unloading {
@@ -90,15 +94,16 @@ impl Slots {
             let mut map = self.lock();
             let running = match map.get(&key) {
                 Some(Slot::Loaded(model)) if model.is_loaded() => return Ok(model.clone()),
-                Some(Slot::Loading(weak)) => weak.upgrade().filter(|shared| shared.peek().is_none()),
+                Some(Slot::Loading(weak, _)) => weak.upgrade().filter(|shared| shared.peek().is_none()),
                 _ => None,
             };
             match running {
                 Some(shared) => shared,
                 None => {
-                    let shared = self.clone().run(key.clone(), load).boxed().shared();
+                    let run = Run::default();
+                    let shared = self.clone().run(key.clone(), run.clone(), load).boxed().shared();
                     if let Some(weak) = Shared::downgrade(&shared) {
-                        map.insert(key, Slot::Loading(weak));
+                        map.insert(key, Slot::Loading(weak, run));
                     }
                     shared
                 }
@@ -107,33 +112,64 @@ impl Slots {
         shared.await
     }
 
-    /// Runs `load` and keeps what it gives. A panic in it, of a progress handler for example, is its error.
-    async fn run(self, key: Key, load: impl Future<Output = Result<Model>> + Send + 'static) -> Result<Model> {
+    /// Runs `load` and keeps what it gives, unless it was [detached](Slots::detach) meanwhile. A panic in it, of a progress
+    /// handler for example, is its error.
+    async fn run(
+        self,
+        key: Key,
+        run: Run,
+        load: impl Future<Output = Result<Model>> + Send + 'static,
+    ) -> Result<Model> {
         let result = AssertUnwindSafe(load).catch_unwind().await.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().copied();
             let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
             Err(Error::load(&key.base, format!("it panicked: {text}")))
         });
         let mut map = self.lock();
-        match &result {
-            Ok(model) => drop(map.insert(key, Slot::Loaded(model.clone()))),
-            Err(_) => drop(map.remove(&key)),
+        if matches!(map.get(&key), Some(Slot::Loading(_, of)) if Arc::ptr_eq(of, &run)) {
+            match &result {
+                Ok(model) => drop(map.insert(key, Slot::Loaded(model.clone()))),
+                Err(_) => drop(map.remove(&key)),
+            }
         }
         result
+    }
+
+    /// Forgets the models with an adapter of which `means_another` says that its ref means another version now, and the
+    /// loads that may become such: the next load of their specs is a new one. Whoever holds such a model keeps it, and
+    /// its memory is back when the last of them drops it.
+    pub(super) fn detach(&self, reference: &ArtifactRef, means_another: impl Fn(&PlannedArtifact) -> bool) {
+        let mut detached = Vec::new();
+        self.lock().retain(|key, slot| match slot {
+            Slot::Unloading(_) => true,
+            Slot::Loading(..) => {
+                key.lock.is_some() || !key.adapters.iter().any(|(adapter, _)| is_of_one(adapter, reference))
+            }
+            Slot::Loaded(model) => {
+                let mut adapters = model.plan().adapters.iter().map(|(adapter, _)| adapter);
+                let stays = !adapters.any(|a| is_of_one(&a.reference, reference) && means_another(a));
+                if !stays {
+                    detached.push(model.clone());
+                }
+                stays
+            }
+        });
+        // Not under the lock: the last handle of a model gives its memory back.
+        drop(detached);
     }
 
     /// Begins to unload the model of `key`, or joins an unload that runs.
     pub(super) fn unload(&self, key: &Key) -> Unloading {
         let mut map = self.lock();
         match map.get(key) {
-            Some(Slot::Loading(weak)) if weak.upgrade().is_some() => Unloading::Loading,
+            Some(Slot::Loading(weak, _)) if weak.upgrade().is_some() => Unloading::Loading,
             Some(Slot::Unloading(unload)) => Unloading::Running(unload.clone()),
             Some(Slot::Loaded(model)) => {
                 let unload = give_back(Arc::downgrade(&self.map), key.clone(), model.clone()).boxed().shared();
                 map.insert(key.clone(), Slot::Unloading(unload.clone()));
                 Unloading::Running(unload)
             }
-            Some(Slot::Loading(_)) | None => Unloading::Done,
+            Some(Slot::Loading(..)) | None => Unloading::Done,
         }
     }
 
@@ -143,7 +179,7 @@ impl Slots {
         let by_handle = match self.lock().get(key)? {
             Slot::Unloading(unload) => return Some(unload.clone()),
             Slot::Loaded(model) => !model.is_loaded(),
-            Slot::Loading(_) => false,
+            Slot::Loading(..) => false,
         };
         match by_handle.then(|| self.unload(key))? {
             Unloading::Running(unload) => Some(unload),

@@ -33,7 +33,7 @@ use std::{
 use futures_util::FutureExt;
 use llm_local_core::{Completion, Error, LoadedInfo, Message, ModelSpec, Result, Role, SessionId};
 
-use crate::engine::{Engine, Identity, Model, WeakModel, generate};
+use crate::engine::{Engine, Identity, Model, WeakModel};
 
 /// A chat with the model of a spec. It keeps the messages; the backend keeps the KV cache.
 ///
@@ -169,7 +169,7 @@ impl Session {
         if model.keeps_sessions() {
             request = request.with_session(self.id.clone());
         }
-        Ok(Turn::new(self, generate(&model, request, load), asked))
+        Ok(Turn::new(self, model.generate_after(request, load), asked))
     }
 
     /// Says `text` as the user, and gives the whole answer.

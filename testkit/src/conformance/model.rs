@@ -243,7 +243,7 @@ impl Suite<'_> {
 }
 
 fn true_counts(completion: &Completion) {
-    let (usage, stats, tokens) = (completion.usage, completion.stats, completion.tokens.len());
+    let (usage, stats, tokens) = (completion.usage, &completion.stats, completion.tokens.len());
     let counted = usage.generated_tokens;
     assert_eq!(counted, tokens, "usage counts {counted} generated tokens, but {tokens} came");
     assert!(usage.prompt_tokens > 0, "usage counts no prompt tokens");

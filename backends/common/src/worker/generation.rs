@@ -209,7 +209,7 @@ impl<C> Generating<C> {
         }
         // Before the last event: whoever has it may look at the memory in use.
         self.keep(turn.sessions)?;
-        let (usage, stats) = (self.usage, self.stats);
+        let (usage, stats) = (self.usage, std::mem::take(&mut self.stats));
         tracing::debug!(model = turn.info.model, ?reason, ?usage, ?stats, "generation ends");
         self.outlet.end(text, Ok(GenerationEvent::finished(reason, usage, stats)));
         Ok(Next::Done)

@@ -1,0 +1,137 @@
+//! Versions that refs are held at, and those that go.
+
+use std::sync::Arc;
+
+use llm_local_core::{ArtifactRef, Error, FetchContext, ProgressHandler, Result, Want};
+use llm_local_source_common::store::{Deleted, HoldKind};
+
+use super::{AdapterVersion, Adapters, update::not_kept};
+use crate::blocking::blocking;
+
+impl Adapters {
+    /// Holds moving refs to the adapter at `version` (its name, or its revision) until [`Adapters::unpin`]; without one,
+    /// at the one that was used last, or else at what `reference` means now. It is fetched if it is not kept. The files at a path are copied into the store, and
+    /// the copy is used.
+    ///
+    /// A model that is loaded keeps the version it has; the next load of its spec loads anew if it has another one.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] around [`Error::NotFound`] for a version that there is not, what the source says, and
+    /// those of the transfer.
+    pub async fn pin(
+        &self,
+        reference: &ArtifactRef,
+        version: Option<&str>,
+        progress: Option<Arc<dyn ProgressHandler>>,
+    ) -> Result<AdapterVersion> {
+        let cx = self.engine.context(progress);
+        let _cancel_on_drop = cx.cancel.clone().drop_guard();
+        self.hold_at(reference, version, &cx).await.map_err(|e| e.into_adapter(reference))
+    }
+
+    /// Lets moving refs to the adapter mean what their source says again, whether they were pinned or rolled back.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] around [`Error::Io`].
+    pub async fn unpin(&self, reference: &ArtifactRef) -> Result<()> {
+        let releasing = async {
+            let (store, of) = (self.store().clone(), super::absolute(reference)?);
+            blocking("store", move || store.release(&of, Want::Adapter)).await?;
+            self.engine.inner.detach(reference, None);
+            Ok(())
+        };
+        releasing.await.map_err(|e: Error| e.into_adapter(reference))
+    }
+
+    /// Makes moving refs to the adapter mean the version before the current one, byte for byte and without a request, and
+    /// holds them there until [`Adapters::update`] or [`Adapters::unpin`].
+    ///
+    /// A model that is loaded keeps the version it has; the next load of its spec loads anew.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] around [`Error::NotFound`] if there is none before, or it is not kept any more;
+    /// [`Error::Io`].
+    pub async fn rollback(&self, reference: &ArtifactRef) -> Result<AdapterVersion> {
+        let rolling = async {
+            let (store, of) = (self.store().clone(), super::absolute(reference)?);
+            let kept = blocking("store", move || store.roll_back(&of, Want::Adapter)).await?;
+            self.engine.inner.detach(reference, Some(&kept.manifest.revision));
+            self.version(reference, &kept.manifest.revision).await
+        };
+        rolling.await.map_err(|e| e.into_adapter(reference))
+    }
+
+    /// Deletes one version (by its name or revision), or all: their files go, as far as no other artifact has them. What
+    /// is loaded stays. The files at a path are their owner's; of them the copies go.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] around [`Error::NotFound`] if nothing is kept of it, and what
+    /// [`crate::Store::delete`] says.
+    pub async fn delete(&self, reference: &ArtifactRef, version: Option<&str>) -> Result<Deleted> {
+        self.delete_versions(reference, version).await.map_err(|e| e.into_adapter(reference))
+    }
+
+    async fn hold_at(
+        &self,
+        reference: &ArtifactRef,
+        version: Option<&str>,
+        cx: &FetchContext,
+    ) -> Result<AdapterVersion> {
+        let versions = self.kept(reference).await?;
+        let (of, policy) = (&versions.reference, &self.engine.inner.policy);
+        let kept = match (version, of.revision()) {
+            (Some(version), _) => versions.find(version),
+            // What lies at a path now may be something else than what was kept of it.
+            (None, _) if of.is_file() => None,
+            (None, Some(revision)) if !versions.is_moving() => versions.find(revision),
+            (None, _) => versions.current().and_then(|current| versions.find(&current.revision)),
+        };
+        let manifest = match (kept.filter(|kept| kept.whole), version) {
+            (Some(kept), _) => kept.manifest.clone(),
+            (None, Some(version)) if of.is_file() => return Err(not_kept(&versions, version)),
+            (None, version) => {
+                policy.check_ref(of)?;
+                let source = self.source(of)?;
+                let at = version.map_or(Ok(of.clone()), |version| source.at_revision(of, version))?;
+                source.resolve(&at, Want::Adapter, cx).await?
+            }
+        };
+        policy.check_manifest(&manifest)?;
+        self.bring(of, manifest.clone(), cx).await?;
+        self.select(of, &manifest, Some(HoldKind::Pinned)).await?;
+        self.engine.inner.detach(reference, Some(&manifest.revision));
+        self.version(of, &manifest.revision).await
+    }
+
+    async fn delete_versions(&self, reference: &ArtifactRef, version: Option<&str>) -> Result<Deleted> {
+        let versions = self.kept(reference).await?;
+        let revisions: Vec<_> = match version {
+            Some(version) => {
+                let kept = versions.find(version).ok_or_else(|| not_kept(&versions, version))?;
+                vec![kept.manifest.revision.clone()]
+            }
+            None if versions.kept.is_empty() => {
+                return Err(Error::not_found(reference, "no version of it is kept; nothing is deleted"));
+            }
+            None => {
+                let current = versions.current().map(|current| current.revision.clone());
+                let mut all: Vec<_> = versions.kept.iter().map(|kept| kept.manifest.revision.clone()).collect();
+                // One that is held may go with the last of the others only.
+                all.sort_by_key(|revision| Some(revision) == current.as_ref());
+                all
+            }
+        };
+        let store = self.store().clone();
+        blocking("store", move || {
+            let mut all = Deleted::default();
+            for revision in revisions {
+                let deleted = store.delete_kept(&versions.reference, Want::Adapter, &revision)?;
+                all.artifacts += deleted.artifacts;
+                all.files += deleted.files;
+                all.bytes += deleted.bytes;
+            }
+            Ok(all)
+        })
+        .await
+    }
+}

@@ -1,0 +1,100 @@
+//! Newer versions.
+
+use std::sync::Arc;
+
+use llm_local_core::{ArtifactRef, ArtifactSource, Error, FetchContext, Manifest, ProgressHandler, Result, Want};
+use llm_local_source_common::store::HoldKind;
+
+use super::{AdapterVersion, Adapters, Copies, versions::is_same};
+use crate::{
+    blocking::blocking,
+    engine::{Pin, Versions, names},
+    lora,
+    plan::PinnedBy,
+};
+
+impl Adapters {
+    /// Makes a moving ref mean what its source says now: fetches that version, verifies that it is an adapter, and notes it
+    /// as the current one. A [rollback](Adapters::rollback) is over then. Of a ref that names a version, that version is
+    /// fetched, if it is not here. The files at a path are copied into the store, so that what they are now can be gone
+    /// back to.
+    ///
+    /// A model that is loaded keeps the version it has; the next load of its spec loads anew.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] around [`Error::Unsupported`] for an adapter that is pinned, what its source says, and
+    /// those of the transfer; what the files are if they are no adapter. The version before stays the current one.
+    pub async fn update(
+        &self,
+        reference: &ArtifactRef,
+        progress: Option<Arc<dyn ProgressHandler>>,
+    ) -> Result<AdapterVersion> {
+        let cx = self.engine.context(progress);
+        let _cancel_on_drop = cx.cancel.clone().drop_guard();
+        self.update_to_newest(reference, &cx).await.map_err(|e| e.into_adapter(reference))
+    }
+
+    async fn update_to_newest(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterVersion> {
+        let versions = self.kept(reference).await?;
+        if let (Some(HoldKind::Pinned), Some(current)) = (versions.hold, versions.current()) {
+            let reason = format!("it is pinned to {}; unpin it first", current.title());
+            return Err(Error::unsupported(format!("updating {reference}"), reason));
+        }
+        if let Some(kept) = versions.named(&*self.source(reference)?)? {
+            return Ok(AdapterVersion::kept(kept, &versions));
+        }
+        let manifest = self.ask(&versions, cx).await?;
+        if let Some(kept) =
+            versions.find(&manifest.revision).or_else(|| versions.find(super::versions::title(&manifest)))
+        {
+            // What is kept of a version is held against what it is now.
+            is_same(&kept.manifest, &manifest)?;
+        }
+        self.bring(&versions.reference, manifest.clone(), cx).await?;
+        if !names(reference, manifest.version.as_deref(), &manifest.revision) {
+            self.select(&versions.reference, &manifest, None).await?;
+            self.engine.inner.detach(reference, Some(&manifest.revision));
+        }
+        self.version(reference, &manifest.revision).await
+    }
+
+    /// Makes `manifest` present, and reads it: what is no adapter must not become what a ref means.
+    pub(super) async fn bring(&self, reference: &ArtifactRef, manifest: Manifest, cx: &FetchContext) -> Result<()> {
+        let source: Arc<dyn ArtifactSource> = self.source(reference)?;
+        let (source, by): (Arc<dyn ArtifactSource>, _) = match reference.is_file() {
+            true => (Arc::new(Copies(source)), PinnedBy::Hold(HoldKind::Pinned)),
+            false => (source, PinnedBy::Source),
+        };
+        let pin = Pin { reference: reference.clone(), source, manifest, by };
+        let files = self.engine.inner.fetch(&pin, cx).await?;
+        blocking("adapters", move || lora::read(&pin.reference, &files).map(drop)).await
+    }
+
+    /// Makes moving refs mean the version that `manifest` is.
+    pub(super) async fn select(
+        &self,
+        reference: &ArtifactRef,
+        manifest: &Manifest,
+        hold: Option<HoldKind>,
+    ) -> Result<()> {
+        let (store, reference, manifest) = (self.store().clone(), reference.clone(), manifest.clone());
+        blocking("store", move || store.select(&reference, Want::Adapter, &manifest, hold)).await
+    }
+
+    /// The kept version at `revision`.
+    pub(super) async fn version(&self, reference: &ArtifactRef, revision: &str) -> Result<AdapterVersion> {
+        let versions = self.kept(reference).await?;
+        let kept = versions.find(revision).ok_or_else(|| not_kept(&versions, revision))?;
+        Ok(AdapterVersion::kept(kept, &versions))
+    }
+}
+
+/// What to say of a version that is not kept.
+pub(super) fn not_kept(versions: &Versions, version: &str) -> Error {
+    let kept: Vec<_> = versions.kept.iter().map(|kept| super::versions::title(&kept.manifest)).collect();
+    let reason = match kept.is_empty() {
+        true => "no version is kept".to_owned(),
+        false => format!("kept are {}", kept.join(", ")),
+    };
+    Error::not_found(format!("the version `{version}` of {}", versions.reference), reason)
+}

@@ -1,0 +1,149 @@
+//! Which version a ref means, as far as what is kept can tell.
+//!
+//! - A ref that names a version that is kept is that one, without a request.
+//! - A moving ref (`@latest`, none, a branch) is what its source says, unless it is held: pinned, or rolled back.
+//! - Where the source cannot be asked, it is what it was when it was used last.
+//!
+//! Sources that publish into the cache of another tool know its branches themselves, also offline; of them holds alone are
+//! kept here.
+
+use llm_local_core::{ArtifactRef, ArtifactSource, Error, Manifest, Result, Want};
+use llm_local_source_common::store::{HoldKind, Kept, Selected, Store};
+
+use super::Pin;
+use crate::{adapters::absolute, blocking::blocking, plan::PinnedBy};
+
+/// The revision that means the newest, in refs of any source.
+const LATEST: &str = "latest";
+
+/// What is kept of what a ref names, and which of it was chosen.
+#[derive(Debug)]
+pub(crate) struct Versions {
+    /// The ref, with the whole path of a file.
+    pub(crate) reference: ArtifactRef,
+    pub(crate) want: Want,
+    /// Newest first.
+    pub(crate) kept: Vec<Kept>,
+    /// The last is the current one.
+    pub(crate) history: Vec<Selected>,
+    pub(crate) hold: Option<HoldKind>,
+}
+
+impl Versions {
+    /// What `store` has of `reference`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; those of a path.
+    pub(crate) async fn of(store: &Store, reference: &ArtifactRef, want: Want) -> Result<Self> {
+        let (store, reference) = (store.clone(), absolute(reference)?);
+        blocking("store", move || {
+            let kept = store.kept(&reference, want)?;
+            let selection = store.selection(&reference, want)?;
+            Ok(Self { reference, want, kept, history: selection.history, hold: selection.hold })
+        })
+        .await
+    }
+
+    /// The version that the ref names, if it is kept and whole, and `source` leaves it to us.
+    pub(crate) fn named(&self, source: &dyn ArtifactSource) -> Result<Option<&Kept>> {
+        match asked(&self.reference).and_then(|revision| self.find(revision)) {
+            Some(kept) if kept.whole && source.placement(&kept.manifest)?.is_none() => Ok(Some(kept)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What is kept at `revision`, pinned or by its name.
+    pub(crate) fn find(&self, revision: &str) -> Option<&Kept> {
+        let mut kept = self.kept.iter();
+        kept.find(|k| k.manifest.revision == revision || k.manifest.version.as_deref() == Some(revision))
+    }
+
+    /// The version that was chosen last, if one was.
+    pub(crate) fn current(&self) -> Option<&Selected> {
+        self.history.last()
+    }
+
+    /// [`Versions::current`], if it is kept and whole.
+    pub(crate) fn current_kept(&self) -> Option<&Kept> {
+        let current = self.current()?;
+        self.kept.iter().find(|kept| kept.whole && kept.manifest.revision == current.revision)
+    }
+
+    /// Whether the ref is known to mean the newest of something, before its source is asked.
+    pub(crate) fn is_moving(&self) -> bool {
+        match asked(&self.reference) {
+            None | Some(LATEST) => true,
+            Some(revision) => self.find(revision).is_none() && self.was_moving(revision),
+        }
+    }
+
+    /// Whether something was fetched by `revision` that has another name.
+    fn was_moving(&self, revision: &str) -> bool {
+        let mut kept = self.kept.iter().map(|kept| &kept.manifest);
+        kept.any(|m| asked(&m.reference) == Some(revision))
+    }
+}
+
+/// Whether `reference` names the version called `version`, or pinned to `revision`, and can mean no other.
+pub(crate) fn names(reference: &ArtifactRef, version: Option<&str>, revision: &str) -> bool {
+    asked(reference).is_some_and(|asked| Some(asked) == version || asked == revision)
+}
+
+/// Whether `one` and `other` differ in their revision at most.
+pub(crate) fn is_of_one(one: &ArtifactRef, other: &ArtifactRef) -> bool {
+    let part = |r: &ArtifactRef| {
+        let part = r.revision().and_then(|revision| revision.split_once(':'));
+        part.map(|(_, part)| part.to_owned())
+    };
+    let parts = |r: &ArtifactRef| (r.scheme().to_owned(), r.fragment().map(str::to_owned), part(r));
+    let place = |r: &ArtifactRef| absolute(r).map_or_else(|_| r.locator().to_owned(), |r| r.locator().to_owned());
+    parts(one) == parts(other) && place(one) == place(other)
+}
+
+/// The revision that `reference` asks for, without the part of the artifact that may stand behind it.
+fn asked(reference: &ArtifactRef) -> Option<&str> {
+    reference.revision().map(|revision| revision.split_once(':').map_or(revision, |(asked, _)| asked))
+}
+
+/// Whether what a source says is that it could not be asked.
+pub(crate) fn could_not_ask(error: &Error) -> bool {
+    match error {
+        Error::Offline { .. } | Error::RateLimited { .. } => true,
+        Error::DownloadFailed { retryable, .. } => *retryable,
+        _ => false,
+    }
+}
+
+impl super::Inner {
+    /// Notes that the ref of `pin` means this version now, if it is one that may mean another tomorrow and was fetched.
+    /// To use what was fetched needs no such note, so that it cannot be written is logged and no error.
+    pub(super) async fn note_selected(&self, pin: &Pin) {
+        let Pin { reference, manifest, by, .. } = pin;
+        let is_named = names(reference, manifest.version.as_deref(), &manifest.revision);
+        if *by != PinnedBy::Source || is_named || reference.is_file() || manifest.files.is_empty() {
+            return;
+        }
+        if let Err(error) = self.select_if_new(pin.source.as_ref(), manifest).await {
+            tracing::warn!(%reference, %error, "which version it means is not noted: it cannot be rolled back, nor used offline");
+        }
+    }
+
+    async fn select_if_new(&self, source: &dyn ArtifactSource, manifest: &Manifest) -> Result<()> {
+        if manifest.want != Want::Adapter && source.placement(manifest)?.is_some() {
+            return Ok(());
+        }
+        let (store, manifest) = (self.transfer.store().clone(), manifest.clone());
+        blocking("store", move || {
+            let (reference, want) = (&manifest.reference, manifest.want);
+            let selection = store.selection(reference, want)?;
+            let is_current = selection.history.last().is_some_and(|last| last.revision == manifest.revision);
+            // Of files that are all their owner's nothing is kept.
+            let is_kept = || Ok(store.kept(reference, want)?.iter().any(|k| k.manifest.revision == manifest.revision));
+            if is_current || selection.hold.is_some() || !is_kept()? {
+                return Ok(());
+            }
+            store.select(reference, want, &manifest, None)
+        })
+        .await
+    }
+}
