@@ -70,4 +70,8 @@ pub(crate) fn report(Ended { reason, usage, stats }: &Ended) {
         rate(stats.decode_tokens_per_second()),
         stats.time_to_first_token.map_or("-".to_owned(), |t| format!("{:.0} ms", t.as_secs_f64() * 1e3)),
     );
+    if !stats.adapters.is_empty() {
+        let adapters: Vec<_> = stats.adapters.iter().map(ToString::to_string).collect();
+        eprintln!("with {}", adapters.join(", "));
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use llm_local::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, ModelSpec, Result, Sampling};
+use llm_local::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, Sampling};
 
 use crate::sample;
 
@@ -41,8 +41,65 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DAYS", default_value_t = 7)]
         older_than: u32,
     },
+    /// Write down what models and adapters mean now, to the byte, for --lock.
+    Lock(Lock),
+    /// The adapters that are kept, and their versions.
+    #[command(subcommand)]
+    Adapter(Adapter),
     /// List the registered backends and sources.
     Plugins,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Adapter {
+    /// List what is kept, with all versions.
+    List,
+    /// List the versions that there are, newest first.
+    Versions(AdapterRef),
+    /// Take the newest version: a ref without a version means it from then on.
+    Update(AdapterRef),
+    /// Stay at one version: a ref without a version means it until unpin.
+    Pin {
+        #[command(flatten)]
+        adapter: AdapterRef,
+        /// A tag, or a revision; without it, the version that was used last.
+        version: Option<String>,
+    },
+    /// Follow what is newer again.
+    Unpin(AdapterRef),
+    /// Go back to the version before, and stay there until update or unpin.
+    Rollback(AdapterRef),
+    /// Delete one version, or all.
+    Rm {
+        #[command(flatten)]
+        adapter: AdapterRef,
+        /// A tag, or a revision; without it, all versions go.
+        version: Option<String>,
+    },
+    /// Show what an adapter is: format, base, rank, scaling, targets.
+    Inspect(AdapterRef),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AdapterRef {
+    /// A ref such as `github:owner/repo`, `hf:org/name`, or a path.
+    #[arg(value_name = "REF")]
+    text: String,
+}
+
+impl AdapterRef {
+    pub(crate) fn reference(&self) -> Result<ArtifactRef> {
+        reference(&self.text, sample::ADAPTER).map_err(|e| e.into_adapter(format!("`{}`", self.text)))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Lock {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -77,14 +134,20 @@ pub(crate) struct Pull {
     /// They are adapters, not models.
     #[arg(long)]
     pub(crate) adapter: bool,
-    /// Refs such as `hf:org/name`, `hf:org/name@revision`, `hf:org/name#file.gguf`.
-    #[arg(value_name = "REF", required = true)]
+    /// What is in this lock file, as it was locked.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["references", "adapter"])]
+    pub(crate) lock: Option<PathBuf>,
+    /// Refs such as `hf:org/name`, `hf:org/name@revision`, `hf:org/name#file.gguf`, `github:owner/repo@tag`.
+    #[arg(value_name = "REF", required_unless_present = "lock")]
     references: Vec<String>,
 }
 
 impl Pull {
     pub(crate) fn references(&self) -> impl Iterator<Item = Result<ArtifactRef>> {
-        self.references.iter().map(|text| text.parse())
+        self.references.iter().map(|text| match text.parse() {
+            Err(error) if self.adapter => Err(Error::into_adapter(error, format!("`{text}`"))),
+            parsed => parsed,
+        })
     }
 }
 
@@ -142,6 +205,9 @@ pub(crate) struct Spec {
     /// What dense weights are computed in.
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
+    /// Take exactly what `llm-local lock` wrote into this file, or fail.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -154,7 +220,6 @@ enum Dtype {
 
 impl Spec {
     pub(crate) fn spec(&self) -> Result<ModelSpec> {
-        let reference = |text: &str, sample: &str| if text == "sample" { sample.parse() } else { text.parse() };
         let mut spec = ModelSpec::new(reference(&self.model, sample::MODEL)?).with_dtype(match self.dtype {
             Dtype::Auto => ComputeDtype::Auto,
             Dtype::F32 => ComputeDtype::F32,
@@ -171,8 +236,16 @@ impl Spec {
         if let Some(tokens) = self.context_length {
             spec = spec.with_context_length(ContextLength::Tokens(tokens));
         }
-        Ok(spec)
+        match &self.lock {
+            Some(path) => Ok(spec.with_lock(llm_local::lock::read(path)?)),
+            None => Ok(spec),
+        }
     }
+}
+
+/// The ref that `text` is, or that of the sample inside this program.
+fn reference(text: &str, sample: &str) -> Result<ArtifactRef> {
+    if text == "sample" { sample.parse() } else { text.parse() }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // printing is what this program is for; libraries never do
 
+mod adapter;
 mod answer;
 mod args;
 mod bar;
@@ -55,6 +56,12 @@ async fn execute(args: Args) -> Result<ExitCode> {
         }
         Command::Verify(verify) => stored::verify(engine.store(), &verify),
         Command::Clean { older_than } => stored::clean(engine.store(), older_than),
+        Command::Lock(lock) => {
+            llm_local::lock::write(&engine.lock(&lock.spec.spec()?).await?, &lock.output)?;
+            eprintln!("locked in {}", lock.output.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Adapter(command) => adapter::adapter(&engine.adapters(), command).await,
         Command::Plugins => {
             let mut lines = String::new();
             for p in engine.registry().plugins() {
