@@ -19,8 +19,6 @@ const PREFIX: &str = ".llm-local-";
 const SUFFIX: &str = ".tmp";
 /// How the name of a copy beside a blob ends. Other tools take it for an unfinished download.
 const INCOMPLETE: &str = ".incomplete";
-/// Characters of the tag before that.
-const TAG: usize = 8;
 
 /// A new file in `folder`, with permissions by the umask; gone when dropped.
 ///
@@ -47,25 +45,17 @@ pub(super) fn named() -> tempfile::Builder<'static, 'static> {
     builder
 }
 
-/// The copy beside `blob` of the partial with this tag of eight hex digits.
+/// The copy beside `blob` of the partial with this tag of eight hex digits. By the name alone nobody can tell it from what
+/// huggingface_hub calls `<digest>.<eight hex digits>.incomplete`, so it is looked for by the partial and not swept.
 pub(super) fn incomplete(blob: &Path, tag: &str) -> PathBuf {
-    debug_assert!(is_tag(tag), "{tag} would never be swept");
     let mut name = blob.file_name().map_or_else(OsString::new, ToOwned::to_owned);
     name.push(format!(".{tag}{INCOMPLETE}"));
     blob.with_file_name(name)
 }
 
-/// Whether a file of this name is one that only this engine makes, and only for a moment: not what huggingface_hub calls
-/// `<digest>.incomplete`.
+/// Whether a file of this name is one that only this engine makes, and only for a moment.
 fn is_ours(name: &OsStr) -> bool {
-    let Some(name) = name.to_str() else { return false };
-    let copy = || name.strip_suffix(INCOMPLETE).and_then(|rest| rest.rsplit_once('.'));
-    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
-        || copy().is_some_and(|(blob, tag)| !blob.is_empty() && is_tag(tag))
-}
-
-fn is_tag(text: &str) -> bool {
-    text.len() == TAG && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
 }
 
 /// What was removed.
@@ -77,7 +67,7 @@ pub(crate) struct Swept {
     pub(crate) bytes: u64,
 }
 
-/// Removes the temporary files, links and copies in `folder`, not those below it, that nobody has written to for
+/// Removes the temporary files and links in `folder`, not those below it, that nobody has written to for
 /// `older_than` before `now`: a crash left them. One that is being written is young; by a clock that was set back all
 /// are. Nothing of other names is touched, and nothing is there to remove where there is no folder.
 ///
@@ -123,9 +113,10 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let (_, left) = temporary(folder.path()).unwrap().keep().unwrap();
         fs::write(&left, "left").unwrap();
-        fs::write(incomplete(&at("5a"), "0123abcd"), "copied").unwrap();
-        // A download of another tool, a file of an artifact, a folder, and work below.
-        for name in ["5a.incomplete", "5a.0123ABCD.incomplete", ".tmp", ".llm-local-x", "model.tmp"] {
+        // Downloads of another tool, which may be copies of ours by their names; a file of an artifact, a folder, and work
+        // below.
+        assert_eq!(incomplete(&at("5a"), "0123abcd"), at("5a.0123abcd.incomplete"));
+        for name in ["5a.incomplete", "5a.0123abcd.incomplete", ".tmp", ".tmpAbC123", ".llm-local-x", "model.tmp"] {
             fs::write(at(name), "theirs").unwrap();
         }
         fs::create_dir(at(".llm-local-folder.tmp")).unwrap();
@@ -141,8 +132,8 @@ mod tests {
         assert_eq!(sweep_temporaries(folder.path(), DAY, now - 2 * DAY).unwrap(), Swept::default());
         assert_eq!(names(), before);
         let swept = sweep_temporaries(folder.path(), DAY, now + 2 * DAY).unwrap();
-        assert_eq!(swept, Swept { files: 2, bytes: 10 });
-        assert_eq!(names().len(), before.len() - 2);
+        assert_eq!(swept, Swept { files: 1, bytes: 4 });
+        assert_eq!(names().len(), before.len() - 1);
         assert!(!left.exists() && at("5a.incomplete").exists());
         assert_eq!(sweep_temporaries(&at("none"), DAY, now).unwrap(), Swept::default());
     }
