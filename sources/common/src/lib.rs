@@ -5,13 +5,13 @@
 //! | [`transfer`] | makes every file of a plan present and verified |
 //! | [`network`] | requests: the runtime they run on, redirects, retries, and time |
 //! | [`access`] | what a source is told of its host: the URL, and the token for it |
-//! | `disk` | files on their way to disk: keys, locks, partials, hashes, publishing, free space |
+//! | [`disk`] | files on their way to disk: keys, locks, partials, hashes, publishing, free space |
 //! | [`progress`] | how far a plan is, as events and as a stream |
 //! | [`unpack`] | archives unpacked, and numbered parts joined |
 //! | [`store`] | what is kept: records, and how artifacts are listed, verified, deleted and evicted |
 
 pub mod access;
-mod disk;
+pub mod disk;
 pub mod network;
 pub mod progress;
 pub mod store;

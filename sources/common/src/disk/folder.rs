@@ -15,6 +15,10 @@ const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # This file is a cache directory tag created by llm-local.\n\
     # For information about cache directory tags see https://bford.info/cachedir/\n";
 
+/// The folder, beside the links of a cache that other tools use too, in which a source keeps what it knows of a revision:
+/// `<revision>.json` and `<revision>/...`. The store removes those with the revision, and all of it with the last one.
+pub const SOURCE_NOTES: &str = ".llm-local";
+
 /// Makes the store's root, with the tag of a cache in it.
 ///
 /// # Errors
@@ -113,11 +117,19 @@ pub(crate) fn write_text_atomically(path: &Path, text: &str) -> Result<()> {
 /// # Errors
 /// As [`write_text_atomically`].
 pub(crate) fn write_text_staged(path: &Path, text: &str, staging: &Path) -> Result<()> {
+    write_staged(path, text.as_bytes(), staging)
+}
+
+/// Writes a small file in one step: a reader, and the disk after a power loss, has the old one or the new. Its folders are
+/// made, and its permissions follow the umask. What a crash may leave behind lies in `staging`, a folder on the same file
+/// system, under a name by which [`Store::clean`](crate::store::Store::clean) knows it.
+///
+/// # Errors
+/// [`Error::Io`] that names the file.
+pub fn write_staged(path: &Path, content: &[u8], staging: &Path) -> Result<()> {
     create_lasting_folders(parent(path))?;
     let mut file = temporary(staging)?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(|e| Error::io("write", file.path(), e))?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io("write", file.path(), e))?;
     file.persist(path).map_err(|e| Error::io("replace", path, e.error))?;
     sync_folder(parent(path))
 }

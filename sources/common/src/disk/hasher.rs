@@ -167,7 +167,7 @@ pub(crate) fn digest_file(path: &Path, expected: Option<&Digest>) -> Result<Dige
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a kind of digest that is not known here.
-pub(crate) fn digest_bytes(bytes: &[u8], expected: Option<&Digest>) -> Result<Digest> {
+pub fn digest_bytes(bytes: &[u8], expected: Option<&Digest>) -> Result<Digest> {
     let mut state = State::new(expected, bytes.len() as u64)?;
     state.update(bytes);
     state.finish()

@@ -1,4 +1,5 @@
-//! Files on their way to disk.
+//! Files on their way to disk. Sources use [`write_staged`], [`digest_bytes`] and [`SOURCE_NOTES`] of it; the rest is the
+//! transfer engine's and the store's.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -25,9 +26,11 @@ mod space;
 mod state;
 mod temporary;
 
+pub use folder::{SOURCE_NOTES, write_staged};
 pub(crate) use folder::{prepare_root, write_text_atomically, write_text_staged};
 pub(crate) use folders::Folders;
-pub(crate) use hasher::{Hasher, digest_bytes, digest_file};
+pub use hasher::digest_bytes;
+pub(crate) use hasher::{Hasher, digest_file};
 pub(crate) use key::FileKey;
 pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};

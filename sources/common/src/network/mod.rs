@@ -1,12 +1,14 @@
 //! Requests: the runtime they run on, redirects, retries, and time.
 //!
 //! [`Network`] owns the threads that requests run on, so that the engine works on any executor. [`Network::get`] is how
-//! bytes are asked for; [`Network::client`] is for the API calls of sources; [`retrying`] tries again.
+//! bytes are asked for; [`Network::client`] is for the API calls of sources; [`retrying`] tries again; [`next_page`] goes on
+//! with a list.
 
 mod address;
 mod clients;
 mod config;
 mod failure;
+mod pages;
 mod pauses;
 mod proxies;
 mod rate;
@@ -33,6 +35,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use address::shown;
 pub use config::NetworkConfig;
 pub use failure::{Failure, Retry};
+pub use pages::next_page;
 pub use proxies::Proxies;
 pub use request::Response;
 pub(crate) use retry::Attempts;

@@ -170,6 +170,22 @@ impl Response {
             None => Err(Failure::passing(&self.address, self.network.stalled())),
         }
     }
+
+    /// All of the body that is still to be read, which may have `most` bytes: for listings, not for files of a size that
+    /// somebody else chooses.
+    ///
+    /// # Errors
+    /// As [`Response::chunk`]; a permanent [`Failure`] for more bytes than that.
+    pub async fn bytes(&mut self, most: usize) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            if bytes.len() + chunk.len() > most {
+                return Err(Failure::permanent(&self.address, format!("it answered with more than {most} bytes")));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
 }
 
 impl fmt::Debug for Response {
