@@ -14,6 +14,7 @@ use super::{
     record::Record,
     tree,
 };
+use crate::disk::SOURCE_NOTES;
 
 /// A name of fewer characters may be the content or the name of anything; a commit has 40.
 const TELLING: usize = 40;
@@ -21,7 +22,8 @@ const TELLING: usize = 40;
 const LONGEST_REF: u64 = 256;
 
 /// Removes what names the revision of `record`, if `links`, which are about to go, are all that is left of it: the refs
-/// that the record knows, if they still say what it says, and those that other tools made.
+/// that the record knows, if they still say what it says, and those that other tools made; and what its source noted of
+/// it. Where nothing at all is left, what was noted of other revisions goes too, since nobody would ever delete those.
 ///
 /// Gives the paths in whose folders something was.
 pub(super) fn remove(record: &Record, links: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
@@ -48,11 +50,31 @@ pub(super) fn remove(record: &Record, links: &BTreeSet<PathBuf>) -> Result<Vec<P
             }
         }
     }
+    if tree::files(&all_links)?.iter().all(|path| links.contains(path)) {
+        for path in notes(&all_links)? {
+            tree::remove(&path)?;
+            places.push(path);
+        }
+    }
     Ok(places)
 }
 
+/// What sources noted beside `all_links`, but of revisions that have a folder there: somebody is about to fetch them.
+fn notes(all_links: &Path) -> Result<Vec<PathBuf>> {
+    let Some(home) = all_links.parent() else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for (path, is_folder) in tree::entries(&home.join(SOURCE_NOTES))? {
+        if path.file_stem().is_some_and(|revision| all_links.join(revision).is_dir()) {
+            continue;
+        }
+        if is_folder { found.extend(tree::files(&path)?) } else { found.push(path) }
+    }
+    Ok(found)
+}
+
 /// Files beside the trees of links that name `tree`: by what they say (`refs/main`), by their name
-/// (`trees/<commit>.json`), or as empty files in a folder of that name (`.no_exist/<commit>/...`).
+/// (`trees/<commit>.json`), as empty files in a folder of that name (`.no_exist/<commit>/...`), or as anything in such a
+/// folder of notes.
 fn named(record: &Record, all_links: &Path, tree: &str) -> Result<Vec<PathBuf>> {
     let Some(home) = all_links.parent() else { return Ok(Vec::new()) };
     let content = record.files.iter().filter_map(|file| match &file.place {
@@ -72,9 +94,10 @@ fn named(record: &Record, all_links: &Path, tree: &str) -> Result<Vec<PathBuf>> 
             }
             let in_its_folder =
                 || path.strip_prefix(home).is_ok_and(|p| p.iter().rev().skip(1).any(|part| part == tree));
+            let is_noted = || path.starts_with(home.join(SOURCE_NOTES).join(tree));
             let is_named = path.file_stem().is_some_and(|stem| stem == tree);
             let is_empty = || fs::symlink_metadata(&path).is_ok_and(|m| m.is_file() && m.len() == 0);
-            if is_named || says(&path, tree) || in_its_folder() && is_empty() {
+            if is_named || says(&path, tree) || in_its_folder() && is_empty() || is_noted() {
                 found.push(path);
             }
         }

@@ -142,6 +142,37 @@ fn a_ref_that_moved_on_stays() {
 }
 
 #[test]
+fn what_a_source_noted_of_a_revision_goes_with_it_and_all_of_it_with_the_last() {
+    let f = Fixture::new();
+    let [a, b, seen, coming] = ['a', 'b', 'c', 'd'].map(commit);
+    f.hub(&format!("hf:org/name@{a}"), &a, &[("model", "one")], None, 0);
+    f.hub("hf:org/name", &b, &[("model", "two"), ("sub/config.json", "{}")], Some("main"), 0);
+    f.hub(&format!("hf:org/name@{b}#part"), &b, &[("sub/config.json", "{}")], None, 0);
+    let notes = f.repo().join(crate::disk::SOURCE_NOTES);
+    // Of one more that was looked at and never fetched, and what a crash left.
+    for commit in [&a, &b, &seen] {
+        write(&notes.join(format!("{commit}.json")), "{\"files\": {}}");
+        write(&notes.join(commit).join("sub/model.safetensors.index.json"), "{\"weight_map\": {}}");
+    }
+    write(&notes.join(&a).join(".llm-local-abc.tmp"), "half");
+    let noted =
+        |commit: &str| f.cache().iter().filter(|path| path.starts_with(".llm-local/") && path.contains(commit)).count();
+    f.store.delete(&reference("hf:org/name").with_revision(&a).unwrap()).unwrap();
+    assert_eq!((noted(&a), noted(&b), noted(&seen)), (0, 2, 2), "{:?}", f.cache());
+    f.store.delete(&reference("hf:org/name")).unwrap();
+    assert_eq!((noted(&b), noted(&seen)), (2, 2), "a part of it is there still");
+    // Somebody is about to fetch another one.
+    write(&notes.join(format!("{coming}.json")), "{}");
+    fs::create_dir_all(f.repo().join("snapshots").join(&coming)).unwrap();
+    f.store.delete(&reference("hf:org/name#part")).unwrap();
+    assert_eq!(f.cache(), [format!(".llm-local/{coming}.json"), format!("snapshots/{coming}/")]);
+    fs::remove_dir(f.repo().join("snapshots").join(&coming)).unwrap();
+    f.hub("hf:org/name", &b, &[("model", "two")], Some("main"), 0);
+    f.store.delete(&reference("hf:org/name")).unwrap();
+    assert!(!f.repo().exists(), "{:?}", f.cache());
+}
+
+#[test]
 fn the_folder_of_links_stays_while_anything_is_beside_it() {
     let f = Fixture::new();
     f.hub("hf:org/name", &commit('a'), &[("model", "one")], Some("main"), 0);
