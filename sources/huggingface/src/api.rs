@@ -12,7 +12,7 @@ use hf_hub::{
     repository::{GitRefInfo, GitRefs, ModelInfo},
 };
 use llm_local_core::{Error, Request, Result, Revision};
-use llm_local_source_common::network::{Failure, Network, Response, Retry, retrying};
+use llm_local_source_common::network::{Failure, Network, Response, Retry, next_page, retrying};
 use reqwest::Url;
 use serde::de::DeserializeOwned;
 
@@ -71,8 +71,8 @@ impl Api {
         url.query_pairs_mut().extend_pairs(PROPERTIES.map(|p| ("expand", p)));
         let info: ModelInfo = retrying(&self.network, &asked.reference, || async {
             let properties = PROPERTIES.map(str::to_owned).to_vec();
-            let answer = repository.info().revision(&asked.revision).expand(properties).send().await;
-            self.answered(answer, &url, asked).await.map_err(|mut failure| {
+            let sending = repository.info().revision(&asked.revision).expand(properties).send();
+            self.answered(sending, &url, asked).await.map_err(|mut failure| {
                 if impatient && is_unreachable(&failure.error) {
                     failure.retry = Retry::Never;
                 }
@@ -110,7 +110,7 @@ impl Api {
         let repository = self.repository(&asked.repo)?;
         let url = self.url(&["api", "models"], &asked.repo, &["refs"])?;
         let refs: GitRefs = retrying(&self.network, &asked.reference, || async {
-            self.answered(repository.list_refs().send().await, &url, asked).await
+            self.answered(repository.list_refs().send(), &url, asked).await
         })
         .await?;
         let revision = |r: GitRefInfo| match is_commit(&r.target_commit) {
@@ -129,8 +129,14 @@ impl Api {
         asked: &Asked,
     ) -> Result<(T, Option<Url>), Failure> {
         let mut response = self.get(url, asked, None).await?;
-        let next = next_page(&response, url).map_err(|reason| malformed(&asked.reference, reason))?;
-        let json = serde_json::from_slice(&body(&mut response, asked, ANSWER_LIMIT).await?).map_err(|e| {
+        let about = |failure: Failure| failure.about(&asked.reference);
+        let next = match response.header("link") {
+            Some(link) => next_page(link, url.as_str()).map_err(about)?,
+            None => None,
+        };
+        let next = next.map(|next| Url::parse(&next)).transpose();
+        let next = next.map_err(|e| malformed(&asked.reference, format!("the next page has no URL: {e}")))?;
+        let json = serde_json::from_slice(&response.bytes(ANSWER_LIMIT).await.map_err(about)?).map_err(|e| {
             malformed(&asked.reference, format!("{} did not answer with the JSON expected: {e}", response.address()))
         })?;
         Ok((json, next))
@@ -150,7 +156,8 @@ impl Api {
     ) -> Result<Vec<u8>> {
         let url = self.file_url(repo, commit, path)?;
         retrying(&self.network, &asked.reference, || async {
-            body(&mut self.get(&url, asked, Some(path)).await?, asked, size).await
+            let mut response = self.get(&url, asked, Some(path)).await?;
+            response.bytes(size).await.map_err(|failure| failure.about(&asked.reference))
         })
         .await
     }
@@ -162,7 +169,8 @@ impl Api {
             request = request.with_header("Authorization", token.header());
         }
         let accept = if file.is_some() { "*/*" } else { "application/json" };
-        let response = self.network.get(&request, &[("Accept", accept)]).await?;
+        let response = self.network.get(&request, &[("Accept", accept)]).await;
+        let response = response.map_err(|failure| failure.about(&asked.reference))?;
         if response.status() == 200 {
             return Ok(response);
         }
@@ -203,35 +211,9 @@ pub(crate) fn is_unreachable(error: &Error) -> bool {
     cause.downcast_ref::<reqwest::Error>().is_some_and(|e| e.is_connect() || e.is_timeout() || e.is_request())
 }
 
-/// The body of `response`, of at most `limit` bytes.
-async fn body(response: &mut Response, asked: &Asked, limit: usize) -> Result<Vec<u8>, Failure> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        body.extend_from_slice(&chunk);
-        if body.len() > limit {
-            let reason = format!("{} answered with more than {limit} bytes", response.address());
-            return Err(malformed(&asked.reference, reason).into());
-        }
-    }
-    Ok(body)
-}
-
 /// An answer that does not mean what it must.
 fn malformed(what: &str, reason: String) -> Error {
     Failure::permanent(what, reason).error
-}
-
-/// The URL of the next page, by the header `Link`. The token goes with it, so it must be of the same host.
-fn next_page(response: &Response, url: &Url) -> Result<Option<Url>, String> {
-    let Some(link) = response.header("link") else { return Ok(None) };
-    let next = link.split(',').find(|part| part.contains("rel=\"next\""));
-    let Some(target) = next.and_then(|part| part.split_once('<')?.1.split_once('>')).map(|(target, _)| target) else {
-        return Ok(None);
-    };
-    match url.join(target) {
-        Ok(next) if next.origin() == url.origin() => Ok(Some(next)),
-        _ => Err("the list of its files goes on at another host, which is not asked".into()),
-    }
 }
 
 /// The licence as a card has it: a name, or several.

@@ -7,7 +7,7 @@
 //!   refs/<revision>               the commit that a branch or tag stood for
 //!   trees/<commit>.json           the list of its files, as huggingface_hub writes it
 //!   .llm-local/<commit>.json      the same, as it is written here
-//!   .llm-local/<commit>/<path>    an index of shards, which was read to know which files are needed
+//!   .llm-local/<commit>/<path>    an index of shards, which is asked for before all else
 //! ```
 //!
 //! Where there is a list in `trees`, `huggingface_hub` takes a snapshot that lacks any file for incomplete, and offline
@@ -15,13 +15,14 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
 };
 
 use llm_local_core::{
     Digest, Error, Manifest, ManifestFile, PlacedFile, Placement, Result, manifest::check_relative_path,
 };
+use llm_local_source_common::disk::{SOURCE_NOTES as OURS, digest_bytes, write_staged};
 use llm_local_weights::{ADAPTER_CONFIG, MODEL_CONFIG, ShardIndex, is_adapter_file};
 
 use crate::{
@@ -30,8 +31,6 @@ use crate::{
     tree::{RepoFile, Tree},
 };
 
-/// The folder of lists of files that are written here.
-const OURS: &str = ".llm-local";
 /// Folders in folders that a snapshot is searched to.
 const DEPTH: usize = 16;
 /// The files of which a model has one, or both.
@@ -80,25 +79,36 @@ impl RepoCache {
     }
 
     /// Writes the list of the files of `commit`, whole or not at all.
-    pub(crate) fn write_tree(&self, commit: &str, tree: &Tree) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn write_tree(&self, commit: &str, tree: &Tree) -> Result<()> {
+        let (path, snapshots) = (self.tree_path(OURS, commit), self.folder.join("snapshots"));
         // Without it, `huggingface_hub` calls the cache broken.
-        fs::create_dir_all(self.folder.join("snapshots"))?;
+        fs::create_dir_all(&snapshots).map_err(|e| Error::io("create the folder", &snapshots, e))?;
         if let Some(cache) = self.folder.parent() {
             // Never over one that is there, and not worth an error.
             let tag = fs::File::create_new(cache.join("CACHEDIR.TAG"));
             let _ = tag.and_then(|mut tag| tag.write_all(CACHEDIR_TAG.as_bytes()));
         }
-        write_whole(&self.tree_path(OURS, commit), &tree.to_json()?)
+        let text = tree.to_json().map_err(|e| Error::io("write", &path, e.into()))?;
+        self.write(&path, &text)
     }
 
-    /// Where the index `file` of `commit` is, if it is there whole: kept by [`RepoCache::write_index`], or published for
-    /// this or another commit.
-    pub(crate) fn index(&self, commit: &str, at: &HubRef, file: &ManifestFile) -> Option<PathBuf> {
+    /// Where the index `file` of `commit` is and what it says, if it is there and as it should be: kept by
+    /// [`RepoCache::write_index`], or published for this or another commit.
+    pub(crate) fn index(&self, commit: &str, at: &HubRef, file: &ManifestFile) -> Option<(PathBuf, Vec<u8>)> {
         let blob = file.digest.map(|digest| self.blob(digest));
-        [self.index_path(commit, at, file), self.snapshot(commit).join(at.in_repo(&file.path))]
-            .into_iter()
-            .chain(blob)
-            .find(|path| is_whole(path, file.size))
+        let paths = [self.index_path(commit, at, file), self.snapshot(commit).join(at.in_repo(&file.path))];
+        paths.into_iter().chain(blob).find_map(|path| {
+            if file.size > ShardIndex::LARGEST || !is_whole(&path, file.size) {
+                return None;
+            }
+            let content = fs::read(&path).ok()?;
+            // What a crash or a disk made of it is asked for again.
+            let is_right = |digest| digest_bytes(&content, Some(&digest)).is_ok_and(|found| found == digest);
+            file.digest.is_none_or(is_right).then_some((path, content))
+        })
     }
 
     /// Keeps the index `file` of `commit`, whose `content` was verified, and says where.
@@ -113,8 +123,13 @@ impl RepoCache {
         content: &[u8],
     ) -> Result<PathBuf> {
         let path = self.index_path(commit, at, file);
-        write_whole(&path, content).map_err(|e| Error::io("write", &path, e))?;
+        self.write(&path, content)?;
         Ok(path)
+    }
+
+    /// Writes `content` to `path`, whole or not at all. What a crash leaves lies where it is looked for.
+    fn write(&self, path: &Path, content: &[u8]) -> Result<()> {
+        write_staged(path, content, &self.folder)
     }
 
     fn index_path(&self, commit: &str, at: &HubRef, file: &ManifestFile) -> PathBuf {
@@ -228,16 +243,6 @@ impl RepoCache {
             placement.with_ref(self.folder.join("refs").join(&at.revision), commit)
         })
     }
-}
-
-/// Writes `content` to `path`, whole or not at all.
-fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new().suffix(".tmp").tempfile_in(folder)?;
-    file.write_all(content)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 /// Whether a file of this size is at `path`.

@@ -88,7 +88,7 @@ fn needed(
         Choice::Indexed(indexed) => indexed,
     };
     match cache.index(commit, at, indexed.index()) {
-        Some(path) => indexed.by(&ShardIndex::read(&path)?).map(Needed::Files),
+        Some((path, _)) => indexed.by(&ShardIndex::read(&path)?).map(Needed::Files),
         None => Ok(Needed::More(format!("`{}`, and the weights that it names", at.in_repo(&indexed.index().path)))),
     }
 }

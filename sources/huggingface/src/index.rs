@@ -1,59 +1,90 @@
-//! The index of a sharded model. It is read before the plan is made, since it says which files are needed.
+//! The index of a sharded model. Where the list of files leaves a doubt which of them are needed, it is read before the
+//! plan is made. It is asked for once, whoever wants it first: what was verified is kept, and is what the engine gets.
 
-use llm_local_core::{Digest, Error, ManifestFile, Result};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use llm_local_core::{Error, ManifestFile, Result};
+use llm_local_source_common::disk::digest_bytes;
 use llm_local_weights::ShardIndex;
-use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
 
-use crate::{
-    api::{Api, Info},
-    cache::RepoCache,
-    reference::HubRef,
-    refusal::Asked,
-};
+use crate::{api::Api, cache::RepoCache, reference::HubRef, refusal::Asked};
 
-/// Bytes that an index may have; that of a model with 100,000 tensors has about 9 MB.
-const LIMIT: usize = 64 << 20;
-
-/// The index `file` of the commit that `info` names: from the cache if it is there, else from the Hub, and then it is
-/// kept.
-///
-/// # Errors
-/// What the Hub says when it refuses; [`Error::IntegrityFailed`] for other bytes than its list promises,
-/// [`Error::LoadFailed`] and [`Error::UnsupportedModelFormat`] for an index that cannot be used.
-pub(crate) async fn read(
-    api: &Api,
-    cache: &RepoCache,
-    asked: &Asked,
-    info: &Info,
-    at: &HubRef,
-    file: &ManifestFile,
-) -> Result<ShardIndex> {
-    if let Some(path) = cache.index(&info.commit, at, file) {
-        return ShardIndex::read(&path);
-    }
-    let path = at.in_repo(&file.path);
-    let size = usize::try_from(file.size).ok().filter(|size| *size <= LIMIT).ok_or_else(|| {
-        let reason = format!("its index `{path}` has {} bytes; expected at most {LIMIT}", file.size);
-        Error::load(&asked.reference, reason)
-    })?;
-    let content = api.file(asked, &info.repo, &info.commit, &path, size).await?;
-    verify(&content, file, || format!("`{path}` of {}", asked.reference))?;
-    ShardIndex::read(&cache.write_index(&info.commit, at, file, &content)?)
+/// The index of a model at one commit.
+pub(crate) struct Index<'a> {
+    pub(crate) asked: &'a Asked,
+    /// The repository, by its name of today.
+    pub(crate) repo: &'a str,
+    pub(crate) commit: &'a str,
+    pub(crate) at: &'a HubRef,
+    /// Its entry, with the path below the folder of `at`.
+    pub(crate) file: &'a ManifestFile,
 }
 
-/// Checks that `content` is what the Hub's list says of `file`.
-fn verify(content: &[u8], file: &ManifestFile, what: impl FnOnce() -> String) -> Result<()> {
-    let (expected, found) = match file.digest {
-        Some(expected @ Digest::Sha256(_)) => (expected, Digest::Sha256(Sha256::digest(content).into())),
-        Some(expected @ Digest::GitSha1(_)) => {
-            let blob = Sha1::new().chain_update(format!("blob {}\0", content.len())).chain_update(content);
-            (expected, Digest::GitSha1(blob.finalize().into()))
-        }
-        _ => return Err(Error::unsupported(what(), "the Hub's list has no digest of it that is known here")),
-    };
-    if found == expected {
-        return Ok(());
+impl Index<'_> {
+    /// It, from the cache if it is there, else from the Hub, and then it is kept.
+    ///
+    /// # Errors
+    /// As [`Index::fetch`]; [`Error::LoadFailed`] and [`Error::UnsupportedModelFormat`] for an index that cannot be used.
+    pub(crate) async fn read(&self, api: &Api, cache: &RepoCache) -> Result<ShardIndex> {
+        let path = match cache.index(self.commit, self.at, self.file) {
+            Some((path, _)) => path,
+            None => self.keep(cache, &self.fetch(api).await?)?,
+        };
+        ShardIndex::read(&path)
     }
-    Err(Error::IntegrityFailed { what: what(), expected: expected.to_string(), found: found.to_string() })
+
+    /// Its bytes, from the cache if it is there, else from the Hub, and then it is kept if it can be.
+    ///
+    /// # Errors
+    /// As [`Index::fetch`].
+    pub(crate) async fn bytes(&self, api: &Api, cache: &RepoCache) -> Result<Bytes> {
+        if let Some((_, content)) = cache.index(self.commit, self.at, self.file) {
+            return Ok(content.into());
+        }
+        let content = self.fetch(api).await?;
+        if let Err(error) = self.keep(cache, &content) {
+            tracing::warn!(%error, repo = self.repo, "the index could not be kept in the cache, and is asked for again");
+        }
+        Ok(content.into())
+    }
+
+    /// It, as the Hub has it, verified.
+    ///
+    /// # Errors
+    /// What the Hub says when it refuses; [`Error::LoadFailed`] for a size that none has, and [`Error::IntegrityFailed`]
+    /// if it twice has other bytes than its list promises.
+    async fn fetch(&self, api: &Api) -> Result<Vec<u8>> {
+        let path = self.at.in_repo(&self.file.path);
+        if self.file.size > ShardIndex::LARGEST {
+            let (size, most) = (self.file.size, ShardIndex::LARGEST);
+            let reason = format!("its index `{path}` has {size} bytes; expected at most {most}");
+            return Err(Error::load(&self.asked.reference, reason));
+        }
+        let mut again = false;
+        loop {
+            let content = api.file(self.asked, self.repo, self.commit, &path, self.file.size as usize).await?;
+            match self.verify(&content) {
+                Err(Error::IntegrityFailed { .. }) if !again => again = true,
+                verified => return verified.map(|()| content),
+            }
+        }
+    }
+
+    fn keep(&self, cache: &RepoCache, content: &[u8]) -> Result<PathBuf> {
+        cache.write_index(self.commit, self.at, self.file, content)
+    }
+
+    /// Checks that `content` is what the Hub's list says of it.
+    fn verify(&self, content: &[u8]) -> Result<()> {
+        let what = || format!("`{}` of {}", self.at.in_repo(&self.file.path), self.asked.reference);
+        let Some(expected) = self.file.digest else {
+            return Err(Error::unsupported(what(), "the Hub's list has no digest of it"));
+        };
+        let found = digest_bytes(content, Some(&expected))?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::IntegrityFailed { what: what(), expected: expected.to_string(), found: found.to_string() })
+    }
 }

@@ -7,18 +7,20 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use bytes::Bytes;
 use llm_local_core::{
     AdapterSource, ArtifactRef, ArtifactSource, Error, FetchContext, Manifest, ManifestFile, ModelSource, Opened,
     Placement, Refusal, Request, Result, Revision, Want, async_trait, manifest::check_relative_path,
 };
 use llm_local_source_common::network::Network;
+use llm_local_weights::ShardIndex;
 
 use crate::{
     api::{Api, is_unreachable},
     cache::{RepoCache, is_commit},
     cached::{self, Cached},
     choose::{Choice, choose},
-    index,
+    index::Index,
     reference::{HubRef, SCHEME},
     refusal::Asked,
     settings::Settings,
@@ -100,13 +102,36 @@ impl HuggingFace {
         let files = match choose(&reference, &at, want, &tree.files())? {
             Choice::Files(files) => files,
             Choice::Indexed(indexed) => {
-                let read = index::read(api, &cache, &asked, &info, &at, indexed.index()).await?;
+                let (repo, commit, file) = (&info.repo, &info.commit, indexed.index());
+                let index = Index { asked: &asked, repo, commit, at: &at, file };
+                let read = index.read(api, &cache).await?;
                 indexed.by(&read)?
             }
         };
         let mut manifest = Manifest::new(reference, want, info.commit, files)?;
         (manifest.license, manifest.gated) = (info.license, info.gated);
         Ok(manifest)
+    }
+
+    /// The bytes `range` of the index `file` of `manifest`; `None` for a part of one that is not in the cache.
+    async fn index(
+        &self,
+        manifest: Manifest,
+        at: HubRef,
+        file: ManifestFile,
+        range: Range<u64>,
+    ) -> Result<Option<Bytes>> {
+        let (cache, commit) = (self.cache(&at), &manifest.revision);
+        if range == (0..file.size) {
+            let (asked, repo) = (self.asked(&manifest.reference, &at), self.name_now(&at.repo));
+            let index = Index { asked: &asked, repo: &repo, commit, at: &at, file: &file };
+            return index.bytes(&self.0.api, &cache).await.map(Some);
+        }
+        let kept = cache.index(commit, &at, &file);
+        Ok(kept.and_then(|(_, content)| {
+            let content = content.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)?;
+            Some(Bytes::copy_from_slice(content))
+        }))
     }
 
     /// The name of today of `repo`, as far as it was asked for.
@@ -175,6 +200,15 @@ impl ArtifactSource for HuggingFace {
         }
         if self.is_offline(cx) {
             return Err(Error::Offline { what: format!("`{path}` of {}", manifest.reference) });
+        }
+        // It is looked into before it is fetched, and need not come twice.
+        if file.path == ShardIndex::FILE && file.digest.is_some() && file.size <= ShardIndex::LARGEST {
+            let (source, manifest, at) = (self.clone(), manifest.clone(), at.clone());
+            let (file, range) = (file.clone(), range.clone());
+            let reading = async move { source.index(manifest, at, file, range).await };
+            if let Some(bytes) = self.run(cx, reading).await? {
+                return Ok(Opened::bytes(bytes));
+            }
         }
         let repo = self.name_now(&at.repo);
         if file.size > self.0.plain_limit

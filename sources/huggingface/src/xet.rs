@@ -52,7 +52,18 @@ pub(crate) struct Xet {
 
 impl Xet {
     /// The bytes `range` of `file`.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`] where only some hosts may be asked: hf-xet asks whatever hosts its storage names, by a client of
+    /// its own, and nothing here could hold it to them. What the Hub says when it refuses; [`Error::DownloadFailed`].
     pub(crate) async fn open(&self, api: &Api, asked: &Asked, file: &XetFile, range: Range<u64>) -> Result<ByteStream> {
+        if api.network().config().allowed_hosts.is_some() {
+            let what = format!("reading a file of {} bytes of {} by xet", file.size, asked.reference);
+            let reason = "the Hub gives files of more than 50 GB by xet alone, whose storage names further hosts, and only \
+                          allowed hosts may be asked; take a repository that splits them into smaller files, or allow all \
+                          hosts (NetworkConfig::allowed_hosts)";
+            return Err(Error::not_allowed(what, reason));
+        }
         let url = api.url(&["api", "models"], &file.repo, &["xet-read-token", &file.commit])?;
         let token =
             retrying(api.network(), &asked.reference, || async { Ok(api.get_json::<ReadToken>(&url, asked).await?.0) });

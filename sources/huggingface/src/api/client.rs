@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use hf_hub::{HFClient, HFError, HFRepository, HFResult, repository::RepoTypeModel, split_id};
 use llm_local_core::{Error, Refusal, Result};
-use llm_local_source_common::network::{Failure, shown};
+use llm_local_source_common::network::{Failure, Retry, shown};
 use reqwest::Url;
 use serde::de::DeserializeOwned;
 
@@ -45,18 +45,26 @@ impl Api {
             .map_err(|e| Error::unsupported("the Hugging Face Hub", format!("no client could be made for it: {e}")))
     }
 
-    /// What hf-hub's `answer` of `url` is. Where the Hub limits the rate, it is asked once more for when that ends: hf-hub
-    /// keeps one of the headers that say so, and the Hub sends others.
+    /// What `sending`, a request of hf-hub's to `url`, is answered. Like all requests it waits for the end of a pause that the
+    /// Hub asked for, and begins one. Where the Hub limits the rate, it is asked once more for when that ends: hf-hub keeps
+    /// one of the headers that say so, and the Hub sends others.
     pub(super) async fn answered<T: DeserializeOwned>(
         &self,
-        answer: HFResult<T>,
+        sending: impl Future<Output = HFResult<T>>,
         url: &Url,
         asked: &Asked,
     ) -> Result<T, Failure> {
-        match answer {
+        self.network().turn(url.as_str()).await;
+        match sending.await {
             Ok(answer) => Ok(answer),
             Err(HFError::RateLimited { retry_after: None, .. }) => Ok(self.get_json(url, asked).await?.0),
-            Err(error) => Err(self.failure(error, asked).await),
+            Err(error) => {
+                let failure = self.failure(error, asked).await;
+                if let Retry::After(wait) = failure.retry {
+                    self.network().pause(url.as_str(), wait);
+                }
+                Err(failure)
+            }
         }
     }
 
@@ -75,7 +83,10 @@ impl Api {
         };
         if Asked::is_about_revision(&refusal) {
             let refs = match self.repository(&asked.repo) {
-                Ok(repository) => repository.list_refs().send().await.ok(),
+                Ok(repository) => {
+                    self.network().turn(&self.settings().endpoint).await;
+                    repository.list_refs().send().await.ok()
+                }
                 Err(_) => None,
             };
             let names = refs.into_iter().flat_map(|refs| refs.branches.into_iter().chain(refs.tags)).map(|r| r.name);

@@ -6,7 +6,7 @@ use super::{
     Folder, LISTED,
     names::{Part, is_beside_model},
 };
-use llm_local_weights::is_gguf;
+use llm_local_weights::{GGUF_TEXT_FILES, is_gguf};
 
 use crate::reference::Gguf;
 
@@ -77,6 +77,13 @@ impl<'a> Folder<'a> {
             [unit] => self.whole_gguf(unit),
             several => Err(self.several_ggufs(several, "")),
         }
+    }
+
+    /// The model `gguf` with the texts beside it, whether it was asked for or is the only one: a name must not change what a
+    /// model is told. Texts in another folder may be those of another model.
+    pub(super) fn with_texts(&self, gguf: &'a str) -> Vec<&'a str> {
+        let texts = self.names().filter(|name| !gguf.contains('/') && GGUF_TEXT_FILES.contains(name));
+        [gguf].into_iter().chain(texts).collect()
     }
 
     /// Those whose path holds `tag`, whatever its case, between `-`, `.`, `/` and the ends; or, if there are none, between

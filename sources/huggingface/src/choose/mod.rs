@@ -1,7 +1,7 @@
 //! Which files of a repository are the model or the adapter.
 //!
-//! The rules are those of the local source, by name: nothing has been downloaded yet but the index of shards, where it
-//! decides.
+//! The rules are those of the local source, by name: nothing has been downloaded yet but the index of shards, where names
+//! leave a doubt.
 
 mod gguf;
 mod indexed;
@@ -16,8 +16,8 @@ pub(crate) use names::{holds_weights, promised_shards};
 
 use llm_local_core::{ArtifactRef, Error, ManifestFile, Result, Want};
 use llm_local_weights::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_file, is_pickle,
-    is_safetensors, is_trainer_state,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_file, is_pickle, is_safetensors,
+    is_trainer_state,
 };
 
 use weights::Safetensors;
@@ -45,7 +45,8 @@ pub(crate) enum Choice {
 pub(crate) fn choose(reference: &ArtifactRef, at: &HubRef, want: Want, repository: &[RepoFile]) -> Result<Choice> {
     let folder = Folder::new(reference, at, repository)?;
     let paths = match (want, &at.gguf) {
-        (Want::Model | Want::Adapter, Some(asked)) => vec![folder.asked_gguf(asked)?],
+        (Want::Model, Some(asked)) => folder.with_texts(folder.asked_gguf(asked)?),
+        (Want::Adapter, Some(asked)) => vec![folder.asked_gguf(asked)?],
         (Want::Model, None) => return folder.model(),
         (Want::Adapter, None) => folder.adapter()?,
         (other, _) => {
@@ -122,9 +123,7 @@ impl<'a> Folder<'a> {
             ));
         }
         if !ggufs.is_empty() {
-            let mut files = vec![self.only_gguf(&ggufs)?];
-            files.extend(self.names().filter(|n| GGUF_TEXT_FILES.contains(n)));
-            return Ok(Choice::Files(self.manifest(&files)));
+            return Ok(Choice::Files(self.manifest(&self.with_texts(self.only_gguf(&ggufs)?))));
         }
         if let Some(name) = self.names().find(|n| names::is_original_layout(n)) {
             return Err(Error::unsupported_format(

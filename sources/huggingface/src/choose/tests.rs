@@ -90,7 +90,6 @@ fn a_model_is_config_tokenizer_and_one_format_of_weights() {
 fn the_index_says_which_files_are_the_weights() {
     let with = |more: &[&'static str]| -> Vec<&str> { SHARDS.iter().chain(more).copied().collect() };
     let of_two = &SHARDS[1..3];
-    assert_eq!(indexed("", &SHARDS, of_two).unwrap(), SHARDS);
     let others = ["consolidated.safetensors", "model-00001-of-00003.safetensors", "other.safetensors", "params.json"];
     assert_eq!(indexed("", &with(&others), of_two).unwrap(), SHARDS, "what it does not name is not of the model");
     let odd =
@@ -99,6 +98,36 @@ fn the_index_says_which_files_are_the_weights() {
     let below = ["q/config.json", "q/model.safetensors.index.json", "q/x/a.safetensors", "a.safetensors"];
     assert_eq!(indexed(":q", &below, &["x/a.safetensors"]).unwrap()[2], "x/a.safetensors");
     assert_eq!(model(&with(&["model.safetensors"])), ["config.json", "model.safetensors"], "as transformers chooses");
+}
+
+#[test]
+fn an_index_that_can_name_one_set_of_shards_only_need_not_be_read() {
+    let with = |more: &[&'static str]| -> Vec<&str> { SHARDS.iter().chain(more).copied().collect() };
+    assert_eq!(model(&SHARDS), SHARDS);
+    // What no index of a model names.
+    for other in
+        ["adapter_model.safetensors", "consolidated.safetensors", "q/m.gguf", "pytorch_model-00001-of-00002.bin"]
+    {
+        assert_eq!(model(&with(&[other])), SHARDS, "{other}");
+    }
+    let named = ["config.json", "model.safetensors.index.json", "x-1-of-2.safetensors", "x-2-of-2.safetensors"];
+    assert_eq!(model(&named), named);
+    let below = ["q/config.json", "q/m-1-of-1.safetensors", "q/model.safetensors.index.json", "z-1-of-2.safetensors"];
+    assert_eq!(chosen(":q", Want::Model, &below).unwrap().len(), 3);
+    // What one may name, or leave out.
+    for other in [
+        "mtp.safetensors",
+        "extra/e.safetensors",
+        "model-00001-of-00003.safetensors",
+        "model-1-of-00002.safetensors",
+        "checkpoint-10/model-00001-of-00001.safetensors",
+    ] {
+        assert!(matches!(choice("", Want::Model, &with(&[other])).unwrap(), Choice::Indexed(_)), "{other}");
+    }
+    let lacking = [SHARDS[0], SHARDS[2], SHARDS[3]];
+    assert!(matches!(choice("", Want::Model, &lacking).unwrap(), Choice::Indexed(_)));
+    let all_below = ["config.json", "q/m-1-of-1.safetensors", "model.safetensors.index.json"];
+    assert!(matches!(choice("", Want::Model, &all_below).unwrap(), Choice::Indexed(_)));
 }
 
 #[test]
@@ -156,6 +185,18 @@ fn pickles_and_other_layouts_are_never_chosen() {
 fn the_gguf_file_that_is_the_only_one_or_the_one_asked_for_is_chosen() {
     let one = ["README.md", "m.Q8_0.gguf", "mmproj-m-f16.gguf", "tokenizer.json", "config.json"];
     assert_eq!(model(&one), ["m.Q8_0.gguf", "tokenizer.json"]);
+    for tail in ["#m.Q8_0.gguf", "#Q8_0", ":m.Q8_0.gguf"] {
+        assert_eq!(chosen(tail, Want::Model, &one).unwrap(), model(&one), "a name changes nothing: {tail}");
+    }
+    assert_eq!(chosen("#m.Q8_0.gguf", Want::Adapter, &one).unwrap(), ["m.Q8_0.gguf"]);
+    // Texts elsewhere may be those of another model.
+    let apart = ["a/m.gguf", "a/tokenizer.json", "tokenizer_config.json"];
+    for tail in ["", "#a/m.gguf"] {
+        assert_eq!(chosen(tail, Want::Model, &apart).unwrap(), ["a/m.gguf"], "{tail}");
+    }
+    for tail in [":a", ":a/m.gguf"] {
+        assert_eq!(chosen(tail, Want::Model, &apart).unwrap(), ["m.gguf", "tokenizer.json"], "{tail}");
+    }
     let many = [
         "m-Q4_K.gguf",
         "m-Q4_K_M.gguf",

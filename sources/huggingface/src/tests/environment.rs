@@ -38,7 +38,7 @@ fn what_is_given_is_not_overruled_by_it() {
     assert_eq!(paths(&setup.resolve("hf:org/tiny").unwrap()), MODEL_FILES);
     block_on(setup.source.revisions(&reference, &FetchContext::new())).unwrap();
     let requests = setup.hub.wait_until_idle();
-    assert_eq!(requests.len(), 4);
+    assert_eq!(requests.len(), 3);
     assert!(requests.iter().all(|r| r.header("authorization").is_none()), "{requests:?}");
 }
 
@@ -75,7 +75,7 @@ fn the_network_of_the_engine_makes_the_requests_of_both_sources() {
         let home = tempfile::tempdir().unwrap();
         within(name, &[(HUB, &hub.endpoint()), ("HF_HOME", home.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "")]);
         let requests = hub.wait_until_idle();
-        assert_eq!(requests.len(), 3 + 2 + 1, "{requests:?}");
+        assert_eq!(requests.len(), 2 + 2 + 1, "{requests:?}");
         for request in requests {
             let agents: Vec<_> = request.header("user-agent").into_iter().collect();
             assert_eq!(agents, ["the engine's/1"], "{request:?}");

@@ -47,6 +47,63 @@ fn the_files_that_the_index_names_are_the_model_and_it_is_asked_for_once() {
 }
 
 #[test]
+fn an_index_is_left_unread_where_the_list_of_files_tells_all_that_it_can_name() {
+    let shards: Vec<_> = (1..=3).map(|at| format!("model-{at:05}-of-00003.safetensors")).collect();
+    let tensors: String =
+        (0..40_000).map(|n| format!(r#","layers.{n}.mlp.experts.weight":"{}""#, shards[n % 3])).collect();
+    let index = format!(r#"{{"weight_map":{{"a":"{}"{tensors}}}}}"#, shards[0]);
+    assert!(index.len() > 2_000_000);
+    let mut repo = Repo::new("org/tiny").with_file("config.json", "{}").with_lfs(INDEX, index.clone());
+    for shard in &shards {
+        repo = repo.with_lfs(shard, vec![1; 30]);
+    }
+    let setup = setup(Hub::builder().with_repo(repo.clone()).start());
+    let manifest = setup.resolve("hf:org/tiny").unwrap();
+    assert_eq!((manifest.files.len(), setup.asked().len()), (5, 2));
+    // Whoever wants it first brings it for all.
+    for _ in 0..2 {
+        assert!(setup.content(&manifest, INDEX) == index.as_bytes());
+    }
+    let files = setup.fetch(&manifest, &FetchContext::new()).unwrap();
+    assert!(fs::read(&files[INDEX]).unwrap() == index.as_bytes());
+    assert_eq!(setup.asked().iter().filter(|path| path.ends_with(INDEX)).count(), 1);
+    setup.hub.publish(repo.with_commit().with_lfs("mtp.safetensors", vec![2; 20]));
+    setup.resolve("hf:org/tiny").unwrap();
+    assert_eq!(setup.asked().len(), 2, "there is a doubt, but this index was published for another commit");
+}
+
+#[test]
+fn parts_of_an_index_come_from_what_is_kept_or_from_the_hub() {
+    let setup = setup(Hub::builder().with_repo(model()).start());
+    let manifest = setup.resolve("hf:org/tiny").unwrap();
+    let open = || block_on(setup.source.open(&manifest, manifest.file(INDEX).unwrap(), 3..9, &FetchContext::new()));
+    assert!(matches!(open().unwrap(), Opened::Request(_)));
+    let whole = setup.content(&manifest, INDEX);
+    let Opened::Stream(part) = open().unwrap() else { panic!("it is kept") };
+    let part = block_on(futures_util::TryStreamExt::try_collect::<Vec<_>>(part)).unwrap().concat();
+    assert_eq!(part, whole[3..9]);
+}
+
+#[test]
+fn a_kept_index_that_was_damaged_is_asked_for_again() {
+    let setup = setup(Hub::builder().with_repo(odd()).start());
+    let manifest = setup.resolve("hf:org/tiny").unwrap();
+    let kept = setup.cache.path().join(format!("models--org--tiny/.llm-local/{}/{INDEX}", manifest.revision));
+    let right = fs::read(&kept).unwrap();
+    for again in [true, false] {
+        fs::write(&kept, vec![b' '; right.len()]).unwrap();
+        setup.asked();
+        if again {
+            assert_eq!(setup.resolve("hf:org/tiny").unwrap(), manifest);
+        } else {
+            assert_eq!(setup.content(&manifest, INDEX), right);
+        }
+        assert!(setup.asked().iter().any(|path| path.ends_with(INDEX)));
+        assert_eq!(fs::read(&kept).unwrap(), right);
+    }
+}
+
+#[test]
 fn an_index_that_is_in_the_cache_is_not_asked_for() {
     let setup = setup(Hub::builder().with_repo(odd()).start());
     let manifest = setup.resolve("hf:org/tiny").unwrap();
@@ -103,21 +160,22 @@ fn an_index_that_names_what_the_repository_lacks_says_what() {
 
 #[test]
 fn an_index_is_bounded_and_verified() {
-    for (fault, code, words) in [
-        (Fault::wrong_bytes(), "integrity_failed", &["of hf:org/tiny", "git-sha1:"][..]),
-        (Fault::longer(7), "download_failed", &["answered with more than"]),
-        (Fault::html(), "integrity_failed", &["git-sha1:"]),
-        (Fault::shorter(3), "integrity_failed", &["git-sha1:"]),
+    for (fault, code, words, requests) in [
+        (Fault::wrong_bytes(), "integrity_failed", &["of hf:org/tiny", "git-sha1:"][..], 2),
+        (Fault::longer(7), "download_failed", &["hf:org/tiny", "answered with more than"], 1),
+        (Fault::html(), "integrity_failed", &["git-sha1:"], 2),
+        (Fault::shorter(3), "integrity_failed", &["git-sha1:"], 2),
         (
             Fault::status(404).with_header("X-Error-Code", "EntryNotFound"),
             "not_found",
             &["no file `model.safetensors.i"],
+            1,
         ),
     ] {
         let setup = setup(Hub::builder().with_repo(odd()).start());
         setup.hub.fault(fault.path(INDEX));
         said(setup.resolve("hf:org/tiny"), code, words);
-        assert_eq!(setup.asked().len(), 3, "not tried again");
+        assert_eq!(setup.asked().len(), 2 + requests, "wrong bytes are asked for once more");
         setup.hub.clear_faults();
         assert_eq!(paths(&setup.resolve("hf:org/tiny").unwrap()), ODD_FILES, "nothing wrong was kept");
     }

@@ -104,10 +104,29 @@ impl Setup {
         self.hub.commit("org/tiny", revision).unwrap()
     }
 
-    fn request(&self, manifest: &Manifest, path: &str) -> Request {
+    fn open(&self, manifest: &Manifest, path: &str) -> Opened {
         let file = manifest.file(path).unwrap_or_else(|| panic!("{path} is not in {manifest:?}"));
-        match block_on(self.source.open(manifest, file, 0..file.size, &FetchContext::new())).unwrap() {
+        block_on(self.source.open(manifest, file, 0..file.size, &FetchContext::new())).unwrap()
+    }
+
+    fn request(&self, manifest: &Manifest, path: &str) -> Request {
+        match self.open(manifest, path) {
             Opened::Request(request) => request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All bytes of the file at `path`, however the source gives them.
+    fn content(&self, manifest: &Manifest, path: &str) -> Vec<u8> {
+        match self.open(manifest, path) {
+            Opened::Request(request) => {
+                let (status, body) = self.get(&request);
+                assert_eq!(status, 200, "{path}");
+                body
+            }
+            Opened::Stream(stream) => {
+                block_on(futures_util::TryStreamExt::try_collect::<Vec<_>>(stream)).unwrap().concat()
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -138,8 +157,8 @@ impl Setup {
             if without.contains(&file.path.as_str()) {
                 continue;
             }
-            let (status, body) = self.get(&self.request(manifest, &file.path));
-            assert_eq!((status, body.len() as u64), (200, file.size), "{}", file.path);
+            let body = self.content(manifest, &file.path);
+            assert_eq!(body.len() as u64, file.size, "{}", file.path);
             link(&placed.blob, &placed.link, &body);
         }
         for (path, commit) in &placement.refs {

@@ -60,7 +60,8 @@ fn a_gated_repository_says_where_to_ask_and_whether_a_token_was_sent() {
         anonymous.refused("hf:org/tiny", "unauthorized", &words, 1);
         known.refused("hf:org/tiny", "unauthorized", &["accept the conditions at", "(a token was sent;"], 1);
     }
-    let [anonymous, known] = visitors(&model().gated(Gated::Manual));
+    // Its index must be read to know which files are needed.
+    let [anonymous, known] = visitors(&model().with_lfs("more.safetensors", "x").gated(Gated::Manual));
     anonymous.told("hf:org/tiny", "unauthorized", &["accept the conditions at", "no token was sent"], 3);
     known.told("hf:org/tiny", "unauthorized", &["wait until access is granted"], 3);
 }
@@ -153,7 +154,9 @@ fn what_is_no_answer_about_the_repository_is_left_to_the_engine() {
 fn the_token_does_not_follow_a_redirect_to_another_host() {
     // An API's client does not even go there.
     for (path, elsewhere) in [("*/revision/*", 0), ("*/tree/*", 1), ("*/resolve/*", 1)] {
-        let hub = Hub::builder().with_repo(model().private()).with_token(TOKEN).start();
+        // Its index must be read to know which files are needed.
+        let repo = model().with_lfs("more.safetensors", "x");
+        let hub = Hub::builder().with_repo(repo.private()).with_token(TOKEN).start();
         hub.fault(Fault::redirect(307, format!("{}/elsewhere", hub.cdn_endpoint())).on(Host::Hub).path(path));
         hub.fault(Fault::status(404).on(Host::Cdn));
         let setup = with_token(hub, TOKEN);
@@ -189,12 +192,43 @@ fn a_limit_of_the_rate_is_waited_for_if_it_is_short_and_said_if_it_is_long() {
 }
 
 #[test]
+fn a_pause_that_the_hub_asks_for_holds_for_whatever_asks_it() {
+    let (hub, cache, timer) =
+        (Hub::builder().with_repo(model()).start(), tempfile::tempdir().unwrap(), FakeTimer::new());
+    let network = Network::new(NetworkConfig::new().with_attempts(1)).with_timer(Arc::new(timer.clone()));
+    let source = source(&hub.endpoint(), cache.path(), &timer).network(network.clone()).build().unwrap();
+    let setup = Setup { hub, source, cache, timer };
+    let pauses = || setup.timer.sleeps(Wait::Pause);
+    // One that somebody else heard of makes requests of hf-hub wait, ...
+    network.pause(&setup.hub.endpoint(), Duration::from_secs(9));
+    block_on(setup.source.revisions(&"hf:org/tiny".parse().unwrap(), &FetchContext::new())).unwrap();
+    assert_eq!(pauses(), [Duration::from_secs(9)]);
+    // ... and one that hf-hub hears of makes all others wait.
+    setup.hub.fault(Fault::too_many_requests("7").path("*/revision/*").once());
+    said(setup.resolve("hf:org/tiny"), "rate_limited", &["hf:org/tiny", "7 s"]);
+    assert_eq!(pauses().len(), 1);
+    let request = Request::new(format!("{}/x", setup.hub.endpoint()));
+    let asking = network.clone();
+    let status = async move { Ok(asking.get(&request, &[]).await.map_err(|failure| failure.error)?.status()) };
+    assert_eq!(block_on(network.run(status)).unwrap(), 404);
+    assert_eq!(pauses()[1..], [Duration::from_secs(7)]);
+}
+
+#[test]
+fn a_list_that_does_not_come_is_said_to_be_of_the_ref() {
+    let setup = setup(Hub::builder().with_repo(model()).start());
+    setup.hub.fault(Fault::hang_up().path("*/tree/*"));
+    let host = setup.hub.endpoint().replace("http://", "");
+    said(setup.resolve("hf:org/tiny"), "download_failed", &["hf:org/tiny", &host]);
+}
+
+#[test]
 fn a_server_in_trouble_is_asked_again_and_a_web_page_is_not() {
     let setup = setup(Hub::builder().with_repo(model()).start());
     setup.hub.fault(Fault::status(503).path("*/revision/*").times(2));
     setup.hub.fault(Fault::hang_up().path("*/tree/*").times(2));
     assert_eq!(paths(&setup.resolve("hf:org/tiny").unwrap()), MODEL_FILES);
-    assert_eq!((setup.asked().len(), setup.timer.sleeps(Wait::Backoff).len()), (7, 4));
+    assert_eq!((setup.asked().len(), setup.timer.sleeps(Wait::Backoff).len()), (6, 4));
     for path in ["*/revision/*", "*/tree/*"] {
         setup.hub.clear_faults();
         setup.hub.publish(model().with_commit().with_file(path.replace(['*', '/'], "_"), "x"));

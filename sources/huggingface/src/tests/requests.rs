@@ -26,7 +26,7 @@ fn without_a_token_no_header_is_sent_whatever_the_environment_has() {
     let manifest = setup.resolve("hf:org/tiny").unwrap();
     setup.get(&setup.request(&manifest, "config.json"));
     let requests = setup.hub.wait_until_idle();
-    assert!(requests.len() == 4 && requests.iter().all(|r| r.header("authorization").is_none()), "{requests:?}");
+    assert!(requests.len() == 3 && requests.iter().all(|r| r.header("authorization").is_none()), "{requests:?}");
 }
 
 #[test]
@@ -94,4 +94,15 @@ fn a_file_that_has_no_other_way_is_asked_of_xet() {
     assert_eq!(asked[0].header("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
     let plain = setup.resolve("hf:org/huge#Q4_0").unwrap();
     setup.request(&plain, "small-Q4_0.gguf");
+
+    // By a client of its own xet would ask whatever hosts its storage names.
+    setup.asked();
+    let network = Network::new(NetworkConfig::new().with_allowed_hosts(["127.0.0.1", "cas.test"]));
+    let mut builder = source(&setup.hub.endpoint(), setup.cache.path(), &setup.timer).token(TOKEN).network(network);
+    builder.plain_limit = Some(499);
+    let bound = builder.build().unwrap();
+    let opened = |manifest: &Manifest, file| block_on(bound.open(manifest, file, 0..1, &FetchContext::new()));
+    said(opened(&manifest, file), "not_allowed", &["hf:org/huge", "500 bytes", "xet", "allowed hosts"]);
+    assert_eq!(setup.asked(), [""; 0], "not even for a token");
+    assert!(matches!(opened(&plain, &plain.files[0]), Ok(Opened::Request(_))));
 }
