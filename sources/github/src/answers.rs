@@ -1,11 +1,9 @@
 //! Answers of the API, kept so that asking again costs nothing of the hourly limit where nothing changed.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use llm_local_core::{Error, Result};
+use llm_local_source_common::disk::write_staged;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -37,7 +35,8 @@ impl Answers {
     /// [`Error::Io`] that names the file.
     pub(crate) fn put(&self, answer: &Answer) -> Result<()> {
         let (Some(path), Some(folder)) = (self.path(&answer.url), &self.0) else { return Ok(()) };
-        write(folder, &path, answer).map_err(|e| Error::io("write", path, e))
+        let text = serde_json::to_vec(answer).map_err(|e| Error::io("write", &path, e.into()))?;
+        write_staged(&path, &text, folder)
     }
 
     fn path(&self, url: &str) -> Option<PathBuf> {
@@ -47,14 +46,6 @@ impl Answers {
         }
         Some(self.0.as_ref()?.join(name + ".json"))
     }
-}
-
-/// Another process reads either the old answer or the new one. What a crash loses is asked for again, so nothing is synced.
-fn write(folder: &Path, path: &Path, answer: &Answer) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(&mut file, answer)?;
-    file.persist(path).map(drop).map_err(|e| e.error)
 }
 
 #[cfg(test)]
