@@ -73,7 +73,7 @@ fn sharded(broken: &[usize]) -> Hub {
         repo = repo.with_lfs(shard(at), content);
     }
     let index = serde_json::json!({ "weight_map": map }).to_string();
-    Hub::builder().with_repo(repo.with_file("model.safetensors.index.json", index)).start()
+    Hub::builder().with_repo(repo.with_file(INDEX, index)).start()
 }
 
 /// Requests for shards that got as far as their bytes.
@@ -85,31 +85,93 @@ fn is_open(request: &Recorded) -> bool {
     request.outcome == Outcome::Open
 }
 
+/// The name of the index of a sharded model.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// An index of two shards, of at least `bytes`.
+fn index_of_two(bytes: usize) -> String {
+    let mut text = String::from(r#"{"weight_map":{"#);
+    for layer in 0.. {
+        text += &format!(r#""layers.{layer}.mlp.weight":"model-0000{}-of-00002.safetensors""#, layer % 2 + 1);
+        if layer > 0 && text.len() >= bytes {
+            return text + "}}";
+        }
+        text.push(',');
+    }
+    unreachable!("it ends once it is long enough")
+}
+
 #[cfg(feature = "candle")]
 #[test]
 fn a_model_that_no_backend_can_run_by_its_config_costs_its_config() {
     let config = r#"{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}"#;
-    let repo_of_it = Repo::new("org/big")
-        .with_file("config.json", config)
-        .with_file("tokenizer.json", "{}")
-        .with_lfs("model-00001-of-00002.safetensors", weights("v", 1 << 20))
-        .with_lfs("model-00002-of-00002.safetensors", weights("w", 1 << 20));
-    let hub =
-        Hub::builder().with_repo(repo_of_it).with_repo(repo("org/pirate", "adapters/tiny-llama-lora-peft")).start();
-    let folder = tempfile::tempdir().unwrap();
-    let source = HuggingFace::builder().endpoint(hub.endpoint()).token("").cache_dir(folder.path().join("hub"));
-    let engine = Engine::builder().source(source.build().unwrap()).cache_dir(folder.path().join("store"));
-    let engine = engine.build().unwrap();
-    let spec = ModelSpec::new("hf:org/big".parse().unwrap()).with_adapter("hf:org/pirate".parse().unwrap());
-    for _ in 0..2 {
-        hub.clear();
-        let error = block_on(engine.load(&spec)).unwrap_err();
-        assert_eq!(error.code(), "no_backend", "{error}");
-        assert!(error.to_string().contains("mamba"), "{error}");
-        let requests = hub.wait_until_idle();
-        let files: Vec<_> = requests.iter().filter_map(|r| r.file.as_deref()).collect();
-        assert_eq!(files, ["config.json"], "{requests:?}");
-        assert_eq!(hub.bytes_served_for("config.json"), config.len() as u64);
+    let large = index_of_two(2 << 20);
+    assert!(large.len() >= 2 << 20);
+    // What is asked for but for the config: an index only where names do not tell what it can name, and then once.
+    for (index, more, first) in [
+        (None, None, &[][..]),
+        (Some(index_of_two(0)), None, &[]),
+        (Some(large), None, &[]),
+        (Some(index_of_two(0)), Some("more.safetensors"), &[INDEX]),
+    ] {
+        let mut repo_of_it = Repo::new("org/big")
+            .with_file("config.json", config)
+            .with_file("tokenizer.json", "{}")
+            .with_lfs("model-00001-of-00002.safetensors", weights("v", 1 << 20))
+            .with_lfs("model-00002-of-00002.safetensors", weights("w", 1 << 20));
+        for (name, content) in [(Some(INDEX), index), (more, Some(String::new()))] {
+            if let (Some(name), Some(content)) = (name, content) {
+                repo_of_it = repo_of_it.with_lfs(name, content);
+            }
+        }
+        let pirate = repo("org/pirate", "adapters/tiny-llama-lora-peft");
+        let hub = Hub::builder().with_repo(repo_of_it).with_repo(pirate).start();
+        let folder = tempfile::tempdir().unwrap();
+        let source = HuggingFace::builder().endpoint(hub.endpoint()).token("").cache_dir(folder.path().join("hub"));
+        let engine = Engine::builder().source(source.build().unwrap()).cache_dir(folder.path().join("store"));
+        let engine = engine.build().unwrap();
+        let spec = ModelSpec::new("hf:org/big".parse().unwrap()).with_adapter("hf:org/pirate".parse().unwrap());
+        for before in [first, &[]] {
+            hub.clear();
+            let error = block_on(engine.load(&spec)).unwrap_err();
+            assert_eq!(error.code(), "no_backend", "{error}");
+            assert!(error.to_string().contains("mamba"), "{error}");
+            let requests = hub.wait_until_idle();
+            let files: Vec<_> =
+                requests.iter().filter(|r| r.host == Host::Hub).filter_map(|r| r.file.as_deref()).collect();
+            assert_eq!(files, [before, &["config.json"]].concat(), "{requests:?}");
+            assert_eq!(hub.bytes_served_for("config.json"), config.len() as u64);
+            assert!(requests.iter().map(|r| r.body_bytes_sent).sum::<u64>() < 20_000, "{requests:?}");
+        }
+    }
+}
+
+#[test]
+fn an_index_is_asked_for_once_by_whoever_wants_it_first() {
+    for more in [None, Some("more.safetensors")] {
+        let config = fs::read(fixture("models/tiny-llama/config.json")).unwrap();
+        let index = r#"{"weight_map":{"v":"model-00001-of-00002.safetensors","w":"model-00002-of-00002.safetensors"}}"#;
+        let mut repo = Repo::new("org/big")
+            .with_file("config.json", config)
+            .with_file(INDEX, index)
+            .with_lfs("model-00001-of-00002.safetensors", weights("v", 1 << 10))
+            .with_lfs("model-00002-of-00002.safetensors", weights("w", 1 << 10));
+        if let Some(more) = more {
+            repo = repo.with_lfs(more, weights("x", 1 << 10));
+        }
+        let hub = Hub::builder().with_repo(repo).start();
+        let folder = tempfile::tempdir().unwrap();
+        let engine = engine(&hub, folder.path());
+        let plan = block_on(engine.plan(&spec("hf:org/big"))).unwrap();
+        assert_eq!(plan.base.files, 4);
+        block_on(engine.download(&spec("hf:org/big"), None)).unwrap();
+        assert!(block_on(engine.plan(&spec("hf:org/big"))).unwrap().base.present);
+        hub.wait_until_idle();
+        assert_eq!(hub.requests_for(INDEX).len(), 1, "{:?}", hub.requests());
+        assert_eq!(engine.store().list().unwrap().artifacts[0].revision, hub.commit("org/big", "main").unwrap());
+        // Nothing of it stays, neither what the source noted.
+        engine.store().delete(&"hf:org/big".parse().unwrap()).unwrap();
+        assert!(!folder.path().join("hub/models--org--big").exists());
     }
 }
 
