@@ -38,7 +38,7 @@ impl Folders {
     ///
     /// # Errors
     /// [`Error::Io`] that names the folder, or the file that is in its place.
-    pub(super) fn make(&self, path: &Path) -> Result<()> {
+    pub(crate) fn make(&self, path: &Path) -> Result<()> {
         if locked(&self.made).contains(path) {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl Folders {
     }
 
     /// Notes that something was made or renamed in the folder at `path`.
-    pub(super) fn changed(&self, path: &Path) {
+    pub(crate) fn changed(&self, path: &Path) {
         let mut changed = locked(&self.changed);
         changed.count += 1;
         let number = changed.count;

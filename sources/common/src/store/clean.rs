@@ -31,7 +31,8 @@ pub struct Cleaned {
 
 impl Store {
     /// Frees what unfinished downloads take to which nothing was added for `older_than` before `now`: partial files;
-    /// whole files of artifacts that never became whole; temporary files that a crash left, once they are an hour old.
+    /// whole files of artifacts that never became whole, and archives that were not unpacked; temporary files and
+    /// unpackings that a crash left, once they are an hour old.
     /// By a clock that was set back all of it is new.
     ///
     /// What is held ([`Store::hold`]), locked or recorded stays. In the caches of other tools only that goes which was
@@ -51,6 +52,7 @@ impl Store {
         let caches = self.caches(&ledger)?;
         let held = self.held()?;
         cleaning.partials(&held);
+        cleaning.unpackings();
         cleaning.blobs(&ledger, &held);
         cleaning.notes(&ledger, &held);
         cleaning.temporaries(&caches);
@@ -112,15 +114,29 @@ impl Cleaning<'_> {
     }
 
     fn partial(&mut self, key: &str, folder: &Path) -> Result<()> {
+        let lock = self.store.locks().join(format!("{key}.lock"));
+        self.folder(folder, &lock, Duration::ZERO)
+    }
+
+    /// What unpackings that were cut off have left.
+    fn unpackings(&mut self) {
+        let folders = self.done(tree::entries(&self.store.all_making())).unwrap_or_default();
+        for (folder, _) in folders.into_iter().filter(|(_, is_folder)| *is_folder) {
+            let key = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let result = self.folder(&folder, &self.store.making_lock(&key), IN_THE_MAKING);
+            self.done(result);
+        }
+    }
+
+    /// Removes `folder` if nobody has its lock and nothing was written in it for so long, and at `least` for that time.
+    fn folder(&mut self, folder: &Path, lock: &Path, least: Duration) -> Result<()> {
         // Most are young, and need no lock to see that.
-        if !self.is_left(folder)? {
+        if !self.is_left(folder, least)? {
             return Ok(());
         }
-        let Some(_lock) = FileLock::try_acquire(&self.store.locks().join(format!("{key}.lock")))? else {
-            return Ok(());
-        };
+        let Some(_lock) = FileLock::try_acquire(lock)? else { return Ok(()) };
         // It may have been worked on until just now.
-        if !self.is_left(folder)? {
+        if !self.is_left(folder, least)? {
             return Ok(());
         }
         let files = tree::files(folder)?;
@@ -135,11 +151,11 @@ impl Cleaning<'_> {
     }
 
     /// Whether nothing below `folder`, nor that itself, was written lately.
-    fn is_left(&self, folder: &Path) -> Result<bool> {
+    fn is_left(&self, folder: &Path, least: Duration) -> Result<bool> {
         let files = tree::files(folder)?;
         let paths = files.iter().map(PathBuf::as_path).chain([folder]);
         let newest = paths.filter_map(|path| fs::symlink_metadata(path).ok()?.modified().ok()).max();
-        Ok(newest.is_some_and(|newest| self.is_old(newest, Duration::ZERO)))
+        Ok(newest.is_some_and(|newest| self.is_old(newest, least)))
     }
 
     /// Content of this store that nothing names.

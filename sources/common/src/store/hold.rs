@@ -48,7 +48,7 @@ impl Store {
     /// # Errors
     /// [`Error::InvalidSpec`] as [`Store::record`]; [`Error::Io`], also where the file system knows no locks.
     pub fn hold(&self, manifest: &Manifest, placement: Option<&Placement>) -> Result<Hold> {
-        self.hold_as(Record::new(self, manifest, None, &Default::default(), placement)?)
+        self.hold_as(self.needs(manifest, placement)?)
     }
 
     /// [`Store::hold`] of what `record` says.

@@ -65,11 +65,16 @@ impl Store {
         came: &BTreeMap<String, Came>,
         now: SystemTime,
     ) -> Result<()> {
-        let record = Record::new(self, manifest, Some(files), computed, placement)?;
+        self.keep_noted(Record::new(self, manifest, Some(files), computed, placement)?, came, now)
+    }
+
+    /// Keeps `record`, or logs that it cannot be written if nothing `came`.
+    pub(super) fn keep_noted(&self, record: Record, came: &BTreeMap<String, Came>, now: SystemTime) -> Result<()> {
+        let reference = record.reference.clone();
         match self.keep(record, came, now) {
             // To use what is there needs no record of it.
             Err(error) if came.is_empty() && matches!(error, Error::Io { .. }) => {
-                not_noted(&manifest.reference, &error);
+                not_noted(&reference, &error);
                 Ok(())
             }
             result => result,

@@ -81,7 +81,7 @@ pub struct Size {
     pub found: u64,
     /// Of content without a record: what came of artifacts that are not whole.
     pub unrecorded: u64,
-    /// Of files on their way.
+    /// Of files on their way, and of what is being unpacked.
     pub partials: u64,
 }
 
@@ -114,8 +114,8 @@ impl Store {
             };
             *sum += content.bytes;
         }
-        for path in tree::files(&self.root().join("partials"))? {
-            size.partials += allocated(&path);
+        for folder in [self.root().join("partials"), self.all_making()] {
+            size.partials += tree::files(&folder)?.iter().map(|path| allocated(path)).sum::<u64>();
         }
         Ok(size)
     }

@@ -10,7 +10,8 @@
 //! | `selected/<hex>.json` | which version of an artifact is selected, and which were before |
 //! | `unfinished/<hex>.jsonl` | a note for each artifact that is not whole, of what came for it into the cache of another tool |
 //! | `partials/<key>/` | files on their way |
-//! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
+//! | `unpacking/<hex>/` | what is being made of an archive or of parts |
+//! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, `unpack-<hex>.lock` for each archive that is unpacked, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
 //!
 //! Content in the cache of another tool lies there, below [`Placement::root`](llm_local_core::Placement); only its
 //! record is here.
@@ -23,6 +24,7 @@
 //! | `change` | one change at a time: [`Store::with_cancel`], [`Store::with_on_wait`] |
 //! | `keep` | [`Store::record`], [`Store::touch`], [`Store::pin`] |
 //! | `hold` | [`Store::hold`]: what is loaded or being fetched |
+//! | `made` | artifacts whose files were made of those that their source has |
 //! | `list` | [`Store::list`], [`Store::size`] |
 //! | `group` | which artifacts are versions of one |
 //! | `kept` | [`Store::kept`], [`Store::delete_kept`]: versions side by side |
@@ -60,6 +62,7 @@ mod keep;
 mod kept;
 mod ledger;
 mod list;
+mod made;
 mod near;
 mod record;
 mod removal;
@@ -81,7 +84,9 @@ pub use hold::Hold;
 pub use keep::Came;
 pub use kept::Kept;
 pub use list::{Artifact, Listing, Size, UnreadableRecord};
+pub(crate) use made::{Made, Output, made_key};
 pub use selection::{HoldKind, Selected, Selection};
+pub(crate) use trust::{Differs, Trusted};
 pub use verify::{Outcome, Verified};
 
 /// Artifacts on this machine. Cheap to clone.

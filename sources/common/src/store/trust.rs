@@ -54,8 +54,13 @@ impl Trusted {
         if file.size != self.size {
             return Some(Differs::Size(file.size));
         }
-        let comparable = |digest: &Digest| std::mem::discriminant(digest) == std::mem::discriminant(&self.digest);
-        file.digest.filter(|digest| comparable(digest) && *digest != self.digest).map(Differs::Digest)
+        let told = file.digest.filter(|digest| self.is_comparable(digest));
+        told.filter(|digest| *digest != self.digest).map(Differs::Digest)
+    }
+
+    /// Whether `digest` is of the kind that is remembered.
+    pub(crate) fn is_comparable(&self, digest: &Digest) -> bool {
+        std::mem::discriminant(digest) == std::mem::discriminant(&self.digest)
     }
 
     /// Whether `which` names it.

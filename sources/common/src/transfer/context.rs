@@ -5,17 +5,23 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use llm_local_core::{ArtifactSource, Error, FetchContext, Manifest, ManifestFile, Result};
+use llm_local_core::{ArtifactSource, Digest, Error, FetchContext, Manifest, ManifestFile, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Job, TransferConfig, flush::Flush};
-use crate::{disk::Folders, network::Network, progress::FileMeter};
+use crate::{
+    disk::Folders,
+    network::Network,
+    progress::FileMeter,
+    store::{Differs, Store, Trusted},
+};
 
 /// What all files of a call share.
 pub(super) struct Call {
     pub(super) network: Network,
     pub(super) root: PathBuf,
+    pub(super) store: Store,
     pub(super) config: TransferConfig,
     pub(super) jobs: Vec<Job>,
     pub(super) connections: Arc<Semaphore>,
@@ -95,6 +101,14 @@ impl FileContext {
         if let Some(meter) = &self.meter {
             meter.reset_to(n);
         }
+    }
+}
+
+/// Refuses bytes with the digest `found`, of the kind that `trusted` has, if they are not those that were fetched first.
+pub(super) fn untrusted(store: &Store, manifest: &Manifest, trusted: Option<&Trusted>, found: Digest) -> Result<()> {
+    match trusted {
+        Some(trusted) if trusted.digest != found => Err(store.replaced(manifest, trusted, &Differs::Digest(found))),
+        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
-use llm_local_core::{Digest, Error, FetchContext, ManifestFile, Result};
+use llm_local_core::{Digest, Error, FetchContext, Manifest, ManifestFile, Result};
 use tokio::task::JoinSet;
 
 use super::{
@@ -10,13 +10,14 @@ use super::{
     context::{FileContext, blocking},
     file::{Fetched, Item, Spot, fetch_file},
     missing::{Content, Here, Wanted, bytes, contents},
-    plan::{Place, Plan, files, of_job},
+    plan::{Place, Plan, of_job},
     preflight::check_room,
     queue::Queue,
+    unpacked::Unpacking,
 };
 use crate::{
-    disk::{if_full, sweep, write_text_staged},
-    progress::Meter,
+    disk::{digest_file, if_full, sweep, write_text_staged},
+    progress::{FileMeter, Meter},
     store::{Came, Hold, Store},
 };
 
@@ -36,6 +37,8 @@ pub(super) struct Course {
     unnoted: Vec<Unnoted>,
     /// `None` if all files are there and the store cannot be written to: nothing is, then.
     holds: Option<Vec<Hold>>,
+    /// For each job and file.
+    meters: Vec<Vec<FileMeter>>,
 }
 
 #[derive(Clone, Default)]
@@ -60,21 +63,29 @@ impl Course {
     /// Looks for what is there.
     pub(super) async fn begin(call: Arc<Call>, store: Store, cx: FetchContext) -> Result<Self> {
         check_trust(&call, &store).await?;
-        let plan = Plan::survey(&call, &cx).await?;
+        let mut plan = Plan::survey(&call, &cx).await?;
         // Held before it is looked for: what is there then stays there.
-        let holds = hold(&call, &store, &plan).await;
-        let paths = plan.look(&call).await?;
+        let mut holds = hold(&call, &store, &plan).await;
+        let mut paths = plan.look(&call).await?;
+        if plan.made.iter().any(Option::is_some) {
+            // Of what was made since, or by another ref, that was held which it was made of.
+            let again = hold(&call, &store, &plan).await;
+            holds = holds.and_then(|holds| Ok(holds.into_iter().chain(again?).collect()));
+            plan = Plan::survey(&call, &cx).await?;
+            paths = plan.look(&call).await?;
+        }
         let count = |paths: &Vec<Option<PathBuf>>| paths.iter().filter(|path| path.is_none()).count();
         let missing: Vec<_> = paths.iter().map(count).collect();
+        let is_to_unpack = (0..call.jobs.len()).any(|job| plan.is_to_unpack(&call, job));
         let holds = match holds {
-            Err(error @ Error::Io { .. }) if missing.iter().all(|missing| *missing == 0) => {
+            Err(error @ Error::Io { .. }) if missing.iter().all(|missing| *missing == 0) && !is_to_unpack => {
                 tracing::debug!(%error, "nothing is noted of a use of what is here: the store cannot be written to");
                 None
             }
             holds => Some(holds?),
         };
         let (news, unnoted) = (vec![News::default(); call.jobs.len()], vec![Unnoted::default(); call.jobs.len()]);
-        Ok(Self { call, store, cx, plan, paths, missing, news, unnoted, holds })
+        Ok(Self { call, store, cx, plan, paths, missing, news, unnoted, holds, meters: Vec::new() })
     }
 
     /// Makes every file present.
@@ -90,29 +101,31 @@ impl Course {
         })
         .await?;
         let items = self.items(meter, &contents, &here);
-        let root = self.call.root.clone();
-        blocking(move || check_room(&root, contents.iter().zip(here))).await?;
+        let (root, unpacked) = (self.call.root.clone(), self.plan.to_unpack(&self.call)?);
+        blocking(move || check_room(&root, contents.iter().zip(here), unpacked)).await?;
         meter.begin();
         for job in 0..self.call.jobs.len() {
             self.finish(job).await.map_err(|e| of_job(&self.call.jobs[job], e))?;
         }
         self.fetch(items).await?;
+        for job in 0..self.call.jobs.len() {
+            self.unpack(job).await.map_err(|e| of_job(&self.call.jobs[job], e))?;
+        }
         let all: Option<Vec<_>> = (0..self.call.jobs.len()).map(|job| self.files(job)).collect();
         all.ok_or_else(|| Error::unsupported("fetching", "a file is neither here nor was it fetched"))
     }
 
     /// What is to be done for `contents`, with a meter for each file of the call, which knows what is `here`.
-    fn items(&self, meter: &Meter, contents: &[Content], here: &[Here]) -> Vec<Item> {
+    fn items(&mut self, meter: &Meter, contents: &[Content], here: &[Here]) -> Vec<Item> {
         let meters = self.call.jobs.iter().map(|job| {
             let files = job.manifest.files.iter();
             let meter = |file: &ManifestFile| meter.file(job.manifest.reference.clone(), &*file.path, file.size);
             files.map(meter).collect::<Vec<_>>()
         });
         let meters: Vec<_> = meters.collect();
-        for (meter, path) in meters.iter().flatten().zip(self.paths.iter().flatten()) {
-            if path.is_some() {
-                meter.done();
-            }
+        for (job, meters) in meters.iter().enumerate() {
+            let is_here = |index| self.paths[job].get(index).map_or(self.plan.made[job].is_some(), Option::is_some);
+            meters.iter().enumerate().filter(|(index, _)| is_here(*index)).for_each(|(_, meter)| meter.done());
         }
         let item = |(content, here): (&Content, &Here)| {
             let spot = |(nth, wanted): (usize, &Wanted)| {
@@ -127,7 +140,9 @@ impl Course {
             let spots = content.spots.iter().enumerate().map(spot).collect();
             Item { key: content.key.clone(), spots, twin: content.twin.clone() }
         };
-        contents.iter().zip(here).map(item).collect()
+        let items = contents.iter().zip(here).map(item).collect();
+        self.meters = meters;
+        items
     }
 
     /// Fetches `items`, some at a time; the first error ends the others.
@@ -223,17 +238,46 @@ impl Course {
     }
 
     fn files(&self, job: usize) -> Option<Files> {
-        files(&self.call.jobs[job].manifest, &self.paths[job])
+        self.plan.files(&self.call, job, &self.paths[job])
+    }
+
+    /// Makes the files of the job, if its manifest says how, of those that came.
+    async fn unpack(&mut self, job: usize) -> Result<()> {
+        if !self.plan.is_to_unpack(&self.call, job) {
+            return Ok(());
+        }
+        let files = self.call.jobs[job].manifest.files.iter().zip(&self.paths[job]);
+        let files = files.filter_map(|(file, path)| Some((file.path.clone(), path.clone()?)));
+        let unpacking = Unpacking {
+            call: self.call.clone(),
+            store: self.store.clone(),
+            job,
+            files: files.collect(),
+            computed: self.news[job].computed.clone(),
+            cx: self.cx.clone(),
+            meter: self.meters[job].first().cloned(),
+        };
+        self.plan.made[job] = Some(unpacking.run().await?);
+        Ok(())
     }
 
     /// Records the job if all its files are here, and then writes the refs that name its revision.
     async fn finish(&self, job: usize) -> Result<()> {
         // Files that all are their owner's are no artifact of the store.
-        if self.missing[job] > 0 || self.plan.is_local(job) || self.holds.is_none() {
+        if self.missing[job] > 0 || self.plan.is_local(&self.call, job) || self.holds.is_none() {
             return Ok(());
         }
+        // One that is to be unpacked is recorded when it was.
         let Some(files) = self.files(job) else { return Ok(()) };
         let (call, store) = (self.call.clone(), self.store.clone());
+        if self.plan.made[job].is_some() {
+            return blocking(move || {
+                let (manifest, now) = (&call.jobs[job].manifest, call.network.timer().wall());
+                let Some(made) = store.made(manifest)? else { return Ok(()) };
+                store.record_made(manifest, made, false, now)
+            })
+            .await;
+        }
         let (placement, news) = (self.plan.placements[job].clone(), self.news[job].clone());
         let keys: Vec<_> = self.plan.places[job]
             .iter()
@@ -246,7 +290,8 @@ impl Course {
         let finish = move || {
             let (manifest, now) = (&call.jobs[job].manifest, call.network.timer().wall());
             call.folders.sync()?;
-            store.record_files(manifest, &files, &news.computed, placement.as_deref(), &news.came, now)?;
+            let computed = first_seen(&store, manifest, &files, news.computed)?;
+            store.record_files(manifest, &files, &computed, placement.as_deref(), &news.came, now)?;
             keys.iter().try_for_each(|(key, size)| sweep(&call.root, key, *size))?;
             let Some(placement) = placement else { return Ok(()) };
             for (path, text) in &placement.refs {
@@ -260,8 +305,27 @@ impl Course {
     }
 }
 
+/// `computed`, and the digests of those `files` of a version that were here before, of which none was told, and of which
+/// nothing is remembered: with them, what they are is known from now on.
+fn first_seen(
+    store: &Store,
+    manifest: &Manifest,
+    files: &Files,
+    mut computed: BTreeMap<String, Digest>,
+) -> Result<BTreeMap<String, Digest>> {
+    if manifest.version.is_none() {
+        return Ok(computed);
+    }
+    for file in manifest.files.iter().filter(|file| file.digest.is_none()) {
+        if !computed.contains_key(&file.path) && store.trusted(manifest, &file.path)?.is_none() {
+            computed.insert(file.path.clone(), digest_file(&files[&file.path], None)?);
+        }
+    }
+    Ok(computed)
+}
+
 /// Holds what is told of the files of the call against what they were at first.
-async fn check_trust(call: &Arc<Call>, store: &Store) -> Result<()> {
+pub(super) async fn check_trust(call: &Arc<Call>, store: &Store) -> Result<()> {
     let (call, store) = (call.clone(), store.clone());
     blocking(move || call.jobs.iter().try_for_each(|job| store.check_trust(&job.manifest).map_err(|e| of_job(job, e))))
         .await
@@ -270,7 +334,7 @@ async fn check_trust(call: &Arc<Call>, store: &Store) -> Result<()> {
 /// Holds what is in a store or is to be.
 async fn hold(call: &Arc<Call>, store: &Store, plan: &Plan) -> Result<Vec<Hold>> {
     let (call, store, placements) = (call.clone(), store.clone(), plan.placements.clone());
-    let stored: Vec<_> = (0..call.jobs.len()).filter(|job| !plan.is_local(*job)).collect();
+    let stored: Vec<_> = (0..call.jobs.len()).filter(|job| !plan.is_local(&call, *job)).collect();
     blocking(move || {
         let hold = |job: usize| store.hold(&call.jobs[job].manifest, placements[job].as_deref());
         stored.into_iter().map(|job| hold(job).map_err(|e| of_job(&call.jobs[job], e))).collect()

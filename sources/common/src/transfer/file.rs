@@ -5,14 +5,14 @@ use std::{path::PathBuf, sync::Arc};
 use llm_local_core::{Digest, Error, Result};
 
 use super::{
-    context::{FileContext, blocking},
+    context::{FileContext, blocking, untrusted},
     download::{self, download},
     flush::Flush,
     plan::local,
     small::{self, SMALL},
 };
 use crate::{
-    disk::{FileKey, FileLock, Hasher, Partial, Target, link, publish},
+    disk::{FileKey, FileLock, Hasher, Partial, Target, digest_file, link, publish},
     store::Came,
 };
 
@@ -122,8 +122,21 @@ async fn bring(item: &Item, lock: FileLock) -> Result<Brought> {
     if file.stop().is_cancelled() {
         return Err(Error::Cancelled);
     }
-    let (call, targets) = (file.call.clone(), item.targets());
-    blocking(move || publish(partial, &targets, &call.folders)).await?;
+    let (call, job, index, targets) = (file.call.clone(), file.job, file.index, item.targets());
+    blocking(move || {
+        let (manifest, store) = (&call.jobs[job].manifest, &call.store);
+        let trusted = store.trusted(manifest, &manifest.files[index].path)?;
+        let comparable = match &trusted {
+            Some(trusted) if !trusted.is_comparable(&digest) => digest_file(partial.path(), Some(&trusted.digest))?,
+            _ => digest,
+        };
+        if let Err(error) = untrusted(store, manifest, trusted.as_ref(), comparable) {
+            partial.remove()?;
+            return Err(error);
+        }
+        publish(partial, &targets, &call.folders)
+    })
+    .await?;
     Ok(Brought::Published(digest))
 }
 

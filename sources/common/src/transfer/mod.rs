@@ -8,6 +8,7 @@
 //! | `download` | all bytes of one version of a file; `ranges`: several at a time |
 //! | `body` | one request for bytes; `answer`: what comes back, judged |
 //! | `pour` | bytes from a connection to the disk; `flush`: on through the system's cache |
+//! | `unpacked` | archives unpacked and parts joined, where a manifest says so |
 //! | `read` | a small range, without storing it |
 //!
 //! Nothing is published unverified, and nothing that was not published is taken for present.
@@ -28,6 +29,7 @@ mod queue;
 mod ranges;
 mod read;
 mod small;
+mod unpacked;
 
 use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
@@ -37,7 +39,7 @@ use tokio::sync::Semaphore;
 
 pub use config::TransferConfig;
 use context::{Call, FileContext};
-use fetch::Course;
+use fetch::{Course, check_trust};
 use plan::Plan;
 
 use crate::{disk::Folders, network::Network, progress::Meter, store::Store};
@@ -97,13 +99,21 @@ impl Transfer {
     /// published; then the artifacts are recorded in the store. What is there already is used as it is, and files of
     /// this machine where they lie. Gives the files of each job.
     ///
+    /// Where a manifest has steps ([`Manifest::unpack`]), their files are made of those that came, once they are verified,
+    /// within [`TransferConfig::unpack`]; what was made is kept instead of what it was made of, and given. Files that no
+    /// step takes stay as they are. Where it has a version ([`Manifest::version`]), its files must be those that were
+    /// first fetched under that.
+    ///
     /// `cx.progress` hears of all jobs together: first what is present, at the end exactly 1.0, nothing after an error.
     /// When `cx.cancel` is cancelled all work has stopped once this returns; dropping the future ends it too. Either way
     /// what came is kept for the next call, and nothing unfinished is marked as present.
     ///
     /// # Errors
     /// The first error; the work on other files has stopped by then. [`Error::InsufficientStorage`] before the first
-    /// byte; [`Error::IntegrityFailed`] with expected and found sizes or digests; [`Error::Offline`], if requests are
+    /// byte; [`Error::IntegrityFailed`] with expected and found sizes or digests, also where the owner of a version has
+    /// replaced a file of it, which is never published; [`Error::LoadFailed`] and [`Error::UnsupportedModelFormat`] for an
+    /// archive, of which then nothing is kept; [`Error::InvalidSpec`] for steps of files that go into the cache of another
+    /// tool; [`Error::Offline`], if requests are
     /// forbidden; [`Error::Unauthorized`], [`Error::NotFound`], [`Error::RateLimited`] or [`Error::DownloadFailed`] for
     /// what hosts and connections do; [`Error::Io`]; [`Error::Cancelled`]. Those of adapters come as
     /// [`Error::AdapterMergeFailed`].
@@ -130,22 +140,27 @@ impl Transfer {
         self.network.run(fetching).await
     }
 
-    /// The files of `job` if all of them are there. Makes no request, takes no lock and changes nothing.
+    /// The files of `job` if all of them are there; of one whose manifest has steps ([`Manifest::unpack`]) what these made,
+    /// whether or not what they took is there. Makes no request, takes no lock and changes nothing.
     ///
     /// # Errors
-    /// Those of its source; [`Error::IntegrityFailed`] for a file of this machine that has not the size it should.
+    /// Those of its source; [`Error::IntegrityFailed`] for a file of this machine that has not the size it should, and for
+    /// one that is told to be another than it was when its version was first fetched.
     pub async fn present(&self, job: &Job, cx: &FetchContext) -> Result<Option<Files>> {
         let (call, cx) = (self.call(vec![job.clone()]), inner(cx));
         let looking = async move {
-            let plan = Plan::survey(&call, &cx).await?;
+            check_trust(&call, &call.store).await?;
+            let mut plan = Plan::survey(&call, &cx).await?;
             let paths = plan.look(&call).await?;
-            Ok(plan::files(&call.jobs[0].manifest, &paths[0]))
+            Ok(plan.files(&call, 0, &paths[0]))
         };
         self.network.run(looking).await
     }
 
     /// How many bytes have to come until every file of `jobs` is present: none of a file whose content is here and only
-    /// its link is missing, nor what an earlier call has fetched of one; content that several files have comes once.
+    /// its link is missing, nor what an earlier call has fetched of one; content that several files have comes once. Of
+    /// an archive that is not unpacked there is also what that takes of the disk: the same and a half, since nobody knows
+    /// before; of parts to be joined, their bytes once more.
     /// Makes no request, takes no lock and changes nothing.
     ///
     /// # Errors
@@ -153,10 +168,11 @@ impl Transfer {
     pub async fn missing_bytes(&self, jobs: &[Job], cx: &FetchContext) -> Result<u64> {
         let (call, cx) = (self.call(jobs.to_vec()), inner(cx));
         let looking = async move {
-            let plan = Plan::survey(&call, &cx).await?;
+            let mut plan = Plan::survey(&call, &cx).await?;
             let paths = plan.look(&call).await?;
             let contents = missing::contents(&call, &plan, &paths);
-            context::blocking(move || Ok(missing::bytes(&call.root, &contents))).await
+            let unpacked = plan.to_unpack(&call)?;
+            context::blocking(move || Ok(missing::bytes(&call.root, &contents).saturating_add(unpacked))).await
         };
         self.network.run(looking).await
     }
@@ -189,6 +205,7 @@ impl Transfer {
         Arc::new(Call {
             network: self.network.clone(),
             root: self.store.root().to_owned(),
+            store: self.store.clone(),
             config: self.config.clone(),
             jobs,
             connections: Arc::new(Semaphore::new(self.config.connections.max(1))),

@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use llm_local_core::{Error, FetchContext, Manifest, ManifestFile, Opened, Placement, Result, Want};
 
-use super::{Call, Files, Job, context::blocking};
-use crate::disk::{FileKey, Target};
+use super::{Call, Files, Job, context::blocking, unpacked::estimate};
+use crate::{
+    disk::{FileKey, Target},
+    store::made_key,
+};
 
 /// Where one file is, or is to be.
 #[derive(Debug, Clone)]
@@ -20,8 +23,10 @@ pub(super) enum Place {
 pub(super) struct Plan {
     /// For each job, where its source wants the files.
     pub(super) placements: Vec<Option<Arc<Placement>>>,
-    /// For each job, one for each file.
+    /// For each job, one for each file; none for one whose files were made of these.
     pub(super) places: Vec<Vec<Place>>,
+    /// For each job, the files that were made, where its manifest says how and all of them are there.
+    pub(super) made: Vec<Option<Files>>,
 }
 
 impl Plan {
@@ -32,7 +37,7 @@ impl Plan {
     /// The sources', but that a file cannot be had offline; [`Error::IntegrityFailed`] for a file of this machine whose
     /// size is not the one in the manifest.
     pub(super) async fn survey(call: &Arc<Call>, cx: &FetchContext) -> Result<Self> {
-        let mut plan = Self { placements: Vec::new(), places: Vec::new() };
+        let mut plan = Self { placements: Vec::new(), places: Vec::new(), made: vec![None; call.jobs.len()] };
         for job in &call.jobs {
             let (placement, places) = survey_job(call, job, cx).await.map_err(|e| of_job(job, e))?;
             plan.placements.push(placement.map(Arc::new));
@@ -41,8 +46,18 @@ impl Plan {
         Ok(plan)
     }
 
-    /// For each job and file, the path to use if it is there.
-    pub(super) async fn look(&self, call: &Arc<Call>) -> Result<Vec<Vec<Option<PathBuf>>>> {
+    /// For each job and file, the path to use if it is there. A job whose files were made of others has none of those.
+    pub(super) async fn look(&mut self, call: &Arc<Call>) -> Result<Vec<Vec<Option<PathBuf>>>> {
+        let steps = |job: &Job| !job.manifest.unpack.is_empty();
+        for number in (0..call.jobs.len()).filter(|number| steps(&call.jobs[*number])) {
+            let theirs = call.clone();
+            let made =
+                blocking(move || Ok(theirs.store.made(&theirs.jobs[number].manifest)?.map(|m| m.files(&theirs.store))));
+            self.made[number] = made.await.map_err(|e| of_job(&call.jobs[number], e))?;
+            if self.made[number].is_some() {
+                self.places[number].clear();
+            }
+        }
         let (call, places) = (call.clone(), self.places.clone());
         let look = move || {
             let there = |job: &Job, places: &[Place]| {
@@ -55,8 +70,34 @@ impl Plan {
     }
 
     /// Whether no file of the job is in a store.
-    pub(super) fn is_local(&self, job: usize) -> bool {
-        self.places[job].iter().all(|place| matches!(place, Place::Local(_)))
+    pub(super) fn is_local(&self, call: &Call, job: usize) -> bool {
+        call.jobs[job].manifest.unpack.is_empty()
+            && self.places[job].iter().all(|place| matches!(place, Place::Local(_)))
+    }
+
+    /// Whether files of the job are to be made of those that come.
+    pub(super) fn is_to_unpack(&self, call: &Call, job: usize) -> bool {
+        !call.jobs[job].manifest.unpack.is_empty() && self.made[job].is_none()
+    }
+
+    /// Bytes of the disk that it may take to make what is not made, once for each.
+    pub(super) fn to_unpack(&self, call: &Call) -> Result<u64> {
+        let jobs = (0..call.jobs.len()).filter(|job| self.is_to_unpack(call, *job));
+        let of_job = |job: usize| {
+            let manifest = &call.jobs[job].manifest;
+            Ok((made_key(manifest)?, estimate(manifest)))
+        };
+        let each = jobs.map(of_job).collect::<Result<BTreeMap<_, _>>>()?;
+        Ok(each.into_values().fold(0, u64::saturating_add))
+    }
+
+    /// The files of the job by their names, if all are there; `paths` are those of the manifest's files.
+    pub(super) fn files(&self, call: &Call, job: usize, paths: &[Option<PathBuf>]) -> Option<Files> {
+        if self.is_to_unpack(call, job) {
+            None
+        } else {
+            self.made[job].clone().or_else(|| files(&call.jobs[job].manifest, paths))
+        }
     }
 }
 
@@ -70,7 +111,7 @@ impl Place {
 }
 
 /// The paths of a job's files by their names in the manifest, if all are there.
-pub(super) fn files(manifest: &Manifest, paths: &[Option<PathBuf>]) -> Option<Files> {
+fn files(manifest: &Manifest, paths: &[Option<PathBuf>]) -> Option<Files> {
     let names = manifest.files.iter().map(|file| file.path.clone());
     names.zip(paths.iter().cloned()).map(|(name, path)| Some((name, path?))).collect::<Option<BTreeMap<_, _>>>()
 }
@@ -87,6 +128,12 @@ async fn survey_job(call: &Arc<Call>, job: &Job, cx: &FetchContext) -> Result<(O
     let placement = job.source.placement(&job.manifest)?;
     if let Some(placement) = &placement {
         check(&job.manifest, placement)?;
+        if !job.manifest.unpack.is_empty() {
+            return Err(Error::invalid_spec(
+                format!("manifest of {}", job.manifest.reference),
+                "its files are to be unpacked, and those in the cache of another tool are not ours to replace",
+            ));
+        }
     }
     let files = job.manifest.files.iter().enumerate();
     let targets: Vec<_> = files.map(|(i, file)| target(call, &job.manifest, placement.as_ref(), i, file)).collect();

@@ -10,13 +10,21 @@ use llm_local_core::Result;
 use super::missing::{Content, Here};
 use crate::disk::{check_space, same_volume};
 
-/// Checks that there is room for what is not here of `contents`, in the store at `root` and where they are published.
-/// Blocks.
+/// Checks that there is room for what is not here of `contents`, in the store at `root` and where they are published, and
+/// for `more` bytes in the store. Blocks.
 ///
 /// # Errors
 /// [`Error::InsufficientStorage`](llm_local_core::Error::InsufficientStorage).
-pub(super) fn check_room<'a>(root: &Path, contents: impl IntoIterator<Item = (&'a Content, Here)>) -> Result<()> {
-    check_space(&needed(root, contents))
+pub(super) fn check_room<'a>(
+    root: &Path,
+    contents: impl IntoIterator<Item = (&'a Content, Here)>,
+    more: u64,
+) -> Result<()> {
+    let mut needed = needed(root, contents);
+    if more > 0 {
+        needed.push((root.to_owned(), more));
+    }
+    check_space(&needed)
 }
 
 /// Bytes that have to be free below folders.

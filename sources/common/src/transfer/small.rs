@@ -7,7 +7,7 @@ use llm_local_core::{Digest, Error, Result};
 use super::{
     answer::is_strong,
     body::{Body, Opening, open},
-    context::{FileContext, blocking},
+    context::{FileContext, blocking, untrusted},
     file::{Brought, Item},
     plan::local,
 };
@@ -43,11 +43,20 @@ pub(super) async fn bring(item: &Item, lock: FileLock) -> Result<Brought> {
         }
         let (lock, call, expected) = (lock.clone(), file.call.clone(), file.entry().digest);
         let (key, targets) = (item.key.clone(), item.targets());
+        let (job, index) = (file.job, file.index);
         let (right, found) = blocking(move || {
             let _lock = lock;
-            let found = digest_bytes(&bytes, expected.as_ref())?;
+            let (manifest, store) = (&call.jobs[job].manifest, &call.store);
+            let trusted = store.trusted(manifest, &manifest.files[index].path)?;
+            let was = trusted.as_ref().map(|trusted| trusted.digest);
+            let found = digest_bytes(&bytes, expected.or(was).as_ref())?;
             let right = expected.is_none_or(|expected| expected == found);
             if right {
+                let comparable = match &trusted {
+                    Some(trusted) if !trusted.is_comparable(&found) => digest_bytes(&bytes, was.as_ref())?,
+                    _ => found,
+                };
+                untrusted(store, manifest, trusted.as_ref(), comparable)?;
                 publish_bytes(&bytes, &call.root, &targets, &call.folders)?;
                 forget_partial(&key, &call.root);
             }

@@ -1,5 +1,6 @@
 //! The transfer engine against a hub that fails as it is told.
 
+mod assets;
 mod cancel;
 mod connections;
 mod contents;
@@ -18,4 +19,5 @@ mod small;
 mod sources;
 mod space;
 mod support;
+mod unpacked;
 mod waits;

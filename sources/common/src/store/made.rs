@@ -1,0 +1,205 @@
+//! Artifacts whose files were made of those that their source has: archives unpacked, parts joined.
+//!
+//! The record lists what was made, as contents of this store like any others, and beside that what it was made of, which
+//! goes. So it is found again without the archive, by whatever ref of the same revision.
+
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
+
+use llm_local_core::{Digest, Error, Manifest, ManifestFile, Placement, Result};
+
+use super::{
+    Came, Hold, Store,
+    below::{Below, real},
+    entry::{Origin, Place, RecordFile, place},
+    group::hex_of,
+    hold::Held,
+    record::Record,
+    tree,
+    usage::Usage,
+};
+use crate::disk::FileKey;
+
+/// What was made of the files of an artifact.
+#[derive(Debug, Clone)]
+pub(crate) struct Made(Record);
+
+/// A file of it.
+#[derive(Debug, Clone)]
+pub(crate) enum Output {
+    /// One of the manifest, as it is, at this path.
+    Same(PathBuf),
+    /// One with this size and SHA-256.
+    Content(u64, Digest),
+}
+
+impl Made {
+    /// Its files: their paths in the artifact, and where they are used.
+    pub(crate) fn files(&self, store: &Store) -> BTreeMap<String, PathBuf> {
+        self.0.own_files().map(|file| (file.path.clone(), self.0.used_path(store.root(), file))).collect()
+    }
+}
+
+/// The name of what is made of `manifest`, whatever ref it was resolved from: of a lock, and of a folder.
+pub(crate) fn made_key(manifest: &Manifest) -> Result<String> {
+    let r = &manifest.reference;
+    let how = serde_json::to_string(&(manifest.want, &manifest.files, &manifest.unpack));
+    let how = how.map_err(|e| Error::invalid_spec(format!("manifest of {r}"), e.to_string()))?;
+    Ok(hex_of([r.scheme(), r.locator(), &manifest.revision, &how]))
+}
+
+impl Store {
+    /// What was made of `manifest`, if all of it is here: nothing of one without steps.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn made(&self, manifest: &Manifest) -> Result<Option<Made>> {
+        if manifest.unpack.is_empty() {
+            return Ok(None);
+        }
+        let mut records = self.ledger()?.records;
+        records.retain(|record| record.is_made_of(manifest));
+        // As it was asked for, if it was so.
+        records.sort_by_key(|record| record.reference != manifest.reference);
+        Ok(records.into_iter().find(|record| record.is_whole(self.root())).map(Made))
+    }
+
+    /// That `outputs`, by their paths in the artifact, are what `manifest` becomes. `computed` has the digests of its files
+    /// for which none was promised.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] as [`Store::record`].
+    pub(crate) fn make(
+        &self,
+        manifest: &Manifest,
+        outputs: &BTreeMap<String, Output>,
+        computed: &BTreeMap<String, Digest>,
+    ) -> Result<Made> {
+        let file = |(path, output): (&String, &Output)| -> Result<RecordFile> {
+            let file = |size, digest, computed, place| RecordFile {
+                path: path.clone(),
+                size,
+                digest,
+                computed,
+                fetched: None,
+                former: false,
+                place,
+            };
+            Ok(match output {
+                Output::Content(size, digest) => {
+                    let blob = Below::new(self.root(), &self.blob(&FileKey::of_digest(digest)))?;
+                    file(*size, Some(*digest), None, Place::Blob(blob))
+                }
+                Output::Same(used) => {
+                    let Some(same) = manifest.file(path) else {
+                        let reason = format!("its manifest has no file `{path}`");
+                        return Err(Error::invalid_spec(format!("record of {}", manifest.reference), reason));
+                    };
+                    let place = place(self, manifest, same, None, Some(used))?;
+                    file(same.size, same.digest, computed.get(path).copied(), place)
+                }
+            })
+        };
+        let mut record = Record::without_files(manifest, None)?;
+        record.files = outputs.iter().map(file).collect::<Result<_>>()?;
+        record.origins = Origin::all(manifest, computed);
+        Ok(Made(record))
+    }
+
+    /// [`Store::hold`] of what was made, or is about to be published.
+    ///
+    /// # Errors
+    /// As [`Store::hold`].
+    pub(crate) fn hold_made(&self, made: &Made) -> Result<Hold> {
+        self.hold_as(made.0.clone())
+    }
+
+    /// Records what was made of `manifest`. `came` says whether it was made now.
+    ///
+    /// # Errors
+    /// As [`Store::record_files`].
+    pub(crate) fn record_made(&self, manifest: &Manifest, made: Made, came: bool, now: SystemTime) -> Result<()> {
+        let record = made.0.of(manifest)?;
+        let paths = record.own_files().filter(|_| came).map(|file| (file.path.clone(), Came::Fetched));
+        let came = paths.collect();
+        self.keep_noted(record, &came, now)
+    }
+
+    /// What a hold of `manifest` needs: what was made of it, or else what that is to be made of.
+    pub(super) fn needs(&self, manifest: &Manifest, placement: Option<&Placement>) -> Result<Record> {
+        match self.made(manifest)? {
+            Some(made) => made.0.of(manifest),
+            None => Record::new(self, manifest, None, &Default::default(), placement),
+        }
+    }
+
+    /// Removes the contents in this store of the files of `manifest` for which `goes` says so, unless another artifact
+    /// needs them: what was unpacked, or cannot be.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Cancelled`] as [`Store::with_cancel`].
+    pub(crate) fn remove_origins(&self, manifest: &Manifest, goes: impl Fn(&ManifestFile) -> bool) -> Result<()> {
+        let blob = |file: &ManifestFile| self.blob(&FileKey::new(manifest, file));
+        let blobs: Vec<_> = manifest.files.iter().filter(|file| goes(file)).map(blob).filter(|b| b.exists()).collect();
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        let this = Record::without_files(manifest, None)?.key();
+        let _changing = self.change()?;
+        let (ledger, mut held) = (self.ledger()?, self.held()?);
+        // What nobody can read may name any of it.
+        if ledger.has_unknown() {
+            return Ok(());
+        }
+        let is_made = |needs: &Record| {
+            let mut records = ledger.records.iter();
+            !needs.unpack.is_empty() && records.any(|r| r.key() == needs.key() && r.is_whole(self.root()))
+        };
+        // Whoever waits for what is made here, or has it, needs what it is made of no more.
+        held.retain(|held| !matches!(held, Held::Needs(needs) if needs.key() == this || is_made(needs)));
+        let usage = Usage::new(self, &ledger.records, &ledger.unreadable, &held);
+        for path in blobs {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !usage.has_content(&real(&path), &name) {
+                tree::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder in which what has this key is made.
+    pub(crate) fn making(&self, key: &str) -> PathBuf {
+        self.all_making().join(key)
+    }
+
+    /// The lock for that.
+    pub(crate) fn making_lock(&self, key: &str) -> PathBuf {
+        self.locks().join(format!("unpack-{key}.lock"))
+    }
+
+    /// Where all is made.
+    pub(super) fn all_making(&self) -> PathBuf {
+        self.root().join("unpacking")
+    }
+}
+
+impl Record {
+    /// Whether it is of what is made of `manifest`, by whatever ref.
+    fn is_made_of(&self, manifest: &Manifest) -> bool {
+        let (ours, theirs) = (&self.reference, &manifest.reference);
+        let listed = |(origin, file): (&Origin, &ManifestFile)| {
+            (&origin.path, origin.size, origin.digest) == (&file.path, file.size, file.digest)
+        };
+        (ours.scheme(), ours.locator()) == (theirs.scheme(), theirs.locator())
+            && (self.want, &self.revision, &self.unpack) == (manifest.want, &manifest.revision, &manifest.unpack)
+            && self.origins.len() == manifest.files.len()
+            && self.origins.iter().zip(&manifest.files).all(listed)
+    }
+
+    /// The same files, made of `manifest`.
+    fn of(self, manifest: &Manifest) -> Result<Self> {
+        let mut record = Self::without_files(manifest, None)?;
+        record.files = self.files.into_iter().filter(|file| !file.former).collect();
+        record.origins = self.origins;
+        Ok(record)
+    }
+}

@@ -1,0 +1,307 @@
+//! Files made of those that came: archives unpacked, parts joined.
+//!
+//! What was verified is read from where it is published, what is made of it is written into a folder that nobody else
+//! looks into, and each file of that becomes a content of the store under its own digest. A crash leaves that folder, or
+//! contents that nobody records, or all of it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use llm_local_core::{Digest, Error, FetchContext, Manifest, Result, Unpack};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Call, Files,
+    context::{blocking, untrusted},
+};
+use crate::{
+    disk::{FileKey, FileLock, digest_file, if_full, sweep},
+    progress::FileMeter,
+    store::{Made, Output, Store, made_key},
+    unpack::{join, unpack},
+};
+
+/// A job whose files came and are to become others.
+pub(super) struct Unpacking {
+    pub(super) call: Arc<Call>,
+    pub(super) store: Store,
+    pub(super) job: usize,
+    /// Where its files are.
+    pub(super) files: Files,
+    /// The digests of those for which none was promised, as far as they are known.
+    pub(super) computed: BTreeMap<String, Digest>,
+    pub(super) cx: FetchContext,
+    /// Who is told that another process unpacks it.
+    pub(super) meter: Option<FileMeter>,
+}
+
+impl Unpacking {
+    /// Makes the files, or finds that somebody has made them meanwhile; records the artifact, and removes what it was made
+    /// of, unless others need that.
+    ///
+    /// # Errors
+    /// Those of [`unpack`](mod@crate::unpack), after which what cannot be unpacked is gone; [`Error::Cancelled`] and
+    /// [`Error::Io`], after which it is there for the next time. Nothing of what was made is left.
+    pub(super) async fn run(self) -> Result<Files> {
+        let manifest = &self.call.jobs[self.job].manifest;
+        let key = made_key(manifest)?;
+        let waiting = |reason| {
+            if let Some(meter) = &self.meter {
+                meter.waiting(reason);
+            }
+        };
+        let lock = self.store.making_lock(&key);
+        let lock = FileLock::acquire(&lock, &**self.call.network.timer(), &self.cx.cancel, waiting).await?;
+        // However this future ends, the work ends with it.
+        let cancel = self.cx.cancel.child_token();
+        let _ends = cancel.clone().drop_guard();
+        blocking(move || {
+            let _lock = lock;
+            self.make(&key, &cancel)
+        })
+        .await
+    }
+
+    fn manifest(&self) -> &Manifest {
+        &self.call.jobs[self.job].manifest
+    }
+
+    fn make(mut self, key: &str, cancel: &CancellationToken) -> Result<Files> {
+        if let Some(made) = self.store.made(self.manifest())? {
+            return self.keep(made, false);
+        }
+        self.look()?;
+        let folder = Folder::fresh(self.store.making(key))?;
+        let steps = Steps { manifest: self.manifest(), folder: &folder.0, call: &self.call, cancel };
+        let made = match steps.take(&self.files) {
+            Ok(made) => made,
+            Err(error) => {
+                drop(folder);
+                if is_bad(&error) {
+                    self.store.remove_origins(self.manifest(), |_| true)?;
+                }
+                return Err(if_full(error, || estimate(self.manifest())));
+            }
+        };
+        let outputs = made.iter().map(|(path, file)| (path.clone(), file.output())).collect();
+        let result = self.store.make(self.manifest(), &outputs, &self.computed)?;
+        // Until it is recorded, nothing else says that these contents are needed.
+        let _hold = self.store.hold_made(&result)?;
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.publish(made.values())?;
+        drop(folder);
+        self.keep(result, true)
+    }
+
+    /// Looks that all is there still, and what it is where nobody said so before.
+    fn look(&mut self) -> Result<()> {
+        let manifest = self.call.jobs[self.job].manifest.clone();
+        for file in &manifest.files {
+            let path = &self.files[&file.path];
+            if !path.exists() {
+                return Err(Error::DownloadFailed {
+                    what: name(&manifest, &file.path),
+                    reason: "it was removed before it was unpacked, perhaps since it cannot be; try again".into(),
+                    retryable: true,
+                    source: None,
+                });
+            }
+            if file.digest.is_none() && !self.computed.contains_key(&file.path) {
+                let trusted = self.store.trusted(&manifest, &file.path)?;
+                let found = digest_file(path, trusted.as_ref().map(|trusted| &trusted.digest))?;
+                if let Err(error) = untrusted(&self.store, &manifest, trusted.as_ref(), found) {
+                    self.store.remove_origins(&manifest, |_| true)?;
+                    return Err(error);
+                }
+                self.computed.insert(file.path.clone(), found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what was made to the contents of the store. One that is there stays.
+    fn publish<'a>(&self, made: impl Iterator<Item = &'a File>) -> Result<()> {
+        let folders = &self.call.folders;
+        for file in made {
+            let File::Made { path, size, digest } = file else { continue };
+            let blob = self.store.blob(&FileKey::of_digest(digest));
+            if fs::metadata(&blob).is_ok_and(|m| m.is_file() && m.len() == *size) {
+                continue;
+            }
+            let folder = blob.parent().unwrap_or(self.store.root());
+            folders.make(folder)?;
+            fs::rename(path, &blob).map_err(|e| Error::io("move what was unpacked to", &blob, e))?;
+            folders.changed(folder);
+        }
+        folders.sync()
+    }
+
+    /// Records what was made, and removes what it was made of.
+    fn keep(&self, made: Made, new: bool) -> Result<Files> {
+        let (manifest, files) = (self.manifest(), made.files(&self.store));
+        self.store.record_made(manifest, made, new, self.call.network.timer().wall())?;
+        for file in &manifest.files {
+            sweep(&self.call.root, &FileKey::new(manifest, file), file.size)?;
+        }
+        self.store.remove_origins(manifest, |file| !files.contains_key(&file.path))?;
+        Ok(files)
+    }
+}
+
+/// Bytes of the disk that it takes to make the files of `manifest`, beside those of the files themselves. What is in an
+/// archive is known only once it is unpacked: weights in 16 bits compress to no less than about two thirds.
+pub(super) fn estimate(manifest: &Manifest) -> u64 {
+    let mut sizes: BTreeMap<&str, u64> = manifest.files.iter().map(|file| (&*file.path, file.size)).collect();
+    let mut sum = 0_u64;
+    for step in &manifest.unpack {
+        let taken: u64 = step.takes().filter_map(|name| sizes.remove(name)).fold(0, u64::saturating_add);
+        match step {
+            Unpack::Join { into, .. } => {
+                sizes.insert(into, taken);
+                sum = sum.saturating_add(taken);
+            }
+            _ => sum = sum.saturating_add(taken.saturating_add(taken / 2)),
+        }
+    }
+    sum
+}
+
+/// Whether `error` says that what was unpacked is not as it has to be, so that it would fail again.
+fn is_bad(error: &Error) -> bool {
+    matches!(error, Error::LoadFailed { .. } | Error::UnsupportedModelFormat { .. })
+}
+
+/// What a file of `manifest` is called in messages; it ends as the file does.
+fn name(manifest: &Manifest, path: &str) -> String {
+    let reference = &manifest.reference;
+    let is_it = reference.fragment() == Some(path) || reference.is_file() && reference.locator().ends_with(path);
+    if is_it { reference.to_string() } else { format!("{reference}: {path}") }
+}
+
+/// A file on its way from the source's to the artifact's.
+enum File {
+    /// One of the source's.
+    Came(PathBuf),
+    /// One that was made.
+    Made { path: PathBuf, size: u64, digest: Digest },
+}
+
+impl File {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Came(path) | Self::Made { path, .. } => path,
+        }
+    }
+
+    fn output(&self) -> Output {
+        match self {
+            Self::Came(path) => Output::Same(path.clone()),
+            Self::Made { size, digest, .. } => Output::Content(*size, *digest),
+        }
+    }
+
+    /// Frees the disk of what was made on the way.
+    fn taken(&self) -> Result<()> {
+        match self {
+            Self::Came(_) => Ok(()),
+            Self::Made { path, .. } => fs::remove_file(path).map_err(|e| Error::io("delete", path, e)),
+        }
+    }
+}
+
+/// The steps of a manifest.
+struct Steps<'a> {
+    manifest: &'a Manifest,
+    folder: &'a Path,
+    call: &'a Call,
+    cancel: &'a CancellationToken,
+}
+
+impl Steps<'_> {
+    /// The files that the artifact has in the end.
+    fn take(&self, files: &Files) -> Result<BTreeMap<String, File>> {
+        let mut there: BTreeMap<_, _> = files.iter().map(|(path, at)| (path.clone(), File::Came(at.clone()))).collect();
+        for (number, step) in self.manifest.unpack.iter().enumerate() {
+            let taken = step.takes().map(|name| there.remove(name).ok_or_else(|| self.gone(name)));
+            let taken = taken.collect::<Result<Vec<_>>>()?;
+            let at = self.folder.join(number.to_string());
+            match step {
+                Unpack::Join { into, .. } => {
+                    let made = self.join(&taken, into, at)?;
+                    there.insert(into.clone(), made);
+                }
+                Unpack::Archive { file } => {
+                    fs::create_dir(&at).map_err(|e| Error::io("create the folder", &at, e))?;
+                    let archive = name(self.manifest, file);
+                    for one in &taken {
+                        for unpacked in unpack(one.path(), &archive, &at, &self.call.config.unpack, self.cancel)? {
+                            let made = File::Made {
+                                path: at.join(&unpacked.path),
+                                size: unpacked.size,
+                                digest: unpacked.digest,
+                            };
+                            if there.insert(unpacked.path.clone(), made).is_some() {
+                                let reason = format!("`{}` is in it and beside it, too", unpacked.path);
+                                return Err(Error::load(archive, reason));
+                            }
+                        }
+                    }
+                }
+                _ => {
+                    return Err(Error::unsupported(
+                        format!("unpacking {}", self.manifest.reference),
+                        "a step of it is of a kind that is not known here",
+                    ));
+                }
+            }
+            taken.iter().try_for_each(File::taken)?;
+        }
+        Ok(there)
+    }
+
+    fn join(&self, parts: &[File], into: &str, at: PathBuf) -> Result<File> {
+        let parts: Vec<_> = parts.iter().map(|part| part.path().to_owned()).collect();
+        match join(&parts, &at, self.call.config.unpack.total_bytes, self.cancel) {
+            Ok((size, digest)) => Ok(File::Made { path: at, size, digest }),
+            // Where it was to be is nothing to its user.
+            Err(Error::LoadFailed { reason, source, .. }) => {
+                Err(Error::LoadFailed { model: name(self.manifest, into), reason, source })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn gone(&self, name: &str) -> Error {
+        let reason = format!("`{name}` is to be unpacked, but is not among the files, or was taken already");
+        Error::invalid_spec(format!("manifest of {}", self.manifest.reference), reason)
+    }
+}
+
+/// A folder that goes when it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    /// The folder at `path`, without what a crash left in it. Only for who has its lock.
+    fn fresh(path: PathBuf) -> Result<Self> {
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("delete", path, e)),
+            _ => {}
+        }
+        fs::create_dir_all(&path).map_err(|e| Error::io("create the folder", &path, e))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(folder = %self.0.display(), %error, "what was unpacked is not all gone; it is cleaned away later");
+        }
+    }
+}
