@@ -141,6 +141,40 @@ def python_reads_what_we_wrote(setup):
     same_files(setup.python_locally("snapshot_download", MODEL), setup.model)
 
 
+def shard(folder):
+    """Cuts the weights in `folder` into two shards, with their index."""
+    weights = (folder / WEIGHTS).read_bytes()
+    start = 8 + int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8:start])
+    header.pop("__metadata__", None)
+    names, index = sorted(header), {"weight_map": {}}
+    for at, part in enumerate((names[::2], names[1::2]), 1):
+        file, entries, data = f"model-{at:05}-of-00002.safetensors", {}, b""
+        for name in part:
+            begin, end = header[name]["data_offsets"]
+            entries[name] = header[name] | {"data_offsets": [len(data), len(data) + end - begin]}
+            data += weights[start + begin : start + end]
+            index["weight_map"][name] = file
+        text = json.dumps(entries).encode()
+        (folder / file).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / WEIGHTS).unlink()
+
+
+def shards_with_their_index_are_read_by_both_and_go_without_a_trace(setup):
+    expected, _ = setup.ask_for_nothing_whole()
+    shard(setup.model)
+    with Hub(setup.repos) as hub:
+        setup.ours(hub.endpoint, "pull", f"hf:{MODEL}")
+    same_files(setup.python_locally("snapshot_download", MODEL), setup.model)
+    check(setup.offline("run", "--model", f"hf:{MODEL}", *PROMPT) == expected, "the model in shards answers otherwise")
+    repos, found = setup.scan()
+    check(set(repos) == {MODEL} and not found.incomplete_files, f"scan_cache_dir finds {found}")
+    setup.offline("rm", f"hf:{MODEL}")
+    left = list(setup.cache.glob("models--*"))
+    check(not left, f"something of the deleted model is left: {[str(p) for f in left for p in f.rglob('*')]}")
+
+
 def we_read_what_python_wrote(setup):
     expected = setup.ask_for_nothing_whole()
     with Hub(setup.repos) as hub:
@@ -255,6 +289,7 @@ def main():
     install_huggingface_hub()
     checks = [
         python_reads_what_we_wrote,
+        shards_with_their_index_are_read_by_both_and_go_without_a_trace,
         we_read_what_python_wrote,
         we_read_what_python_fetched_file_by_file,
         we_read_what_python_shares_between_repositories,
