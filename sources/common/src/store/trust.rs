@@ -3,6 +3,7 @@
 //! version.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -147,10 +148,8 @@ impl Store {
         let records = self.ledger().map(|ledger| ledger.records).unwrap_or_default();
         let refs = records.iter().filter(|record| trusted.is_of(record)).map(|record| &record.reference);
         let refs = refs.chain([&trusted.reference]).map(|r| named(r).unwrap_or_else(|_| r.clone()));
-        let mut refs: Vec<_> = refs.map(|reference| format!("`{reference}`")).collect();
-        refs.sort();
-        refs.dedup();
-        refs.join(" and ")
+        let refs: BTreeSet<_> = refs.map(|reference| reference.to_string()).collect();
+        Vec::from_iter(refs.iter().map(|reference| format!("`{reference}`"))).join(" and ")
     }
 
     /// Remembers the files of `record`, which is written, unless something is remembered of them. Only for those who

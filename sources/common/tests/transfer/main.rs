@@ -19,5 +19,6 @@ mod small;
 mod sources;
 mod space;
 mod support;
+mod trust;
 mod unpacked;
 mod waits;
