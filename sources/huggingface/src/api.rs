@@ -142,10 +142,10 @@ impl Api {
         Ok((json, next))
     }
 
-    /// The content of the file at `path` of `repo` at `commit`, which has `size` bytes if it is right.
+    /// The content of the file at `path` of `repo` at `commit`, which has `size` bytes if it is right. Not tried again.
     ///
     /// # Errors
-    /// As [`Api::tree`]; [`Error::DownloadFailed`] for more bytes than that.
+    /// [`Failure`], also for more bytes than that.
     pub(crate) async fn file(
         &self,
         asked: &Asked,
@@ -153,13 +153,9 @@ impl Api {
         commit: &str,
         path: &str,
         size: usize,
-    ) -> Result<Vec<u8>> {
-        let url = self.file_url(repo, commit, path)?;
-        retrying(&self.network, &asked.reference, || async {
-            let mut response = self.get(&url, asked, Some(path)).await?;
-            response.bytes(size).await.map_err(|failure| failure.about(&asked.reference))
-        })
-        .await
+    ) -> Result<Vec<u8>, Failure> {
+        let mut response = self.get(&self.file_url(repo, commit, path)?, asked, Some(path)).await?;
+        response.bytes(size).await.map_err(|failure| failure.about(&asked.reference))
     }
 
     /// The answer to a request for `file`, or for a listing if there is none.

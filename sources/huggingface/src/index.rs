@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use llm_local_core::{Error, ManifestFile, Result};
-use llm_local_source_common::disk::digest_bytes;
+use llm_local_source_common::{
+    disk::digest_bytes,
+    network::{Failure, retrying},
+};
 use llm_local_weights::ShardIndex;
 
 use crate::{api::Api, cache::RepoCache, reference::HubRef, refusal::Asked};
@@ -29,12 +32,16 @@ impl Index<'_> {
     pub(crate) async fn read(&self, api: &Api, cache: &RepoCache) -> Result<ShardIndex> {
         let path = match cache.index(self.commit, self.at, self.file) {
             Some((path, _)) => path,
-            None => self.keep(cache, &self.fetch(api).await?)?,
+            None => {
+                let content = retrying(api.network(), &self.asked.reference, || self.fetch(api)).await?;
+                self.keep(cache, &content)?
+            }
         };
         ShardIndex::read(&path)
     }
 
-    /// Its bytes, from the cache if it is there, else from the Hub, and then it is kept if it can be.
+    /// Its bytes, from the cache if it is there, else from the Hub, and then it is kept if it can be. The engine, which wants
+    /// them, tries again.
     ///
     /// # Errors
     /// As [`Index::fetch`].
@@ -42,7 +49,7 @@ impl Index<'_> {
         if let Some((_, content)) = cache.index(self.commit, self.at, self.file) {
             return Ok(content.into());
         }
-        let content = self.fetch(api).await?;
+        let content = self.fetch(api).await.map_err(|failure| failure.error)?;
         if let Err(error) = self.keep(cache, &content) {
             tracing::warn!(%error, repo = self.repo, "the index could not be kept in the cache, and is asked for again");
         }
@@ -54,19 +61,19 @@ impl Index<'_> {
     /// # Errors
     /// What the Hub says when it refuses; [`Error::LoadFailed`] for a size that none has, and [`Error::IntegrityFailed`]
     /// if it twice has other bytes than its list promises.
-    async fn fetch(&self, api: &Api) -> Result<Vec<u8>> {
+    async fn fetch(&self, api: &Api) -> Result<Vec<u8>, Failure> {
         let path = self.at.in_repo(&self.file.path);
         if self.file.size > ShardIndex::LARGEST {
             let (size, most) = (self.file.size, ShardIndex::LARGEST);
             let reason = format!("its index `{path}` has {size} bytes; expected at most {most}");
-            return Err(Error::load(&self.asked.reference, reason));
+            return Err(Error::load(&self.asked.reference, reason).into());
         }
         let mut again = false;
         loop {
             let content = api.file(self.asked, self.repo, self.commit, &path, self.file.size as usize).await?;
             match self.verify(&content) {
                 Err(Error::IntegrityFailed { .. }) if !again => again = true,
-                verified => return verified.map(|()| content),
+                verified => return Ok(verified.map(|()| content)?),
             }
         }
     }

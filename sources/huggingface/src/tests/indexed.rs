@@ -188,6 +188,21 @@ fn an_index_is_bounded_and_verified() {
 }
 
 #[test]
+fn an_index_that_does_not_come_is_tried_as_often_as_any_file() {
+    for (fault, code, requests) in
+        [(Fault::status(503), "download_failed", 5), (Fault::wrong_bytes(), "integrity_failed", 2)]
+    {
+        let setup = setup(Hub::builder().with_repo(model()).start());
+        let manifest = setup.resolve("hf:org/tiny").unwrap();
+        setup.hub.fault(fault.path(INDEX));
+        said(setup.fetch(&manifest, &FetchContext::new()), code, &["hf:org/tiny"]);
+        assert_eq!(setup.asked().iter().filter(|path| path.ends_with(INDEX)).count(), requests);
+        let kept = setup.cache.path().join(format!("models--org--tiny/.llm-local/{}", manifest.revision));
+        assert!(!kept.exists(), "nothing wrong is kept");
+    }
+}
+
+#[test]
 fn an_index_is_asked_for_again_where_that_helps() {
     let setup = setup(Hub::builder().with_repo(odd()).start());
     setup.hub.fault(Fault::status(503).path(INDEX).once());
