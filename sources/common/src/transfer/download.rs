@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     answer::is_strong,
     body::{Body, Opening, open},
+    bounds::{Answers, Restarts},
     context::{FileContext, blocking},
     pour::pour,
     ranges::{Ended, fetch_ranges, fits, within},
@@ -16,9 +17,6 @@ use crate::{
     disk::Partial,
     network::{Attempts, Failure, Retry},
 };
-
-/// How often a file may become another one while it is fetched.
-const MOST_CHANGES: u32 = 2;
 
 /// How the bytes of a file came.
 pub(super) enum Came {
@@ -39,8 +37,8 @@ pub(super) async fn download(file: &Arc<FileContext>, partial: &Partial) -> Resu
         partial: partial.clone(),
         attempts: Attempts::new(file.network()),
         most: partial.done_bytes(),
-        changes: 0,
-        was_beyond: false,
+        answers: Answers::default(),
+        restarts: Restarts::default(),
         in_one: false,
     };
     loop {
@@ -60,8 +58,8 @@ struct Download {
     /// The most bytes that were ever there: only more than that is progress, or a host that always cuts the same answer
     /// off would be asked for ever.
     most: u64,
-    changes: u32,
-    was_beyond: bool,
+    answers: Answers,
+    restarts: Restarts,
     /// Nothing tells whether parts belong together: all bytes must come in one answer.
     in_one: bool,
 }
@@ -129,11 +127,7 @@ impl Download {
         match poured {
             Ok(()) if self.partial.is_complete() => Ok(None),
             // A part, though all was asked for; it cannot be joined with another.
-            Ok(()) => {
-                let failure =
-                    Failure::passing(&self.file.what, "the host answers with a part where the whole was asked for");
-                self.failed(failure).await
-            }
+            Ok(()) => self.failed(self.file.only_a_part()).await,
             Err(failure) if self.partial.is_complete() && failure.retry != Retry::Never => Ok(None),
             Err(failure) => self.failed(failure).await,
         }
@@ -141,30 +135,23 @@ impl Download {
 
     async fn failed(&mut self, failure: Failure) -> Result<Option<PathBuf>> {
         let done = self.partial.done_bytes();
+        let counted = self.answers.count(&self.file, done.saturating_sub(self.most));
         if done > self.most {
             self.most = done;
             self.attempts.progressed();
         }
         self.file.unless_stopped(self.attempts.next(failure)).await??;
-        Ok(None)
+        counted.map(|()| None)
     }
 
     async fn changed(&mut self, etag: Option<String>) -> Result<Option<PathBuf>> {
-        self.changes += 1;
-        if self.changes > MOST_CHANGES {
-            let reason = format!("it changed {} times while it was fetched; try again later", self.changes);
-            return Err(Failure::passing(&self.file.what, reason).error);
-        }
+        self.restarts.changed(&self.file).map_err(|failure| failure.error)?;
         self.restart(etag).await?;
         Ok(None)
     }
 
     async fn beyond(&mut self) -> Result<Option<PathBuf>> {
-        if self.was_beyond {
-            let reason = "its host says that bytes of it lie beyond its end, but not what its size is";
-            return Err(Failure::permanent(&self.file.what, reason).error);
-        }
-        self.was_beyond = true;
+        self.restarts.beyond(&self.file).map_err(|failure| failure.error)?;
         self.restart(None).await?;
         Ok(None)
     }

@@ -6,7 +6,7 @@
 //! | `fetch` | a whole call: several files at a time (`queue`), records, refs |
 //! | `file` | one file: lock, partial, digest, publishing; `small`: the same without a partial |
 //! | `download` | all bytes of one version of a file; `ranges`: several at a time |
-//! | `body` | one request for bytes; `answer`: what comes back, judged |
+//! | `body` | one request for bytes; `answer`: what comes back, judged; `bounds`: when a host is given up |
 //! | `pour` | bytes from a connection to the disk; `flush`: on through the system's cache |
 //! | `unpacked` | archives unpacked and parts joined, where a manifest says so |
 //! | `read` | a small range, without storing it |
@@ -15,6 +15,7 @@
 
 mod answer;
 mod body;
+mod bounds;
 mod config;
 mod context;
 mod download;

@@ -36,13 +36,14 @@ pub(super) async fn pour(
             None => break Err(Error::Cancelled.into()),
             Some(Err(failure)) => break Err(failure),
             Some(Ok(None)) if came == body.range.end => break Ok(()),
-            Some(Ok(None)) => break Err(short(file, &body, came)),
+            Some(Ok(None)) => {
+                break Err(file.too_short(came - body.range.start, body.range.end - body.range.start));
+            }
             Some(Ok(Some(chunk))) => chunk,
         };
         let left = body.range.end - came;
         if chunk.len() as u64 > left {
-            let more = if body.range.end == file.entry().size { "more" } else { "more than were asked for" };
-            break Err(file.wrong_size(more.to_owned()).into());
+            break Err(file.too_long(body.range.end));
         }
         let skip = out.end().saturating_sub(came).min(chunk.len() as u64);
         came += chunk.len() as u64;
@@ -57,11 +58,6 @@ pub(super) async fn pour(
         Ok(()) => flushed.map_err(Failure::from),
         Err(failure) => Err(failure),
     }
-}
-
-fn short(file: &FileContext, body: &Body, came: u64) -> Failure {
-    let (came, promised) = (came - body.range.start, body.range.end - body.range.start);
-    Failure::passing(&file.what, format!("the answer ended after {came} of {promised} bytes"))
 }
 
 /// Bytes on their way to the disk.

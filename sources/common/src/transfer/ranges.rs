@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     body::{Body, Opening, open},
+    bounds::Answers,
     context::{FileContext, blocking},
     pour::pour,
 };
@@ -111,7 +112,7 @@ impl Work {
 
     async fn fetch(&self, mut range: Range<u64>, mut first: Option<First>) -> Result<Ended> {
         let file = &*self.file;
-        let mut attempts = Attempts::new(file.network());
+        let (mut attempts, mut answers) = (Attempts::new(file.network()), Answers::default());
         while !range.is_empty() {
             let (body, connection) = match first.take() {
                 Some(first) => first,
@@ -148,11 +149,16 @@ impl Work {
             if range.start > start {
                 attempts.progressed();
             }
+            let counted = answers.count(file, range.start - start);
             match poured {
-                Ok(()) => {}
+                Ok(()) if range.is_empty() => {}
+                Ok(()) => counted?,
                 // All that was asked for is here: how the connection ended does not matter.
                 Err(failure) if range.is_empty() && failure.retry != Retry::Never => {}
-                Err(failure) => self.unless_halted(attempts.next(failure)).await??,
+                Err(failure) => {
+                    self.unless_halted(attempts.next(failure)).await??;
+                    counted?;
+                }
             }
         }
         Ok(Ended::Done)

@@ -8,13 +8,11 @@ use llm_local_core::{Error, Result};
 use super::{
     answer::is_strong,
     body::{Body, Opening, open},
+    bounds::Answers,
     context::{FileContext, blocking},
     plan::Place,
 };
 use crate::network::{Attempts, Failure, Retry};
-
-/// Answers that one range may take: a host that brings a byte at a time is not asked for ever.
-const MOST_ANSWERS: usize = 256;
 
 /// The bytes `range` of the file: from `place` if it is there, else from its source.
 pub(super) async fn read(file: &FileContext, place: Place, range: Range<u64>) -> Result<Bytes> {
@@ -51,15 +49,16 @@ struct Reading<'a> {
 impl Reading<'_> {
     /// Asks for the range, and for what is missing of it still as often as answers bring less.
     async fn run(mut self) -> Result<Bytes> {
-        let mut attempts = Attempts::new(self.file.network());
-        for _ in 0..MOST_ANSWERS {
+        let (mut attempts, mut answers) = (Attempts::new(self.file.network()), Answers::default());
+        loop {
             let before = self.gathered.len();
             let ended = self.go_on().await;
             if self.is_whole() {
                 return Ok(self.gathered.freeze());
             }
+            let gained = self.gathered.len().saturating_sub(before);
             let can_join = self.can_join();
-            if can_join && self.gathered.len() > before {
+            if can_join && gained > 0 {
                 attempts.progressed();
             }
             if !can_join {
@@ -74,11 +73,8 @@ impl Reading<'_> {
                 }
                 Err(failure) => attempts.next(failure).await?,
             }
+            answers.count(self.file, gained as u64)?;
         }
-        let (came, asked) = (self.gathered.len(), self.range.end - self.range.start);
-        let reason =
-            format!("{MOST_ANSWERS} answers brought {came} of {asked} bytes; its host sends too little at a time");
-        Err(Failure::passing(&self.file.what, reason).error)
     }
 
     fn is_whole(&self) -> bool {
@@ -108,10 +104,7 @@ impl Reading<'_> {
                 self.gathered = BytesMut::from(blocking(move || read_file(&path, range)).await?);
                 return Ok(());
             }
-            Opening::Beyond => {
-                let reason = "its host says that bytes of it lie beyond its end, but not what its size is";
-                return Err(Failure::permanent(&self.file.what, reason));
-            }
+            Opening::Beyond => return Err(self.file.beyond()),
         };
         self.etag.clone_from(&body.etag);
         self.gather(body).await

@@ -7,6 +7,7 @@ use llm_local_core::{Digest, Error, Result};
 use super::{
     answer::is_strong,
     body::{Body, Opening, open},
+    bounds::{Answers, Restarts},
     context::{FileContext, blocking, untrusted},
     file::{Brought, Item},
     plan::local,
@@ -22,8 +23,6 @@ pub(super) const SMALL: u64 = 512 << 10;
 pub(super) const PER_CONNECTION: usize = 4;
 /// How many may be on their way at most, however many connections there are: each takes its bytes of memory.
 pub(super) const MOST_AT_ONCE: usize = 32;
-/// How often a file may become another one while it is fetched.
-const MOST_CHANGES: u32 = 2;
 
 /// Brings a small file. What an earlier version left of it as a partial goes.
 pub(super) async fn bring(item: &Item, lock: FileLock) -> Result<Brought> {
@@ -96,24 +95,29 @@ enum Came {
 /// What went wrong for good, or too often; [`Error::Cancelled`].
 async fn bytes(file: &FileContext) -> Result<Came> {
     let size = file.entry().size;
-    let mut coming = Coming { file, bytes: Vec::with_capacity(size as usize), etag: None, changes: 0 };
-    let (mut attempts, mut most) = (Attempts::new(file.network()), 0);
+    let mut coming =
+        Coming { file, bytes: Vec::with_capacity(size as usize), etag: None, restarts: Restarts::default() };
+    let (mut attempts, mut answers, mut most) = (Attempts::new(file.network()), Answers::default(), 0);
     file.recount(0);
     while coming.done() < size {
         let connection = file.connection().await?;
         let attempt = file.unless_stopped(coming.attempt()).await?;
         drop(connection);
-        let failure = match attempt {
-            Ok(None) => continue,
-            Ok(Some(path)) => return Ok(Came::Local(path)),
-            Err(failure) => failure,
-        };
         // Only more than ever before is progress, or a host that always cuts the same answer off would be asked for ever.
-        if coming.done() > most {
-            most = coming.done();
-            attempts.progressed();
+        let gained = coming.done().saturating_sub(most);
+        most += gained;
+        let counted = if coming.done() < size { answers.count(file, gained) } else { Ok(()) };
+        match attempt {
+            Ok(None) => counted?,
+            Ok(Some(path)) => return Ok(Came::Local(path)),
+            Err(failure) => {
+                if gained > 0 {
+                    attempts.progressed();
+                }
+                file.unless_stopped(attempts.next(failure)).await??;
+                counted?;
+            }
         }
-        file.unless_stopped(attempts.next(failure)).await??;
     }
     Ok(Came::Bytes(coming.bytes))
 }
@@ -125,7 +129,7 @@ struct Coming<'a> {
     bytes: Vec<u8>,
     /// What they came under.
     etag: Option<String>,
-    changes: u32,
+    restarts: Restarts,
 }
 
 impl Coming<'_> {
@@ -144,8 +148,9 @@ impl Coming<'_> {
             Opening::Local(path) => return Ok(Some(path)),
             Opening::Changed(etag) => return self.changed(etag),
             Opening::Beyond => {
-                let reason = "its host says that bytes of it lie beyond its end, but not what its size is";
-                return Err(Failure::permanent(&file.what, reason));
+                self.restarts.beyond(file)?;
+                self.restart(None);
+                return Ok(None);
             }
         };
         let whole = body.range == (0..size);
@@ -161,7 +166,7 @@ impl Coming<'_> {
         match self.done() == size {
             true => Ok(None),
             false if self.can_join() && self.done() == end => Ok(None),
-            false => Err(Failure::passing(&file.what, "the host answers with a part where the whole was asked for")),
+            false => Err(file.only_a_part()),
         }
     }
 
@@ -172,18 +177,13 @@ impl Coming<'_> {
             let chunk = match body.next(file).await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) if self.done() == end => return Ok(()),
-                Ok(None) => {
-                    let (came, promised) = (self.done() - start, end - start);
-                    let reason = format!("the answer ended after {came} of {promised} bytes");
-                    return Err(Failure::passing(&file.what, reason));
-                }
+                Ok(None) => return Err(file.too_short(self.done() - start, end - start)),
                 // All is here: how the connection ended does not matter.
                 Err(failure) if self.done() == end && failure.retry != Retry::Never => return Ok(()),
                 Err(failure) => return Err(failure),
             };
             if chunk.len() as u64 > end - self.done() {
-                let more = if end == file.entry().size { "more" } else { "more than were asked for" };
-                return Err(file.wrong_size(more.to_owned()).into());
+                return Err(file.too_long(end));
             }
             self.bytes.extend_from_slice(&chunk);
             file.count(chunk.len() as u64);
@@ -196,11 +196,7 @@ impl Coming<'_> {
     }
 
     fn changed(&mut self, etag: Option<String>) -> Result<Option<PathBuf>, Failure> {
-        self.changes += 1;
-        if self.changes > MOST_CHANGES {
-            let reason = format!("it changed {} times while it was fetched; try again later", self.changes);
-            return Err(Failure { retry: Retry::Never, ..Failure::passing(&self.file.what, reason) });
-        }
+        self.restarts.changed(self.file)?;
         self.restart(etag);
         Ok(None)
     }

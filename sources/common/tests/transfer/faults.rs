@@ -7,7 +7,7 @@ use super::support::*;
 
 /// What is to come of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// The file is here and right.
     Whole,
     /// This error, which may go away by itself or not. Nothing is published.
@@ -15,7 +15,7 @@ enum End {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Passing {
+pub(super) enum Passing {
     Yes,
     No,
 }
@@ -44,7 +44,7 @@ fn costs(fault: Fault, end: End, [hub, cdn, waits]: [usize; 3], served: impl Int
 }
 
 #[track_caller]
-fn check(setup: Setup, end: End, [hub, cdn, waits]: [usize; 3], served: impl Into<Option<u64>>) -> Setup {
+pub(super) fn check(setup: Setup, end: End, [hub, cdn, waits]: [usize; 3], served: impl Into<Option<u64>>) -> Setup {
     let served = served.into();
     let ended = match setup.fetch() {
         Ok(_) => Whole,

@@ -6,6 +6,7 @@ mod connections;
 mod contents;
 mod credentials;
 mod faults;
+mod faults_small;
 #[cfg(unix)]
 mod noted;
 mod progress;

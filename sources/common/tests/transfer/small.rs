@@ -9,7 +9,7 @@ use llm_local_testkit::hub::{Content, Fault, Host, Repo};
 use super::support::*;
 
 /// A setup of one file of so many bytes, on the second host.
-fn of(size: u64) -> Setup {
+pub(super) fn of(size: u64) -> Setup {
     let mut setup = Setup::new().only(MODEL);
     let content = Content::generated(size, 5);
     setup.hub.publish(Repo::new(REPO).with_lfs(MODEL, content.clone()));
