@@ -305,3 +305,97 @@ impl Drop for Folder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use llm_local_core::{ArtifactRef, ArtifactSource, ManifestFile, Opened, Want, async_trait};
+
+    use super::*;
+    use crate::{
+        network::{Network, NetworkConfig},
+        transfer::{Job, Transfer, TransferConfig},
+    };
+
+    struct NoSource;
+
+    #[async_trait]
+    impl ArtifactSource for NoSource {
+        fn scheme(&self) -> &str {
+            "test"
+        }
+
+        async fn resolve(&self, reference: &ArtifactRef, _: Want, _: &FetchContext) -> Result<Manifest> {
+            Err(Error::not_found(reference, "nothing is here"))
+        }
+
+        async fn open(&self, m: &Manifest, _: &ManifestFile, _: Range<u64>, _: &FetchContext) -> Result<Opened> {
+            Err(Error::not_found(&m.reference, "nothing is here"))
+        }
+    }
+
+    fn manifest(steps: Vec<Unpack>) -> Manifest {
+        let files = ["a", "b", "c"].map(|path| ManifestFile::new(path, 1000)).into();
+        Manifest::new("test:o/r@v1".parse().unwrap(), Want::Adapter, "7:1", files).unwrap().with_unpack(steps).unwrap()
+    }
+
+    #[test]
+    fn the_estimate_counts_each_step() {
+        let join = || Unpack::Join { parts: vec!["a".into(), "b".into()], into: "ab".into() };
+        let archive = |file: &str| Unpack::Archive { file: file.into() };
+        assert_eq!(estimate(&manifest(vec![])), 0);
+        assert_eq!(estimate(&manifest(vec![join()])), 2000);
+        assert_eq!(estimate(&manifest(vec![archive("c")])), 1500);
+        assert_eq!(estimate(&manifest(vec![join(), archive("ab"), archive("c")])), 2000 + 3000 + 1500);
+    }
+
+    /// One that is cancelled while it unpacks: as far as the first look at the token, which is inside of an archive or of
+    /// a part.
+    #[test]
+    fn a_cancel_while_unpacking_leaves_what_came_and_nothing_else() {
+        for steps in [
+            vec![Unpack::Archive { file: "a.zip".into() }],
+            vec![Unpack::Join { parts: vec!["a.zip".into()], into: "a.gguf".into() }],
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::new(folder.path());
+            let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+            zip.start_file("config.json", zip::write::SimpleFileOptions::default()).unwrap();
+            std::io::Write::write_all(&mut zip, b"{}").unwrap();
+            let bytes = zip.finish().unwrap().into_inner();
+            let digest = crate::disk::digest_bytes(&bytes, None).unwrap();
+            let file = ManifestFile::new("a.zip", bytes.len() as u64).with_digest(digest);
+            let reference: ArtifactRef = "test:o/r@v1".parse().unwrap();
+            let manifest = Manifest::new(reference, Want::Adapter, "7:1", vec![file]).unwrap();
+            let manifest = manifest.with_unpack(steps).unwrap();
+            let blob = store.blob(&FileKey::of_digest(&digest));
+            fs::create_dir_all(blob.parent().unwrap()).unwrap();
+            fs::write(&blob, &bytes).unwrap();
+            let transfer = Transfer::new(Network::new(NetworkConfig::new()), store.clone(), TransferConfig::new());
+            let unpacking = || Unpacking {
+                call: transfer.call(vec![Job::new(Arc::new(NoSource), manifest.clone())]),
+                store: store.clone(),
+                job: 0,
+                files: [("a.zip".to_owned(), blob.clone())].into(),
+                computed: BTreeMap::new(),
+                cx: FetchContext::new(),
+                meter: None,
+            };
+            let cancel = CancellationToken::new();
+            cancel.cancel();
+            let key = made_key(&manifest).unwrap();
+            assert!(matches!(unpacking().make(&key, &cancel), Err(Error::Cancelled)));
+            let blobs = || fs::read_dir(blob.parent().unwrap()).unwrap().count();
+            assert!(blob.exists() && blobs() == 1 && !store.making(&key).exists());
+            assert!(store.list().unwrap().artifacts.is_empty());
+            unpacking().make(&key, &CancellationToken::new()).unwrap();
+            assert!(!store.making(&key).exists() && blobs() == 1);
+            assert_eq!(store.list().unwrap().artifacts.len(), 1);
+            // Whoever comes with an archive that somebody removed meanwhile is told so.
+            store.delete(&manifest.reference).unwrap();
+            let error = unpacking().make(&key, &CancellationToken::new()).unwrap_err();
+            assert!(error.is_retryable() && error.to_string().contains("a.zip"), "{error}");
+        }
+    }
+}

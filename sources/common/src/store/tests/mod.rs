@@ -17,6 +17,7 @@ mod sharing;
 #[cfg(unix)]
 mod unfinished;
 mod verifying;
+mod versions;
 mod waiting;
 
 use std::{
