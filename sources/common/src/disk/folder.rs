@@ -8,7 +8,10 @@ use std::{
 
 use llm_local_core::{Error, Result};
 
-use super::temporary::{named, temporary};
+use super::{
+    steps::{note, sync_file},
+    temporary::{named, temporary},
+};
 
 /// What tells backup tools that a folder can be had again (<https://bford.info/cachedir/>).
 const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
@@ -84,14 +87,17 @@ pub(super) fn sync_folder(path: &Path) -> Result<()> {
     // The parent of a path of one part.
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     match fs::File::open(path).and_then(|folder| folder.sync_all()) {
-        Err(e) if is_no_sync(&e) => Ok(()),
-        other => other.map_err(|e| Error::io("sync the folder", path, e)),
+        Err(e) if is_no_sync(&e) => {}
+        other => other.map_err(|e| Error::io("sync the folder", path, e))?,
     }
+    note("sync folder", path, path);
+    Ok(())
 }
 
 /// As on Unix, but the file system sees to that itself.
 #[cfg(not(unix))]
-pub(super) fn sync_folder(_: &Path) -> Result<()> {
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
+    note("sync folder", path, path);
     Ok(())
 }
 
@@ -129,8 +135,11 @@ pub(crate) fn write_text_staged(path: &Path, text: &str, staging: &Path) -> Resu
 pub fn write_staged(path: &Path, content: &[u8], staging: &Path) -> Result<()> {
     create_lasting_folders(parent(path))?;
     let mut file = temporary(staging)?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io("write", file.path(), e))?;
+    let written = file.write_all(content).and_then(|()| sync_file(file.as_file(), file.path()));
+    written.map_err(|e| Error::io("write", file.path(), e))?;
+    let from = file.path().to_owned();
     file.persist(path).map_err(|e| Error::io("replace", path, e.error))?;
+    note("rename", &from, path);
     sync_folder(parent(path))
 }
 

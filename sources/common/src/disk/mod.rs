@@ -11,6 +11,7 @@
 //! | `publish` | a whole file, moved to its place in one step |
 //! | `folder` | folders, small files and links, written so that a crash leaves the old or the new |
 //! | `folders` | the folders that one call publishes into |
+//! | `steps` | syncing and renaming, noted in tests |
 //! | `temporary` | files on their way to a name, and what a crash left of such |
 //! | `space` | file systems, and their free bytes |
 
@@ -24,6 +25,7 @@ mod positioned;
 mod publish;
 mod space;
 mod state;
+mod steps;
 mod temporary;
 
 pub use folder::{SOURCE_NOTES, write_staged};
@@ -36,4 +38,6 @@ pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};
 pub(crate) use publish::{Target, link, publish, publish_bytes, sweep};
 pub(crate) use space::{check as check_space, if_full, same_volume};
+#[cfg(test)]
+pub(crate) use steps::{Step, steps_below};
 pub(crate) use temporary::sweep_temporaries;

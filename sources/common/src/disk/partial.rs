@@ -18,6 +18,7 @@ use super::{
     lock::is_at,
     positioned::{read_at, write_all_at},
     state::{MOST_BYTES, Segments, State},
+    steps::sync_file,
 };
 
 /// A file on its way: its bytes as far as they came, and which those are, in a folder of its own. A process that is
@@ -249,7 +250,7 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`] that names the file.
     pub(super) fn sync(&self) -> Result<()> {
-        self.disk.data.sync_all().map_err(|e| Error::io("sync", &self.disk.path, e))
+        sync_file(&self.disk.data, &self.disk.path).map_err(|e| Error::io("sync", &self.disk.path, e))
     }
 
     /// Eight hex digits that differ from those of partials in other stores.

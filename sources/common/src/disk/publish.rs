@@ -12,6 +12,7 @@ use tempfile::{NamedTempFile, TempPath};
 use super::{
     FileKey, FileLock, Folders, Partial,
     folder::{common_folder, no_links_here, parent, relative, replace_with_symlink},
+    steps,
     temporary::{incomplete, temporary, temporary_in},
 };
 
@@ -100,12 +101,14 @@ pub(crate) fn link(targets: &[Target], size: u64, twin: Option<&Path>, folders: 
 trait FileSystem {
     /// Fails with [`io::ErrorKind::CrossesDevices`] if the two are on different file systems.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
+        steps::rename(from, to)
     }
 
     /// Puts a symbolic link in place of what is at `link`.
     fn symlink(&self, target: &Path, link: &Path, staging: &Path) -> io::Result<()> {
-        replace_with_symlink(target, link, staging)
+        replace_with_symlink(target, link, staging)?;
+        steps::note("link", target, link);
+        Ok(())
     }
 }
 
@@ -168,7 +171,7 @@ fn publish_bytes_by(
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
                 path = write(temporary_in(parent(blob))?, bytes)?;
-                fs::rename(&path, blob).map_err(|e| Error::io("move the download to", blob, e))?;
+                steps::rename(&path, blob).map_err(|e| Error::io("move the download to", blob, e))?;
             }
             Err(e) => return Err(Error::io("move the download to", blob, e)),
         }
@@ -181,7 +184,7 @@ fn publish_bytes_by(
 
 /// Writes all of the file, until the disk has it.
 fn write(mut file: NamedTempFile, bytes: &[u8]) -> Result<TempPath> {
-    let written = file.write_all(bytes).and_then(|()| file.as_file().sync_all());
+    let written = file.write_all(bytes).and_then(|()| steps::sync_file(file.as_file(), file.path()));
     written.map_err(|e| Error::io("write", file.path(), e))?;
     Ok(file.into_temp_path())
 }
@@ -255,7 +258,7 @@ impl<S: FileSystem> Links<'_, S> {
                     copy(blob, link, staging, folders)?;
                     return Ok(false);
                 }
-                fs::rename(blob, link).map_err(|e| Error::io("move the download to", link, e))?;
+                steps::rename(blob, link).map_err(|e| Error::io("move the download to", link, e))?;
                 folders.changed(parent(blob));
                 folders.changed(parent(link));
                 return Ok(true);
@@ -272,9 +275,11 @@ fn copy(there: &Path, link: &Path, staging: &Path, folders: &Folders) -> Result<
     let copy = temporary(staging)?;
     File::open(there)
         .and_then(|mut from| io::copy(&mut from, &mut copy.as_file()))
-        .and_then(|_| copy.as_file().sync_all())
+        .and_then(|_| steps::sync_file(copy.as_file(), copy.path()))
         .map_err(|e| Error::io("copy the content to", copy.path(), e))?;
+    let from = copy.path().to_owned();
     copy.persist(link).map_err(|e| Error::io("move the copy to", link, e.error))?;
+    steps::note("rename", &from, link);
     folders.changed(parent(link));
     Ok(())
 }
@@ -290,10 +295,10 @@ fn copy_beside(partial: &Partial, blob: &Path) -> Result<()> {
             if copied != partial.size() {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("only {copied} bytes were copied")));
             }
-            to.sync_all()
+            steps::sync_file(&to, &copy)
         })
         .map_err(failed)
-        .and_then(|()| fs::rename(&copy, blob).map_err(|e| Error::io("move the copy to", blob, e)));
+        .and_then(|()| steps::rename(&copy, blob).map_err(|e| Error::io("move the copy to", blob, e)));
     if copied.is_err() {
         // On a full disk above all.
         let _ = fs::remove_file(&copy);

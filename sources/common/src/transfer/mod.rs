@@ -23,6 +23,8 @@ mod fetch;
 mod file;
 mod flush;
 mod missing;
+#[cfg(test)]
+mod order;
 mod plan;
 mod pour;
 mod preflight;
