@@ -1,18 +1,20 @@
 //! Ends that the caller wants.
 
 use std::{
+    future::Future,
     ops::Range,
     pin::pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
+    task::{Context, Waker},
 };
 
 use futures_util::future::{Either, select};
 use llm_local_core::{
-    ArtifactRef, ArtifactSource, CancellationToken, FetchContext, Manifest, ManifestFile, Opened, ProgressEvent,
-    Result, Want, async_trait,
+    ArtifactRef, ArtifactSource, FetchContext, Manifest, ManifestFile, Opened, ProgressEvent, Result, Want, async_trait,
 };
 use llm_local_source_common::transfer::Job;
 use llm_local_testkit::hub::{Fault, Host, Outcome};
@@ -61,18 +63,16 @@ fn a_cancel_ends_the_requests_and_keeps_what_came() {
     goes_on(setup, 2 * SEGMENT);
 }
 
-/// A source that cancels the fetch when it is asked for a second range, and takes its time to answer.
-struct CancelsMidway {
+/// A source that, when it is asked for a second range, says so and does not answer until it is told to.
+struct SlowMidway {
     inner: HubSource,
-    cancel: CancellationToken,
-    asked: AtomicUsize,
-    /// Whether the fetch has returned.
-    returned: Arc<AtomicBool>,
-    answered: AtomicBool,
+    opened: AtomicUsize,
+    asked: mpsc::Sender<()>,
+    go: Mutex<mpsc::Receiver<()>>,
 }
 
 #[async_trait]
-impl ArtifactSource for CancelsMidway {
+impl ArtifactSource for SlowMidway {
     fn scheme(&self) -> &str {
         self.inner.scheme()
     }
@@ -83,14 +83,10 @@ impl ArtifactSource for CancelsMidway {
 
     async fn open(&self, all: &Manifest, file: &ManifestFile, range: Range<u64>, cx: &FetchContext) -> Result<Opened> {
         // The first time it is asked whether the file is on this machine, then for the first range.
-        if self.asked.fetch_add(1, Ordering::SeqCst) == 2 {
-            // From another thread: this one has no time for those that it wakes.
-            let cancel = self.cancel.clone();
-            std::thread::spawn(move || cancel.cancel()).join().unwrap();
-            // Within one poll, which nothing can end. Whoever does not wait for it has returned long before.
-            let patience = (0..100_000).take_while(|_| !self.returned.load(Ordering::SeqCst));
-            patience.for_each(|_| std::thread::yield_now());
-            self.answered.store(true, Ordering::SeqCst);
+        if self.opened.fetch_add(1, Ordering::SeqCst) == 2 {
+            // Within one poll, which nothing can end; a test that has failed tells nobody to go on.
+            self.asked.send(()).unwrap();
+            let _ = self.go.lock().unwrap().recv();
         }
         self.inner.open(all, file, range, cx).await
     }
@@ -100,19 +96,28 @@ impl ArtifactSource for CancelsMidway {
 fn a_cancelled_fetch_returns_when_its_workers_have_stopped_and_not_before() {
     let setup = Setup::new().only(MODEL);
     let inner = HubSource { endpoint: setup.hub.endpoint(), words: None, placement: None };
-    let (cancel, returned) = (setup.cancel.clone(), Arc::new(AtomicBool::new(false)));
-    let (asked, answered) = Default::default();
-    let source = Arc::new(CancelsMidway { inner, cancel, asked, returned: returned.clone(), answered });
-    let job = Job::new(source.clone(), setup.manifest());
-    let result = pollster::block_on(setup.transfer().fetch(vec![job], &setup.cx()));
-    // Before the source learns of it.
-    let had_answered = source.answered.load(Ordering::SeqCst);
-    returned.store(true, Ordering::SeqCst);
-    assert_eq!(result.unwrap_err().code(), "cancelled");
-    assert!(had_answered, "a worker was still at work");
+    let ((asked, was_asked), (go, told)) = (mpsc::channel(), mpsc::channel());
+    let source = Arc::new(SlowMidway { inner, opened: AtomicUsize::new(0), asked, go: Mutex::new(told) });
+    let (transfer, cx) = (setup.transfer(), setup.cx());
+    let mut fetch = pin!(transfer.fetch(vec![Job::new(source.clone(), setup.manifest())], &cx));
+    let mut polled = || fetch.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled().is_pending());
+    until("the second range is asked for", || was_asked.try_recv().is_ok());
+    setup.cancel.cancel();
+    // All that does not wait for the source gets its turn meanwhile.
+    let turns = transfer.network().run(async {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    });
+    pollster::block_on(turns).unwrap();
+    assert!(polled().is_pending(), "a worker is still at work");
+    go.send(()).unwrap();
+    assert_eq!(pollster::block_on(fetch).unwrap_err().code(), "cancelled");
     setup.assert_unlocked();
     // And none asks for anything after.
-    assert_eq!((source.asked.load(Ordering::SeqCst), setup.hub.wait_until_idle().len()), (3, 2));
+    assert_eq!((source.opened.load(Ordering::SeqCst), setup.hub.wait_until_idle().len()), (3, 2));
     assert_eq!(setup.served(), SEGMENT);
 }
 

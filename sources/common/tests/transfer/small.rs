@@ -138,6 +138,7 @@ fn a_cancel_leaves_nothing_of_a_small_file() {
     let setup = of(1000);
     setup.hub.fault(Fault::stall(100).path(MODEL).on(Host::Cdn));
     let error = std::thread::scope(|scope| {
+        let _end = EndOnPanic(&setup);
         let fetched = scope.spawn(|| setup.fetch());
         setup.hub.wait_until(|requests| requests.iter().any(|r| r.body_bytes_sent == 100));
         setup.cancel.cancel();
@@ -161,6 +162,7 @@ fn after_a_cancel_no_file_of_the_store_is_open() {
             open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).filter(|path| path.starts_with(&root)).count()
         };
         std::thread::scope(|scope| {
+            let _end = EndOnPanic(&setup);
             let fetched = scope.spawn(|| {
                 let transfer = setup.transfer();
                 let ended = pollster::block_on(transfer.fetch(vec![setup.job()], &setup.cx()));

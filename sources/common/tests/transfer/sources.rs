@@ -52,7 +52,7 @@ impl ArtifactSource for Own {
 }
 
 fn fetch(setup: &Setup, digest: Option<Digest>, source: Own) -> (Result<Files>, usize) {
-    let mut file = ManifestFile::new("a.bin", SIZE);
+    let mut file = ManifestFile::new("a.bin", source.bytes.len() as u64);
     file.digest = digest;
     let manifest = Manifest::new("own:x".parse().unwrap(), Want::Model, "1", vec![file]).unwrap();
     let source = Arc::new(source);
@@ -62,8 +62,12 @@ fn fetch(setup: &Setup, digest: Option<Digest>, source: Own) -> (Result<Files>, 
 }
 
 fn own(bring: fn(&[u8], Range<usize>) -> Result<Opened>) -> (Own, Digest) {
-    let content = Content::generated(SIZE, 3);
-    let bytes = content.read(0..SIZE).unwrap();
+    own_of(SIZE, bring)
+}
+
+fn own_of(size: u64, bring: fn(&[u8], Range<usize>) -> Result<Opened>) -> (Own, Digest) {
+    let content = Content::generated(size, 3);
+    let bytes = content.read(0..size).unwrap();
     (Own { bytes, bring, local: None, opened: AtomicUsize::new(0) }, sha256(&content))
 }
 
@@ -95,6 +99,34 @@ fn a_stream_that_is_too_long_is_refused() {
     let (result, opened) = fetch(&setup, Some(digest), source);
     assert_eq!((result.unwrap_err().code(), opened), ("integrity_failed", 1));
     assert!(setup.published().is_empty());
+}
+
+#[test]
+fn a_small_stream_has_the_size_it_should_whatever_tells_of_its_bytes() {
+    for has_digest in [true, false] {
+        // In one chunk and in several.
+        for bring in [
+            |bytes: &[u8], _: Range<usize>| Ok(Opened::bytes([bytes, b"more"].concat())),
+            |bytes: &[u8], _: Range<usize>| {
+                let chunks = [bytes, b"more", b"still"].map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
+                Ok(Opened::Stream(Box::pin(stream::iter(chunks))))
+            },
+        ] {
+            let (setup, (source, digest)) = (Setup::new(), own_of(SEGMENT / 2, bring));
+            let (result, opened) = fetch(&setup, has_digest.then_some(digest), source);
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains("131072 bytes") && error.to_string().contains("more"), "{error}");
+            assert_eq!((error.code(), opened, setup.published().len()), ("integrity_failed", 1, 0));
+        }
+        let bring = |bytes: &[u8], range: Range<usize>| Ok(Opened::bytes(bytes[range.start..range.end - 1].to_vec()));
+        let (setup, (source, digest)) = (Setup::new(), own_of(SEGMENT / 2, bring));
+        let (result, opened) = fetch(&setup, has_digest.then_some(digest), source);
+        let error = result.unwrap_err();
+        // The last byte alone is asked for, where a digest tells; else all of them again.
+        let came = if has_digest { "0 of 1 bytes" } else { "131071 of 131072 bytes" };
+        assert!(error.is_retryable() && error.to_string().contains(came), "{error}");
+        assert_eq!((opened, setup.waits().len(), setup.published().len()), (5, 4, 0));
+    }
 }
 
 #[test]

@@ -24,13 +24,9 @@ fn one_of_four_is_told_to_wait() -> Setup {
 /// Lets the three go on, and returns when they wait too; or when there are more than the seven requests until then.
 fn wait_for_all(setup: &Setup) {
     setup.hub.wait_until(|requests| requests.iter().filter(|r| r.body_bytes_sent == 1000).count() == 3);
-    while setup.waits().is_empty() {
-        std::thread::yield_now();
-    }
+    until("one waits", || !setup.waits().is_empty());
     setup.hub.release();
-    while setup.timer.sleeps(Wait::Pause).len() < 3 && setup.hub.requests().len() == 7 {
-        std::thread::yield_now();
-    }
+    until("all wait", || setup.timer.sleeps(Wait::Pause).len() >= 3 || setup.hub.requests().len() > 7);
 }
 
 fn requests(setup: &Setup) -> (usize, usize) {
@@ -43,6 +39,7 @@ fn requests(setup: &Setup) -> (usize, usize) {
 fn a_wait_that_one_range_is_asked_for_is_kept_by_all() {
     let setup = one_of_four_is_told_to_wait();
     let (while_waiting, pauses) = std::thread::scope(|scope| {
+        let _end = EndOnPanic(&setup);
         let fetched = scope.spawn(|| setup.fetch());
         wait_for_all(&setup);
         let seen = (requests(&setup), setup.timer.sleeps(Wait::Pause));
@@ -60,6 +57,7 @@ fn a_wait_that_one_range_is_asked_for_is_kept_by_all() {
 fn a_wait_for_a_host_ends_with_a_cancel() {
     let setup = one_of_four_is_told_to_wait();
     std::thread::scope(|scope| {
+        let _end = EndOnPanic(&setup);
         let fetched = scope.spawn(|| setup.fetch());
         wait_for_all(&setup);
         setup.cancel.cancel();
