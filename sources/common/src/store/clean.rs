@@ -205,7 +205,10 @@ impl Cleaning<'_> {
     fn temporaries(&mut self, caches: &[Record]) {
         let root = self.store.root();
         let mut folders: BTreeSet<PathBuf> =
-            ["artifacts", "unfinished", "locks", "blobs", "partials"].iter().map(|name| root.join(name)).collect();
+            ["artifacts", "trust", "selected", "unfinished", "locks", "blobs", "partials"]
+                .iter()
+                .map(|name| root.join(name))
+                .collect();
         folders.insert(root.to_owned());
         // Not the folder of contents: another tool has names there that look like ours.
         folders.extend(caches.iter().map(|record| record.cache_root().to_owned()));

@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use llm_local_core::{ArtifactRef, Error, Manifest, Result, Want};
+use llm_local_core::{ArtifactRef, Digest, Error, Manifest, Result, Want};
 
 use super::{
     Deleted, Store,
@@ -44,6 +44,28 @@ impl Store {
     /// [`Error::Io`].
     pub fn kept(&self, reference: &ArtifactRef, want: Want) -> Result<Vec<Kept>> {
         self.kept_of(&self.ledger()?, reference, want)
+    }
+
+    /// The digests of the files of `manifest` as its source has them: told, or else as they were when they came, also of
+    /// an archive that is gone since it was unpacked. A file of which none is known is left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn digests(&self, manifest: &Manifest) -> Result<BTreeMap<String, Digest>> {
+        let mut digests = BTreeMap::new();
+        let ledger = self.ledger()?;
+        let group = Group::of(&manifest.reference, manifest.want);
+        for record in ledger.of_group(&group).filter(|record| record.revision == manifest.revision) {
+            let origins = record.origins.iter().map(|o| (&o.path, o.size, o.digest.or(o.computed)));
+            let files = record.own_files().filter(|_| record.unpack.is_empty());
+            let files = files.map(|f| (&f.path, f.size, f.digest.or(f.computed)));
+            for (path, size, digest) in origins.chain(files) {
+                let is_of = manifest.file(path).is_some_and(|file| file.size == size);
+                digests.extend(digest.filter(|_| is_of).map(|digest| (path.clone(), digest)));
+            }
+        }
+        digests.extend(manifest.files.iter().filter_map(|file| Some((file.path.clone(), file.digest?))));
+        Ok(digests)
     }
 
     pub(super) fn kept_of(&self, ledger: &Ledger, reference: &ArtifactRef, want: Want) -> Result<Vec<Kept>> {

@@ -187,7 +187,9 @@ impl Record {
     fn is_made_of(&self, manifest: &Manifest) -> bool {
         let (ours, theirs) = (&self.reference, &manifest.reference);
         let listed = |(origin, file): (&Origin, &ManifestFile)| {
-            (&origin.path, origin.size, origin.digest) == (&file.path, file.size, file.digest)
+            // A digest that nobody told at first may be known since, as one that something was locked to.
+            let same = file.digest.is_none_or(|digest| origin.digest.or(origin.computed) == Some(digest));
+            same && (&origin.path, origin.size) == (&file.path, file.size)
         };
         (ours.scheme(), ours.locator()) == (theirs.scheme(), theirs.locator())
             && (self.want, &self.revision, &self.unpack) == (manifest.want, &manifest.revision, &manifest.unpack)

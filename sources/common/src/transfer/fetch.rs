@@ -274,7 +274,9 @@ impl Course {
             return blocking(move || {
                 let (manifest, now) = (&call.jobs[job].manifest, call.network.timer().wall());
                 let Some(made) = store.made(manifest)? else { return Ok(()) };
-                store.record_made(manifest, made, false, now)
+                store.record_made(manifest, made, false, now)?;
+                // What a crash left of an archive that was unpacked before it.
+                store.remove_origins(manifest, |file| !files.contains_key(&file.path))
             })
             .await;
         }

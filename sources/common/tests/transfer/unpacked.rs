@@ -318,6 +318,14 @@ fn what_a_crash_leaves_is_in_nobodys_way_and_is_cleaned() {
     drop(lock);
     store.clean(Duration::ZERO, SystemTime::now() + 2 * HOUR).unwrap();
     assets.assert_has(&[]);
+    // Cut off before the archive went alone: the next use finds that.
+    assets.fetch(&manifest).unwrap();
+    let archive = sha256_of(&good()).to_string().replace(':', "-");
+    fs::write(assets.root.path().join("blobs").join(archive), good()).unwrap();
+    assets.asked();
+    assets.fetch(&manifest).unwrap();
+    assert_eq!(assets.asked(), 0);
+    assets.assert_has(&[JSON, &weights()]);
     // Cut off with all of that still there: the next fetch brings nothing twice, and all of it goes.
     assets.fetch(&manifest).unwrap();
     assets.below("artifacts").iter().for_each(|record| fs::remove_file(record).unwrap());
@@ -325,6 +333,29 @@ fn what_a_crash_leaves_is_in_nobodys_way_and_is_cleaned() {
     assets.fetch(&manifest).unwrap();
     assets.assert_has(&[JSON, &weights()]);
     assert_eq!(assets.recorded(), [V1]);
+}
+
+#[test]
+fn the_digest_of_an_archive_is_known_when_it_is_gone() {
+    let (assets, told) = setup();
+    let mut untold = told.clone();
+    untold.files[0].digest = None;
+    assert!(assets.store().digests(&untold).unwrap().is_empty());
+    assets.fetch(&untold).unwrap();
+    assets.asked();
+    let digests = assets.store().digests(&untold).unwrap();
+    assert_eq!(digests, [(ARCHIVE.to_owned(), sha256_of(&good()))].into());
+    // So what is locked to it is found.
+    assert!(assets.present(&told).is_some() && assets.present(&untold).is_some());
+    assets.fetch(&told).unwrap();
+    assert_eq!(assets.asked(), 0);
+    let mut other = told.clone();
+    other.version = None;
+    other.files[0] = other.files[0].clone().with_digest(sha256_of(b"other"));
+    assert!(assets.present(&other).is_none());
+    let plain = assets.manifest("test:org/files", "1", &[ARCHIVE], false);
+    assets.fetch(&plain).unwrap();
+    assert_eq!(assets.store().digests(&plain).unwrap(), digests);
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn temporary_files_go_when_they_are_old_and_never_within_an_hour() {
     let f = Fixture::new();
     f.own("hf:x/y", "1", &[("a", "content")], 0);
     let root = f.store.root();
-    let left: Vec<_> = ["", "artifacts", "unfinished", "locks", "blobs", "partials"]
+    let left: Vec<_> = ["", "artifacts", "trust", "selected", "unfinished", "locks", "blobs", "partials"]
         .map(|at| root.join(at).join(".llm-local-abc.tmp"))
         .into();
     for path in &left {
@@ -113,7 +113,7 @@ fn temporary_files_go_when_they_are_old_and_never_within_an_hour() {
     assert_eq!(f.store.clean(Duration::ZERO, SystemTime::now() + hour / 2).unwrap(), Cleaned::default());
     assert!(left.iter().all(|path| path.exists()));
     let cleaned = f.store.clean(Duration::ZERO, SystemTime::now() + 2 * hour).unwrap();
-    assert_eq!((cleaned.files, cleaned.bytes), (6, 24));
+    assert_eq!((cleaned.files, cleaned.bytes), (8, 32));
     assert_eq!(f.listed(), [("hf:x/y".into(), "1".into(), true)]);
 }
 

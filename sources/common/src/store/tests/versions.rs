@@ -265,3 +265,30 @@ fn eviction_spares_the_version_that_is_held_and_not_the_one_before() {
     assert!(f.kept("gh:o/r").is_empty());
     assert_eq!(f.selected().0, ["v3", "v1"], "it is selected still, and comes again");
 }
+
+#[test]
+fn what_is_about_to_be_recorded_of_an_archive_is_held() {
+    use crate::store::Output;
+    let f = Fixture::new();
+    let made = manifest("gh:o/r@v1", "7:1", &[("a.zip", "archive")]);
+    let steps = vec![llm_local_core::Unpack::Archive { file: "a.zip".into() }];
+    let made = made.with_unpack(steps).unwrap();
+    let outputs = [("x".to_owned(), Output::Content(6, sha256("output")))].into();
+    let result = f.store.make(&made, &outputs, &BTreeMap::new()).unwrap();
+    let hold = f.store.hold_made(&result).unwrap();
+    write(&f.blob("output"), "output");
+    let later = || SystemTime::now() + Duration::from_secs(7200);
+    assert_eq!(f.store.clean(Duration::ZERO, later()).unwrap().files, 0);
+    assert!(f.store.evict(6, 1).is_err() && f.blob("output").exists());
+    f.store.record_made(&made, result, true, at(1)).unwrap();
+    drop(hold);
+    assert_eq!(f.store.clean(Duration::ZERO, later()).unwrap().bytes, 0);
+    // Held by another ref of the same revision, before that is recorded.
+    let mut latest = made.clone();
+    latest.reference = reference("gh:o/r@latest");
+    let hold = f.store.hold(&latest, None).unwrap();
+    f.store.delete(&made.reference).unwrap();
+    assert!(f.blob("output").exists());
+    drop(hold);
+    assert_eq!(f.store.clean(Duration::ZERO, later()).unwrap().files, 1);
+}
