@@ -23,7 +23,7 @@ pub use llm_local_core::{
     AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength,
     DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
     InferenceBackend, Input, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler,
-    Registry, Result, Role, Sampling, SpecLock, Usage,
+    Registry, Result, Role, Sampling, SpecLock, Usage, UsedAdapter,
 };
 pub use llm_local_source_common::{
     network::NetworkConfig,

@@ -58,6 +58,11 @@ impl ArtifactSource for SampleSource {
         Manifest::new(reference.clone(), want, revision.to_string(), listed)
     }
 
+    /// There is one of each, in this program.
+    fn at_revision(&self, reference: &ArtifactRef, _: &str) -> Result<ArtifactRef> {
+        Ok(reference.clone())
+    }
+
     async fn open(
         &self,
         manifest: &Manifest,

@@ -205,3 +205,52 @@ impl fmt::Display for AdapterReport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use llm_local_core::{Encoding, FloatType, GgufValue};
+    use serde_json::json;
+
+    use super::*;
+
+    fn said(config: Value) -> Said {
+        Said::by_config(config.as_object().unwrap())
+    }
+
+    #[test]
+    fn the_scale_of_each_format_comes_about_in_its_own_way() {
+        let peft = said(json!({"peft_type": "LORA", "lora_alpha": 16, "r": 8, "target_modules": ["v", "q"]}));
+        assert_eq!((peft.format, peft.alpha, peft.scaling), (AdapterFormat::Peft, Some(16.0), Scaling::AlphaOverRank));
+        assert_eq!(peft.targets, ["q", "v"]);
+        let rooted = said(json!({"peft_type": "LORA", "use_rslora": true, "target_modules": ".*q"}));
+        assert_eq!((rooted.scaling, &rooted.targets[..]), (Scaling::AlphaOverRootRank, &[".*q".to_owned()][..]));
+        let mlx = said(json!({"model": "m", "lora_parameters": {"rank": 8, "scale": 2.0, "keys": ["q"]}}));
+        assert_eq!((mlx.format, mlx.scaling), (AdapterFormat::MlxLm, Scaling::Stored(2.0)));
+        assert_eq!((mlx.base.name.as_deref(), &mlx.targets[..]), (Some("m"), &["q".to_owned()][..]));
+        let older = said(json!({"lora_parameters": {"rank": 8, "alpha": 16.0}}));
+        assert_eq!((older.scaling, older.alpha), (Scaling::AlphaOverRank, Some(16.0)));
+        assert_eq!(said(json!({"x": 1})).format, AdapterFormat::Unknown);
+
+        let mut metadata = GgufMetadata::default();
+        assert_eq!(Said::by_gguf(&metadata).scaling, Scaling::Stored(1.0));
+        metadata.insert("adapter.lora.alpha", GgufValue::Float(16.0));
+        metadata.insert("general.base_model.0.name", GgufValue::String("Base".into()));
+        let gguf = Said::by_gguf(&metadata);
+        assert_eq!(
+            (gguf.alpha, gguf.scaling, gguf.base.name.as_deref()),
+            (Some(16.0), Scaling::AlphaOverRank, Some("Base"))
+        );
+    }
+
+    #[test]
+    fn the_rank_is_the_side_of_a_that_the_format_says() {
+        let entry =
+            |name: &str, shape: &[usize]| TensorEntry::new(name, shape.to_vec(), Encoding::Float(FloatType::F32));
+        let peft = [entry("m.q.lora_A.weight", &[8, 128]), entry("m.q.lora_B.weight", &[128, 8])];
+        assert_eq!(pairs(AdapterFormat::Peft, &peft), (BTreeSet::from([8]), 1));
+        let mlx = [entry("m.q.lora_a", &[128, 4]), entry("m.q.lora_b", &[4, 128]), entry("m.v.lora_a", &[128, 8])];
+        assert_eq!(pairs(AdapterFormat::MlxLm, &mlx), (BTreeSet::from([4, 8]), 2));
+        let gguf = [entry("blk.0.attn_q.weight.lora_a", &[16, 128]), entry("blk.0.attn_q.weight.lora_b", &[128, 16])];
+        assert_eq!(pairs(AdapterFormat::Gguf, &gguf), (BTreeSet::from([16]), 1));
+    }
+}

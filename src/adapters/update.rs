@@ -35,13 +35,16 @@ impl Adapters {
     }
 
     async fn update_to_newest(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterVersion> {
+        self.engine.inner.policy.check_ref(reference)?;
         let versions = self.kept(reference).await?;
         if let (Some(HoldKind::Pinned), Some(current)) = (versions.hold, versions.current()) {
             let reason = format!("it is pinned to {}; unpin it first", current.title());
             return Err(Error::unsupported(format!("updating {reference}"), reason));
         }
         if let Some(kept) = versions.named(&*self.source(reference)?)? {
-            return Ok(AdapterVersion::kept(kept, &versions));
+            let manifest = kept.manifest.clone();
+            self.bring(&versions.reference, manifest.clone(), cx).await?;
+            return self.version(reference, &manifest.revision).await;
         }
         let manifest = self.ask(&versions, cx).await?;
         if let Some(kept) =

@@ -9,6 +9,7 @@ use llm_local_source_common::{
 };
 
 use super::{Engine, Inner, Pin};
+use crate::{blocking::blocking, lora};
 
 impl Engine {
     /// Makes every file of `spec` present and verified, once a backend has said by the headers of the base that it can run
@@ -66,8 +67,12 @@ impl Inner {
         } else {
             self.pin(self.registry.model_source(reference)?, reference, want, None, &cx).await?
         };
-        self.fetch(&pin, &cx).await?;
-        self.note_selected(&pin).await;
+        let files = self.fetch(&pin, &cx).await?;
+        // What is no adapter that can be used must not become the one that is.
+        let reference = reference.clone();
+        if want == Want::Model || blocking("adapters", move || lora::read(&reference, &files)).await.is_ok() {
+            self.note_selected(&pin).await;
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use llm_local_core::{Error, FetchContext, LockedArtifact, ModelSpec, Result, SpecLock};
+use llm_local_core::{Error, FetchContext, LockedArtifact, ModelSpec, Result, SpecLock, Want};
 use llm_local_source_common::transfer::{Files, Job};
 
 use super::{Engine, Inner, Pin};
@@ -55,11 +55,13 @@ impl Inner {
                 let (Some(expected), Some(path)) = (file.digest, files.get(&file.path)) else { continue };
                 let (_, found) = hash(path.clone()).await?;
                 if found != expected {
-                    return Err(Error::IntegrityFailed {
+                    let error = Error::IntegrityFailed {
                         what: path.display().to_string(),
                         expected: format!("{expected}, as it was locked"),
                         found: found.to_string(),
-                    });
+                    };
+                    let is_adapter = job.manifest.want == Want::Adapter;
+                    return Err(if is_adapter { error.into_adapter(&job.manifest.reference) } else { error });
                 }
             }
         }

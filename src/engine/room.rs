@@ -1,6 +1,6 @@
 //! The store, as the way of a spec needs it: what is used stays, and what comes has room.
 
-use llm_local_core::{FetchContext, Result};
+use llm_local_core::{FetchContext, Result, Want};
 use llm_local_source_common::{store::Hold, transfer::Job};
 
 use super::{Inner, Pin};
@@ -14,10 +14,14 @@ impl Inner {
         if stored.is_empty() {
             return Ok(Vec::new());
         }
-        blocking("store", move || {
-            stored.iter().map(|job| store.hold(&job.manifest, job.source.placement(&job.manifest)?.as_ref())).collect()
-        })
-        .await
+        let hold = move |Job { source, manifest, .. }: &Job| {
+            let held = source.placement(manifest).and_then(|placement| store.hold(manifest, placement.as_ref()));
+            match manifest.want {
+                Want::Adapter => held.map_err(|e| e.into_adapter(&manifest.reference)),
+                _ => held,
+            }
+        };
+        blocking("store", move || stored.iter().map(hold).collect()).await
     }
 
     /// Evicts what was not used for longest, if the quota leaves too little room for what is missing of `jobs`. They are

@@ -147,3 +147,45 @@ impl super::Inner {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_one(one: &str, other: &str) -> bool {
+        is_of_one(&one.parse().unwrap(), &other.parse().unwrap())
+    }
+
+    #[test]
+    fn refs_that_differ_in_their_revision_alone_are_of_one_adapter() {
+        assert!(of_one("github:o/r", "github:o/r@v1") && of_one("hf:o/r@main:sub", "hf:o/r@c0ffee:sub"));
+        assert!(of_one("./x", "x") && of_one("x", &std::env::current_dir().unwrap().join("x").display().to_string()));
+        for (one, other) in [
+            ("github:o/r", "hf:o/r"),
+            ("github:o/r", "github:o/s"),
+            ("github:o/r#a", "github:o/r#b"),
+            ("github:o/r#a", "github:o/r"),
+            ("hf:o/r@main:sub", "hf:o/r@main"),
+            ("./x", "./y"),
+        ] {
+            assert!(!of_one(one, other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn a_ref_names_a_version_by_its_name_or_its_revision() {
+        let names = |text: &str| names(&text.parse().unwrap(), Some("v1"), "c0ffee");
+        assert!(names("github:o/r@v1") && names("hf:o/r@c0ffee") && names("hf:o/r@c0ffee:sub"));
+        assert!(!names("github:o/r") && !names("github:o/r@latest") && !names("github:o/r@v"));
+    }
+
+    #[test]
+    fn a_source_that_refuses_was_asked() {
+        assert!(could_not_ask(&Error::Offline { what: "x".into() }));
+        assert!(could_not_ask(&Error::RateLimited { what: "x".into(), retry_after: None }));
+        let failed =
+            |retryable| Error::DownloadFailed { what: "x".into(), reason: "y".into(), retryable, source: None };
+        assert!(could_not_ask(&failed(true)) && !could_not_ask(&failed(false)));
+        assert!(!could_not_ask(&Error::not_found("x", "y")) && !could_not_ask(&Error::not_allowed("x", "y")));
+    }
+}

@@ -1,0 +1,154 @@
+//! Versions that refs are held at, side by side, and those that go.
+
+use std::fs;
+
+use llm_local::{ArtifactRef, PinnedBy, adapters::HoldKind};
+use pollster::block_on;
+
+use crate::{
+    common::fixture,
+    world::{World, adapter_files, answers, assert_adapter_error, assert_reference, loose, spec},
+};
+
+const LATEST: &str = "github:acme/lora";
+
+fn two_releases() -> World {
+    let world = World::new(loose("v1", "peft"));
+    world.github.publish("acme/lora", loose("v2", "rslora"));
+    world
+}
+
+#[test]
+fn what_is_pinned_is_used_until_it_is_unpinned() {
+    let (world, reference) = (two_releases(), LATEST.parse().unwrap());
+    let (engine, spec) = (world.engine(), spec(LATEST));
+    let adapters = engine.adapters();
+    assert_reference(&answers(&engine, &spec).unwrap(), "rslora");
+    let pinned = block_on(adapters.pin(&reference, Some("v1"), None)).unwrap();
+    assert_eq!((pinned.title(), pinned.installed), ("v1", true));
+    assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+    let plan = block_on(engine.plan(&spec)).unwrap();
+    assert_eq!(plan.adapters[0].0.pinned_by, PinnedBy::Hold(HoldKind::Pinned));
+    assert!(plan.to_string().contains("; pinned"), "{plan}");
+    world.requests();
+    assert_reference(&answers(&world.engine(), &spec).unwrap(), "peft");
+    assert_eq!(world.asked(), Vec::<String>::new());
+
+    let updated = block_on(adapters.update(&reference, None));
+    assert_adapter_error(updated, "unsupported", &["it is pinned to v1; unpin it first"]);
+    let named = crate::world::spec("github:acme/lora@v2");
+    assert_reference(&answers(&engine, &named).unwrap(), "rslora");
+    block_on(adapters.unpin(&reference)).unwrap();
+    assert_reference(&answers(&engine, &spec).unwrap(), "rslora");
+}
+
+#[test]
+fn versions_are_those_of_the_source_and_those_that_are_kept() {
+    let (world, reference) = (two_releases(), LATEST.parse::<ArtifactRef>().unwrap());
+    let adapters = world.engine().adapters();
+    let shown = |adapters: &llm_local::Adapters| -> Vec<(String, bool, bool)> {
+        let versions = block_on(adapters.versions(&reference)).unwrap();
+        versions.iter().map(|v| (v.title().to_owned(), v.installed, v.current)).collect()
+    };
+    let row = |title: &str, installed, current| (title.to_owned(), installed, current);
+    assert_eq!(shown(&adapters), [row("v2", false, false), row("v1", false, false)]);
+    block_on(adapters.update(&reference, None)).unwrap();
+    assert_eq!(shown(&adapters), [row("v2", true, true), row("v1", false, false)]);
+    world.github.delete_release("acme/lora", "v2");
+    assert_eq!(shown(&adapters), [row("v1", false, false), row("v2", true, true)]);
+    world.requests();
+    assert_eq!(shown(&world.offline().adapters()), [row("v2", true, true)]);
+    assert_eq!(world.requests(), 0);
+    let hub = block_on(adapters.versions(&"hf:org/pirate".parse().unwrap())).unwrap();
+    assert_eq!(hub[0].version.as_deref(), Some("main"));
+    // A path has one version: what lies there.
+    let file = ArtifactRef::file(fixture("adapters/tiny-llama-lora-peft")).unwrap();
+    let lies = block_on(adapters.versions(&file)).unwrap();
+    assert_eq!((lies.len(), lies[0].installed), (1, false));
+}
+
+#[test]
+fn versions_are_deleted_one_by_one_or_all_and_their_files_go() {
+    let (world, reference) = (two_releases(), LATEST.parse().unwrap());
+    let engine = world.engine();
+    let adapters = engine.adapters();
+    block_on(adapters.pin(&reference, Some("v1"), None)).unwrap();
+    block_on(adapters.unpin(&reference)).unwrap();
+    block_on(adapters.update(&reference, None)).unwrap();
+    let size = |adapter: &str| adapter_files(adapter).iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+    let listed = block_on(adapters.list()).unwrap();
+    let bytes: Vec<_> = listed[0].versions.iter().map(|v| (v.title().to_owned(), v.bytes)).collect();
+    assert!(
+        bytes.contains(&("v1".into(), size("peft"))) && bytes.contains(&("v2".into(), size("rslora"))),
+        "{bytes:?}"
+    );
+
+    assert_eq!(block_on(adapters.delete(&reference, Some("v1"))).unwrap().bytes, size("peft"));
+    let again = block_on(adapters.delete(&reference, Some("v1")));
+    assert_adapter_error(again, "not_found", &["the version `v1`", "kept are v2"]);
+    assert_adapter_error(block_on(adapters.rollback(&reference)), "not_found", &["an earlier version"]);
+    assert_eq!(block_on(adapters.delete(&reference, None)).unwrap().bytes, size("rslora"));
+    assert_eq!(block_on(adapters.list()).unwrap(), []);
+    assert_eq!(fs::read_dir(world.folder.path().join("store/blobs")).unwrap().count(), 0);
+    assert_adapter_error(block_on(adapters.delete(&reference, None)), "not_found", &["nothing is deleted"]);
+}
+
+#[test]
+fn all_versions_go_also_when_one_is_pinned() {
+    let (world, reference) = (two_releases(), LATEST.parse().unwrap());
+    let adapters = world.engine().adapters();
+    block_on(adapters.update(&reference, None)).unwrap();
+    block_on(adapters.pin(&reference, Some("v1"), None)).unwrap();
+    block_on(adapters.delete(&reference, None)).unwrap();
+    assert_eq!(block_on(adapters.list()).unwrap(), []);
+}
+
+#[test]
+fn files_of_this_machine_are_kept_by_their_content() {
+    let world = World::new(loose("v1", "peft"));
+    let folder = world.folder.path().join("mine");
+    fs::create_dir(&folder).unwrap();
+    let place = |adapter: &str| adapter_files(adapter).iter().for_each(|(n, b)| fs::write(folder.join(n), b).unwrap());
+    place("peft");
+    let reference = ArtifactRef::file(&folder).unwrap();
+    let (engine, spec) = (world.engine(), spec(&reference.to_string()));
+    let adapters = engine.adapters();
+    let first = block_on(adapters.update(&reference, None)).unwrap();
+    assert!(first.installed && first.current, "{first:?}");
+    assert!(!block_on(adapters.is_update_available(&reference)).unwrap());
+    place("rslora");
+    // What is not held is used where it lies.
+    assert_reference(&answers(&engine, &spec).unwrap(), "rslora");
+    assert!(block_on(adapters.is_update_available(&reference)).unwrap());
+    let second = block_on(adapters.update(&reference, None)).unwrap();
+    assert_ne!(second.revision, first.revision);
+    assert_eq!(block_on(adapters.rollback(&reference)).unwrap().revision, first.revision);
+    assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+    fs::remove_dir_all(&folder).unwrap();
+    assert_reference(&answers(&world.offline(), &spec).unwrap(), "peft");
+    block_on(adapters.unpin(&reference)).unwrap();
+    assert_adapter_error(answers(&world.engine(), &spec), "not_found", &["no such file or folder"]);
+    assert_eq!(block_on(adapters.pin(&reference, Some(&second.revision), None)).unwrap().revision, second.revision);
+    assert_reference(&answers(&world.engine(), &spec).unwrap(), "rslora");
+}
+
+#[test]
+fn adapters_of_the_hub_are_kept_by_commit() {
+    let world = World::new(loose("v1", "peft"));
+    let (engine, reference) = (world.engine(), "hf:org/pirate".parse().unwrap());
+    let (adapters, spec) = (engine.adapters(), spec("hf:org/pirate"));
+    assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+    assert!(!block_on(adapters.is_update_available(&reference)).unwrap());
+    let repo = adapter_files("rslora")
+        .into_iter()
+        .fold(llm_local_testkit::hub::Repo::new("org/pirate"), |r, (n, b)| r.with_file(n, b));
+    world.hub.publish(repo);
+    assert!(block_on(adapters.is_update_available(&reference)).unwrap());
+    block_on(adapters.update(&reference, None)).unwrap();
+    assert_reference(&answers(&engine, &spec).unwrap(), "rslora");
+    world.requests();
+    block_on(adapters.rollback(&reference)).unwrap();
+    assert_eq!(world.requests(), 0);
+    assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+    assert!(!world.hub.wait_until_idle().iter().any(|r| r.path.contains("pirate")));
+}

@@ -1,0 +1,13 @@
+//! Adapters of GitHub releases, of the Hub and of this machine, from the ref to tokens, against servers on the loopback.
+
+#![cfg(all(feature = "candle", feature = "github", feature = "huggingface", feature = "local"))]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod errors;
+mod holds;
+mod locks;
+mod moving;
+mod named;
+mod reports;
+mod world;

@@ -1,0 +1,91 @@
+//! Refs that name a version, and adapters of all sources.
+
+use llm_local::{ArtifactRef, PinnedBy};
+use pollster::block_on;
+
+use crate::{common::fixture, world::*};
+
+#[test]
+fn an_archive_and_loose_assets_by_tag_generate_the_reference_tokens() {
+    let world = World::new(zipped("v1", "peft"));
+    world.github.publish("acme/lora", loose("v2", "peft"));
+    let engine = world.engine();
+    for tag in ["v1", "v2"] {
+        assert_reference(&answers(&engine, &spec(&format!("github:acme/lora@{tag}"))).unwrap(), "peft");
+    }
+}
+
+#[test]
+fn the_same_adapter_gives_the_same_tokens_from_every_source() {
+    let world = World::new(loose("v1", "peft"));
+    let engine = world.engine();
+    let file = ArtifactRef::file(fixture("adapters/tiny-llama-lora-peft")).unwrap().to_string();
+    let of = |reference: &str| answers(&engine, &spec(reference)).unwrap();
+    let tokens = of(&file);
+    assert_reference(&tokens, "peft");
+    assert_eq!(of("hf:org/pirate"), tokens);
+    assert_eq!(of("github:acme/lora@v1"), tokens);
+}
+
+#[test]
+fn a_tag_that_is_kept_is_used_without_a_request_and_offline() {
+    let world = World::new(loose("v1", "peft"));
+    let (named, engine) = (spec("github:acme/lora@v1"), world.engine());
+    let plan = block_on(engine.plan(&named)).unwrap();
+    assert_eq!(plan.adapters[0].0.pinned_by, PinnedBy::Source);
+    assert_reference(&answers(&engine, &named).unwrap(), "peft");
+    world.github.publish("acme/lora", loose("v2", "rslora"));
+    world.github.delete_release("acme/lora", "v1");
+    world.requests();
+
+    let later = world.engine();
+    let plan = block_on(later.plan(&named)).unwrap();
+    let adapter = &plan.adapters[0].0;
+    assert_eq!((adapter.version.as_deref(), adapter.pinned_by, adapter.present), (Some("v1"), PinnedBy::Name, true));
+    assert!(plan.to_string().contains(&format!("github:acme/lora@v1 at v1 ({}): 2 files", adapter.revision)), "{plan}");
+    assert_reference(&answers(&later, &named).unwrap(), "peft");
+    assert_eq!(world.asked(), Vec::<String>::new());
+    world.requests();
+    assert_reference(&answers(&world.offline(), &named).unwrap(), "peft");
+    assert_eq!(world.requests(), 0);
+}
+
+#[test]
+fn an_archive_that_is_kept_is_used_offline() {
+    let world = World::new(zipped("v1", "peft"));
+    let named = spec("github:acme/lora@v1");
+    block_on(world.engine().download(&named, None)).unwrap();
+    world.requests();
+    assert_reference(&answers(&world.offline(), &named).unwrap(), "peft");
+    assert_eq!(world.requests(), 0);
+}
+
+#[test]
+fn a_version_that_was_fetched_by_another_name_is_found_by_its_own() {
+    let world = World::new(loose("v1", "peft"));
+    block_on(world.engine().download(&spec("github:acme/lora"), None)).unwrap();
+    world.requests();
+    assert_reference(&answers(&world.offline(), &spec("github:acme/lora@v1")).unwrap(), "peft");
+    assert_eq!(world.requests(), 0);
+}
+
+#[test]
+fn a_tag_whose_bytes_changed_is_an_error_that_says_so() {
+    let world = World::new(loose("v1", "peft"));
+    let (engine, reference) = (world.engine(), "github:acme/lora@v1".parse().unwrap());
+    let tokens = answers(&engine, &spec("github:acme/lora@v1")).unwrap();
+    assert!(!block_on(engine.adapters().is_update_available(&reference)).unwrap());
+    world.github.delete_asset("acme/lora", "v1", "adapter_model.safetensors");
+    let (name, bytes) = adapter_files("rslora").swap_remove(1);
+    world.github.upload("acme/lora", "v1", llm_local_testkit::github::Asset::new(name, bytes));
+    let asked = block_on(engine.adapters().is_update_available(&reference));
+    assert_adapter_error(asked, "integrity_failed", &["the version v1", "its owner has changed it since"]);
+    let updated = block_on(engine.adapters().update(&"github:acme/lora".parse().unwrap(), None));
+    assert_adapter_error(updated, "integrity_failed", &["v1"]);
+    // What was fetched first is what the tag means.
+    assert_eq!(answers(&world.engine(), &spec("github:acme/lora@v1")).unwrap(), tokens);
+
+    world.github.delete_release("acme/lora", "v1");
+    let asked = block_on(engine.adapters().is_update_available(&reference));
+    assert_adapter_error(asked, "not_found", &["or it was deleted", "v1 is kept and stays usable"]);
+}

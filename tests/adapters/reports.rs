@@ -1,0 +1,61 @@
+//! What an adapter is, before and after it is fetched.
+
+use llm_local::{
+    ArtifactRef,
+    adapters::{AdapterFormat, Scaling},
+};
+use llm_local_testkit::github::Host;
+use pollster::block_on;
+
+use crate::{
+    common::fixture,
+    world::{World, adapter_files, loose, zipped},
+};
+
+#[test]
+fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
+    let world = World::new(loose("v1", "rslora"));
+    let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
+    let report = block_on(engine.adapters().inspect(&reference)).unwrap();
+    assert_eq!((report.format, report.version.as_deref()), (AdapterFormat::Peft, Some("v1")));
+    assert_eq!(report.base.name.as_deref(), Some("tiny-llama"));
+    assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(8.0), Scaling::AlphaOverRootRank));
+    assert!(report.targets.contains(&"q_proj".to_owned()), "{report:?}");
+    assert_eq!((report.tensors, report.unusable.as_deref()), (2 * report.modules, None));
+    let files = adapter_files("rslora");
+    assert_eq!(report.bytes, files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
+    assert!(engine.store().list().unwrap().artifacts.is_empty(), "nothing was fetched");
+    let text = report.to_string();
+    for part in ["PEFT", "tiny-llama", "rank     4", "alpha / sqrt(r), alpha 8", "q_proj"] {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    block_on(engine.adapters().update(&reference, None)).unwrap();
+    world.requests();
+    let here = block_on(world.offline().adapters().inspect(&reference)).unwrap();
+    assert_eq!(here, report);
+    assert_eq!(world.requests(), 0);
+}
+
+#[test]
+fn an_archive_is_fetched_to_be_described() {
+    let world = World::new(zipped("v1", "peft"));
+    let report = block_on(world.engine().adapters().inspect(&"github:acme/lora@v1".parse().unwrap())).unwrap();
+    assert_eq!((&report.ranks[..], report.scaling, report.unusable), (&[8][..], Scaling::AlphaOverRank, None));
+    assert!(world.github.wait_until_idle().iter().any(|r| r.host == Host::Cdn));
+}
+
+#[test]
+fn what_cannot_be_used_is_described_with_the_reason() {
+    let world = World::new(loose("v1", "peft"));
+    let adapters = world.engine().adapters();
+    let report = |name: &str| {
+        let reference = ArtifactRef::file(fixture(&format!("adapters/tiny-llama-lora-{name}"))).unwrap();
+        block_on(adapters.inspect(&reference)).unwrap()
+    };
+    let mlx = report("mlx");
+    assert_eq!(mlx.format, AdapterFormat::MlxLm);
+    assert_eq!(mlx.ranks.len(), 1, "{mlx:?}");
+    assert!(mlx.unusable.as_ref().unwrap().contains("mlx-lm"), "{mlx:?}");
+    let dora = report("dora");
+    assert!(dora.unusable.as_ref().unwrap().to_lowercase().contains("dora"), "{dora:?}");
+}
