@@ -40,7 +40,10 @@ pub(super) fn allowed(url: &Url, config: &NetworkConfig) -> Result<()> {
         return Ok(());
     }
     let listed = if hosts.is_empty() { "none".to_owned() } else { hosts.join(", ") };
-    Err(Error::not_allowed(format!("a request to {}", shown_url(url)), format!("the allowed hosts are {listed}")))
+    Err(Error::not_allowed(
+        format!("a request to {}", shown_url(url)),
+        format!("the allowed hosts are {listed}; allow it by Policy::allow_hosts or NetworkConfig::with_allowed_hosts"),
+    ))
 }
 
 /// Why `url` may not be asked, if so.

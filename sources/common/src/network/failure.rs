@@ -116,13 +116,14 @@ impl Failure {
     }
 
     /// Says of a failed transfer that it was one of `what`, and of which address if that is what it said before; and of a
-    /// URL that may not be asked that it is one of `what`.
+    /// URL or a host that may not be asked that it is for `what`.
     pub fn about(mut self, what: &str) -> Self {
         match &mut self.error {
             Error::DownloadFailed { what: said, reason, .. } if said != what => {
                 *reason = format!("{said}: {reason}");
                 what.clone_into(said);
             }
+            Error::NotAllowed { what: said, .. } if !said.ends_with(what) => *said = format!("{said} for {what}"),
             Error::InvalidSpec { field, .. } if !field.ends_with(what) => *field = format!("{field} of {what}"),
             _ => {}
         }

@@ -1,6 +1,10 @@
 //! Which requests go by way of a proxy: those that the usual variables name, but never those to this machine.
 
-use std::{env, fmt};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fmt,
+};
 
 use llm_local_core::{Error, Result};
 use reqwest::{NoProxy, Proxy, Url};
@@ -17,15 +21,16 @@ pub struct Proxies {
     https: Option<Named>,
     http: Option<Named>,
     /// As in the variable `NO_PROXY`.
-    exempt: String,
+    exempt: Option<Named>,
 }
 
-/// A proxy, and the variable that named it.
+/// What a variable says, and which it is.
 #[derive(Clone, PartialEq, Eq)]
 struct Named {
     variable: &'static str,
-    /// It may hold a password.
-    value: String,
+    /// It may hold a password. `None` if it is no text, which is not the same as none: what is to go through a proxy would
+    /// go past it.
+    value: Option<String>,
 }
 
 impl Proxies {
@@ -36,7 +41,7 @@ impl Proxies {
 
     /// Those that the variables of this process name: see [`Proxies::from_variables`].
     pub fn from_environment() -> Self {
-        Self::from_variables(|name| env::var(name).ok())
+        Self::from_values(|name| env::var_os(name))
     }
 
     /// Those that the values of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` (for either, where its own says nothing) and
@@ -46,31 +51,38 @@ impl Proxies {
     /// `NO_PROXY` is a list with commas of hosts, which stand for their subdomains too, of IP addresses and networks
     /// (`10.0.0.0/8`), or `*` for all.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+        Self::from_values(|name| variable(name).map(OsString::from))
+    }
+
+    /// [`Proxies::from_variables`], of values that may be no text.
+    fn from_values(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let text = |value: &OsStr| value.to_str().map(|value| value.trim().to_owned());
         let first = |names: &[&'static str]| {
-            names.iter().find_map(|name| Some(Named { variable: name, value: variable(name)?.trim().to_owned() }))
+            names.iter().find_map(|name| Some(Named { variable: name, value: text(&variable(name)?) }))
         };
-        let told = |names: &[&'static str]| first(names).filter(|named| !named.value.is_empty());
+        let told = |names: &[&'static str]| first(names).filter(|named| named.value.as_deref() != Some(""));
         let all = told(&["ALL_PROXY", "all_proxy"]);
         let is_cgi = variable("REQUEST_METHOD").is_some();
         let http: &[&'static str] = if is_cgi { &["http_proxy"] } else { &["HTTP_PROXY", "http_proxy"] };
         Self {
             https: told(&["HTTPS_PROXY", "https_proxy"]).or_else(|| all.clone()),
             http: told(http).or(all),
-            exempt: first(&["NO_PROXY", "no_proxy"]).map(|named| named.value).unwrap_or_default(),
+            exempt: first(&["NO_PROXY", "no_proxy"]),
         }
     }
 
     /// reqwest's rules for these. Where `insecure_http` is not set, `http:` goes to this machine only.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a proxy that cannot be used. To go on without it would send past the proxy what is
+    /// [`Error::Unsupported`] for a proxy that cannot be used, or a variable that is no text. To go on without it would send past the proxy what is
     /// to go through it.
     pub(super) fn rules(&self, insecure_http: bool) -> Result<Vec<Proxy>> {
+        let exempt = self.exempt.as_ref().map(Named::text).transpose()?.unwrap_or_default();
         // reqwest takes `*` for all names, but for no address.
-        if self.exempt.split(',').any(|entry| entry.trim() == "*") {
+        if exempt.split(',').any(|entry| entry.trim() == "*") {
             return Ok(Vec::new());
         }
-        let exempt = NoProxy::from_string(&format!("{},{}", address::LOOPBACK, self.exempt));
+        let exempt = NoProxy::from_string(&format!("{},{}", address::LOOPBACK, exempt));
         let http = self.http.as_ref().filter(|_| insecure_http).map(|named| Ok(Proxy::http(named.url()?)));
         let https = self.https.as_ref().map(|named| Ok(Proxy::https(named.url()?)));
         let rules = https.into_iter().chain(http);
@@ -85,6 +97,14 @@ impl Proxies {
 }
 
 impl Named {
+    fn text(&self) -> Result<&str> {
+        self.value.as_deref().ok_or_else(|| {
+            let reason =
+                format!("the variable {} says which proxy is used, and is no Unicode text; {FIX}", self.variable);
+            Error::unsupported("network access", reason)
+        })
+    }
+
     /// The URL of the proxy; its scheme may have been left out.
     fn url(&self) -> Result<Url> {
         let unusable = |found: &str| {
@@ -92,7 +112,8 @@ impl Named {
             let reason = format!("the variable {} names a proxy: {expected}, found {found}; {FIX}", self.variable);
             Err(Error::unsupported("network access", reason))
         };
-        let text = if self.value.contains("://") { self.value.clone() } else { format!("http://{}", self.value) };
+        let value = self.text()?;
+        let text = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
         match Url::parse(&text) {
             Ok(url) if !matches!(url.scheme(), "http" | "https") => {
                 unusable(&format!("one with the scheme `{}`, which is not spoken", url.scheme()))
@@ -115,7 +136,7 @@ impl fmt::Debug for Proxies {
         f.debug_struct("Proxies")
             .field("https", &at(&self.https))
             .field("http", &at(&self.http))
-            .field("exempt", &self.exempt)
+            .field("exempt", &self.exempt.as_ref().and_then(|named| named.value.as_deref()).unwrap_or_default())
             .finish()
     }
 }
@@ -135,7 +156,7 @@ mod tests {
     /// The values for `https:` and `http:`.
     fn told(variables: &[(&str, &str)]) -> (Option<String>, Option<String>) {
         let proxies = proxies(variables);
-        (proxies.https.map(|named| named.value), proxies.http.map(|named| named.value))
+        (proxies.https.and_then(|named| named.value), proxies.http.and_then(|named| named.value))
     }
 
     #[test]
@@ -173,6 +194,20 @@ mod tests {
         // One that no request needs does no harm.
         let proxies = proxies(&[("HTTP_PROXY", "socks5://host"), ("HTTPS_PROXY", "proxy.test:3128")]);
         assert!(proxies.rules(false).is_ok() && proxies.rules(true).is_err());
+    }
+
+    /// What goes past a proxy that is named, however badly, is not what its owner wants.
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_no_text_is_an_error_that_names_it() {
+        use std::os::unix::ffi::OsStringExt as _;
+        for variable in ["HTTPS_PROXY", "all_proxy", "NO_PROXY"] {
+            let value = |name: &str| (name == variable).then(|| OsString::from_vec(b"http://\xff".to_vec()));
+            let proxies = Proxies::from_values(value);
+            let error = proxies.rules(false).unwrap_err().to_string();
+            assert!(error.contains(variable) && error.contains("no Unicode text"), "{error}");
+            assert!(!format!("{proxies:?}").contains("xff"), "{proxies:?}");
+        }
     }
 
     #[test]

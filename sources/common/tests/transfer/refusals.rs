@@ -134,3 +134,22 @@ fn a_disk_without_room_is_found_before_the_first_byte() {
     assert!(required >= 1 << 60 && available < required);
     assert!(setup.hub.requests().is_empty() && setup.published().is_empty());
 }
+
+#[test]
+fn a_host_that_is_not_allowed_gets_no_request_and_nothing_is_published() {
+    for size in [SIZE, 1000] {
+        let mut setup = if size == SIZE { Setup::new().only(MODEL) } else { super::small::of(size) };
+        setup.network = setup.network.clone().with_allowed_hosts([setup.hub.address().to_string()]);
+        let error = setup.fetch().unwrap_err();
+        let text = error.to_string();
+        assert!(error.code() == "not_allowed" && text.contains("model.bin of test:org/tiny"), "{text}");
+        assert!(text.contains(&setup.hub.cdn_address().to_string()), "{text}");
+        let requests = setup.hub.wait_until_idle();
+        assert!(requests.len() == 1 && requests[0].host == Host::Hub, "{requests:?}");
+        assert!(setup.published().is_empty() && setup.waits().is_empty());
+        // With that host, too, all is well.
+        let hosts = [setup.hub.address(), setup.hub.cdn_address()].map(|address| address.to_string());
+        setup.network = setup.network.clone().with_allowed_hosts(hosts);
+        setup.fetch().unwrap();
+    }
+}

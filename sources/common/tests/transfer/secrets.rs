@@ -150,6 +150,27 @@ fn no_stall_makes_an_error_tell_a_secret() {
 }
 
 #[test]
+fn a_redirect_to_a_host_that_is_not_allowed_tells_the_file_the_host_and_the_fix_and_no_secret() {
+    let mut setup = setup();
+    setup.network = setup.network.clone().with_allowed_hosts([setup.hub.address().to_string()]);
+    for place in [signed(&format!("https://user:{PASSWORD}@cdn.example.invalid/a")), signed("https://127.0.0.1:1/a")] {
+        setup.hub.clear_faults();
+        setup.hub.fault(Fault::redirect(302, &place));
+        let host = if place.contains("invalid") { "cdn.example.invalid/a" } else { "127.0.0.1:1/a" };
+        let errors = errors(&setup, &signed_url());
+        assert_eq!(errors.len(), 2);
+        for error in &errors {
+            let text = error.to_string();
+            assert!(error.code() == "not_allowed" && !error.is_retryable(), "{text}");
+            for words in [host, "model.bin of test:org/tiny", "Policy::allow_hosts", &setup.hub.address().to_string()] {
+                assert_eq!(text.matches(words).count(), 1, "{words} in {text}");
+            }
+        }
+        assert_tells_nothing(&place, &errors);
+    }
+}
+
+#[test]
 fn a_url_that_may_not_be_asked_is_an_error_that_names_the_file_and_the_ref() {
     for (url, words) in [
         ("http://cdn.example.invalid/a?X-Sig=s1gned", "cdn.example.invalid/a"),
