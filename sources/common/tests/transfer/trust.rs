@@ -187,7 +187,7 @@ fn what_came_in_an_earlier_call_is_trusted_too() {
         assets.manifest(V1, &format!("7:{asset}"), &names, false).with_version("v1")
     };
     // Both came once without being recorded as a version.
-    let plain = assets.manifest(V1, "7:1", &[WEIGHTS, CONFIG], false);
+    let plain = assets.manifest("test:org/lora@main", "7:1", &[WEIGHTS, CONFIG], false);
     assets.fetch(&plain).unwrap();
     assets.asked();
     assets.fetch(&v1(1)).unwrap();
