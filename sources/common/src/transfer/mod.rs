@@ -8,7 +8,7 @@
 //! | `download` | all bytes of one version of a file; `ranges`: several at a time |
 //! | `body` | one request for bytes; `answer`: what comes back, judged; `bounds`: when a host is given up |
 //! | `pour` | bytes from a connection to the disk; `flush`: on through the system's cache |
-//! | `unpacked` | archives unpacked and parts joined, where a manifest says so |
+//! | `unpacked` | archives unpacked and parts joined, where a manifest says so; `steps`: one after the other |
 //! | `read` | a small range, without storing it |
 //!
 //! Nothing is published unverified, and nothing that was not published is taken for present.
@@ -32,6 +32,7 @@ mod queue;
 mod ranges;
 mod read;
 mod small;
+mod steps;
 mod unpacked;
 
 use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf, sync::Arc};

@@ -4,12 +4,7 @@
 //! looks into, and each file of that becomes a content of the store under its own digest. A crash leaves that folder, or
 //! contents that nobody records, or all of it.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use llm_local_core::{Digest, Error, FetchContext, Manifest, Result, Unpack};
 use tokio_util::sync::CancellationToken;
@@ -17,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Call, Files,
     context::{blocking, untrusted},
+    steps::{File, Steps, name},
 };
 use crate::{
     disk::{FileKey, FileLock, digest_file, if_full, sweep},
     progress::FileMeter,
-    store::{Made, Output, Store, made_key},
-    unpack::{join, unpack},
+    store::{Made, Store, made_key},
 };
 
 /// A job whose files came and are to become others.
@@ -55,7 +50,7 @@ impl Unpacking {
             }
         };
         let lock = self.store.making_lock(&key);
-        let lock = FileLock::acquire(&lock, &**self.call.network.timer(), &self.cx.cancel, waiting).await?;
+        let lock = FileLock::acquire_apart(&lock, &**self.call.network.timer(), &self.cx.cancel, waiting).await?;
         // However this future ends, the work ends with it.
         let cancel = self.cx.cancel.child_token();
         let _ends = cancel.clone().drop_guard();
@@ -175,112 +170,6 @@ pub(super) fn estimate(manifest: &Manifest) -> u64 {
 /// Whether `error` says that what was unpacked is not as it has to be, so that it would fail again.
 fn is_bad(error: &Error) -> bool {
     matches!(error, Error::LoadFailed { .. } | Error::UnsupportedModelFormat { .. })
-}
-
-/// What a file of `manifest` is called in messages; it ends as the file does.
-fn name(manifest: &Manifest, path: &str) -> String {
-    let reference = &manifest.reference;
-    let is_it = reference.fragment() == Some(path) || reference.is_file() && reference.locator().ends_with(path);
-    if is_it { reference.to_string() } else { format!("{reference}: {path}") }
-}
-
-/// A file on its way from the source's to the artifact's.
-enum File {
-    /// One of the source's.
-    Came(PathBuf),
-    /// One that was made.
-    Made { path: PathBuf, size: u64, digest: Digest },
-}
-
-impl File {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Came(path) | Self::Made { path, .. } => path,
-        }
-    }
-
-    fn output(&self) -> Output {
-        match self {
-            Self::Came(path) => Output::Same(path.clone()),
-            Self::Made { size, digest, .. } => Output::Content(*size, *digest),
-        }
-    }
-
-    /// Frees the disk of what was made on the way.
-    fn taken(&self) -> Result<()> {
-        match self {
-            Self::Came(_) => Ok(()),
-            Self::Made { path, .. } => fs::remove_file(path).map_err(|e| Error::io("delete", path, e)),
-        }
-    }
-}
-
-/// The steps of a manifest.
-struct Steps<'a> {
-    manifest: &'a Manifest,
-    folder: &'a Path,
-    call: &'a Call,
-    cancel: &'a CancellationToken,
-}
-
-impl Steps<'_> {
-    /// The files that the artifact has in the end.
-    fn take(&self, files: &Files) -> Result<BTreeMap<String, File>> {
-        let mut there: BTreeMap<_, _> = files.iter().map(|(path, at)| (path.clone(), File::Came(at.clone()))).collect();
-        for (number, step) in self.manifest.unpack.iter().enumerate() {
-            let taken = step.takes().map(|name| there.remove(name).ok_or_else(|| self.gone(name)));
-            let taken = taken.collect::<Result<Vec<_>>>()?;
-            let at = self.folder.join(number.to_string());
-            match step {
-                Unpack::Join { into, .. } => {
-                    let made = self.join(&taken, into, at)?;
-                    there.insert(into.clone(), made);
-                }
-                Unpack::Archive { file } => {
-                    fs::create_dir(&at).map_err(|e| Error::io("create the folder", &at, e))?;
-                    let archive = name(self.manifest, file);
-                    for one in &taken {
-                        for unpacked in unpack(one.path(), &archive, &at, &self.call.config.unpack, self.cancel)? {
-                            let made = File::Made {
-                                path: at.join(&unpacked.path),
-                                size: unpacked.size,
-                                digest: unpacked.digest,
-                            };
-                            if there.insert(unpacked.path.clone(), made).is_some() {
-                                let reason = format!("`{}` is in it and beside it, too", unpacked.path);
-                                return Err(Error::load(archive, reason));
-                            }
-                        }
-                    }
-                }
-                _ => {
-                    return Err(Error::unsupported(
-                        format!("unpacking {}", self.manifest.reference),
-                        "a step of it is of a kind that is not known here",
-                    ));
-                }
-            }
-            taken.iter().try_for_each(File::taken)?;
-        }
-        Ok(there)
-    }
-
-    fn join(&self, parts: &[File], into: &str, at: PathBuf) -> Result<File> {
-        let parts: Vec<_> = parts.iter().map(|part| part.path().to_owned()).collect();
-        match join(&parts, &at, self.call.config.unpack.total_bytes, self.cancel) {
-            Ok((size, digest)) => Ok(File::Made { path: at, size, digest }),
-            // Where it was to be is nothing to its user.
-            Err(Error::LoadFailed { reason, source, .. }) => {
-                Err(Error::LoadFailed { model: name(self.manifest, into), reason, source })
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn gone(&self, name: &str) -> Error {
-        let reason = format!("`{name}` is to be unpacked, but is not among the files, or was taken already");
-        Error::invalid_spec(format!("manifest of {}", self.manifest.reference), reason)
-    }
 }
 
 /// A folder that goes when it is dropped.
