@@ -53,7 +53,7 @@ impl FileLock {
     }
 
     /// The lock at `path`, once whoever has it gives it back. `on_wait` hears who that is before the first wait, and
-    /// again when it is another.
+    /// again when it is another. Each look at the lock blocks the thread that polls this.
     ///
     /// # Errors
     /// As [`FileLock::try_acquire`], and [`Error::Cancelled`].
@@ -61,17 +61,49 @@ impl FileLock {
         path: &Path,
         timer: &dyn Timer,
         cancel: &CancellationToken,
+        on_wait: impl FnMut(String),
+    ) -> Result<Self> {
+        Self::acquire_by(path, timer, cancel, on_wait, |path| std::future::ready(look(&path))).await
+    }
+
+    /// As [`FileLock::acquire`], within Tokio, with each look on a thread for blocking work: many may wait at a time, and a
+    /// folder on a network may be slow.
+    ///
+    /// # Errors
+    /// As [`FileLock::acquire`].
+    pub(crate) async fn acquire_apart(
+        path: &Path,
+        timer: &dyn Timer,
+        cancel: &CancellationToken,
+        on_wait: impl FnMut(String),
+    ) -> Result<Self> {
+        let apart = |path: PathBuf| async move {
+            match tokio::task::spawn_blocking(move || look(&path)).await {
+                Ok(looked) => looked,
+                Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+                // The runtime ends.
+                Err(_) => Err(Error::Cancelled),
+            }
+        };
+        Self::acquire_by(path, timer, cancel, on_wait, apart).await
+    }
+
+    async fn acquire_by<F: Future<Output = Result<Looked>>>(
+        path: &Path,
+        timer: &dyn Timer,
+        cancel: &CancellationToken,
         mut on_wait: impl FnMut(String),
+        look: impl Fn(PathBuf) -> F,
     ) -> Result<Self> {
         let (mut wait, mut told) = (FIRST_WAIT, None);
         loop {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            if let Some(lock) = Self::try_acquire(path)? {
-                return Ok(lock);
-            }
-            let reason = who_has(path);
+            let reason = match look(path.to_owned()).await? {
+                Ok(lock) => return Ok(lock),
+                Err(reason) => reason,
+            };
             if told.as_ref() != Some(&reason) {
                 on_wait(reason.clone());
                 told = Some(reason);
@@ -87,6 +119,13 @@ impl FileLock {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The lock, or who has it.
+type Looked = std::result::Result<FileLock, String>;
+
+fn look(path: &Path) -> Result<Looked> {
+    Ok(FileLock::try_acquire(path)?.ok_or_else(|| who_has(path)))
 }
 
 /// How often a lock's file may vanish while it is being locked.
@@ -152,6 +191,31 @@ mod tests {
 
     use super::*;
     use crate::network::testing::FakeTimer;
+
+    #[test]
+    fn a_look_apart_does_not_hold_up_the_thread_that_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("locks/a.lock");
+        let held = FileLock::try_acquire(&path).unwrap().unwrap();
+        let (timer, cancel, mut held) = (FakeTimer::new(), CancellationToken::new(), Some(held));
+        // One thread for blocking work, which is taken: a look would not wait for it if it were not there.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let (go, told) = std::sync::mpsc::channel::<()>();
+        let got = runtime.block_on(async {
+            let busy = tokio::task::spawn_blocking(move || told.recv());
+            let mut acquiring = std::pin::pin!(FileLock::acquire_apart(&path, &timer, &cancel, |_| drop(held.take())));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            for _ in 0..100 {
+                assert!(acquiring.as_mut().poll(&mut context).is_pending());
+                tokio::task::yield_now().await;
+            }
+            assert!(timer.sleeps(Wait::Lock).is_empty(), "it has not looked yet");
+            go.send(()).unwrap();
+            busy.await.unwrap().unwrap();
+            acquiring.await
+        });
+        assert_eq!((got.unwrap().path(), timer.sleeps(Wait::Lock)), (&*path, vec![FIRST_WAIT]));
+    }
 
     #[test]
     fn two_open_handles_shut_each_other_out() {

@@ -97,7 +97,7 @@ async fn lock(item: &Item) -> Result<(FileLock, bool)> {
             meter.waiting(reason);
         }
     };
-    let lock = FileLock::acquire(&path, &**file.network().timer(), file.stop(), waiting).await?;
+    let lock = FileLock::acquire_apart(&path, &**file.network().timer(), file.stop(), waiting).await?;
     blocking(move || Ok((lock, link()?))).await
 }
 
@@ -107,10 +107,13 @@ async fn bring(item: &Item, lock: FileLock) -> Result<Brought> {
     let (root, key, size) = (file.call.root.clone(), item.key.clone(), file.entry().size);
     let segment_bytes = file.call.config.segment_bytes;
     let partial = blocking(move || Partial::open(&root, &key, size, lock, segment_bytes)).await?;
-    let flush = file.flush.get_or_init(|| Flush::new(partial.path()));
+    // Without a digest each write is on the disk before it counts.
+    let flush = item.key.has_digest().then(|| file.flush.get_or_init(|| Flush::new(partial.path())));
     let verified = verified(file, &partial).await;
     // Whatever came of it, nobody has the partial open once this is over.
-    flush.ended().await;
+    if let Some(flush) = flush {
+        flush.ended().await;
+    }
     let digest = match verified? {
         Verified::Digest(digest) => digest,
         Verified::Local(path) => {
