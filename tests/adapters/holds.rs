@@ -133,6 +133,36 @@ fn files_of_this_machine_are_kept_by_their_content() {
 }
 
 #[test]
+fn a_path_that_is_pinned_means_what_lay_there_then() {
+    let world = World::new(loose("v1", "peft"));
+    let path = world.folder.path().join("pirate.safetensors");
+    let place = |adapter: &str| {
+        let mut files = adapter_files(adapter).into_iter();
+        fs::write(path.with_file_name("adapter_config.json"), files.next().unwrap().1).unwrap();
+        fs::write(&path, files.next().unwrap().1).unwrap();
+    };
+    place("peft");
+    let (engine, reference) = (world.engine(), ArtifactRef::file(&path).unwrap());
+    let adapters = engine.adapters();
+    let spec = spec(&reference.to_string());
+    let first = block_on(adapters.pin(&reference, None, None)).unwrap();
+    place("rslora");
+    assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+    assert!(block_on(adapters.is_update_available(&reference)).unwrap());
+    let second = block_on(adapters.pin(&reference, None, None)).unwrap();
+    assert_ne!(first.revision, second.revision);
+    assert_reference(&answers(&engine, &spec).unwrap(), "rslora");
+    assert_eq!(block_on(adapters.list()).unwrap()[0].versions.len(), 2);
+    // Of those that were loaded, the one before is in nobody's hands any more.
+    block_on(adapters.delete(&reference, Some(&first.revision))).unwrap();
+    assert_adapter_error(block_on(adapters.delete(&reference, None)), "io", &["is loaded"]);
+    block_on(engine.unload(&spec)).unwrap();
+    block_on(adapters.delete(&reference, None)).unwrap();
+    assert!(path.exists(), "what lies there is its owner's");
+    assert_eq!(fs::read_dir(world.folder.path().join("store/blobs")).unwrap().count(), 0);
+}
+
+#[test]
 fn adapters_of_the_hub_are_kept_by_commit() {
     let world = World::new(loose("v1", "peft"));
     let (engine, reference) = (world.engine(), "hf:org/pirate".parse().unwrap());

@@ -4,7 +4,7 @@ use llm_local::{
     ArtifactRef,
     adapters::{AdapterFormat, Scaling},
 };
-use llm_local_testkit::github::Host;
+use llm_local_testkit::github::{Host, Release};
 use pollster::block_on;
 
 use crate::{
@@ -58,4 +58,43 @@ fn what_cannot_be_used_is_described_with_the_reason() {
     assert!(mlx.unusable.as_ref().unwrap().contains("mlx-lm"), "{mlx:?}");
     let dora = report("dora");
     assert!(dora.unusable.as_ref().unwrap().to_lowercase().contains("dora"), "{dora:?}");
+}
+
+/// A GGUF adapter as llama.cpp writes it: alpha 16, and a pair of rank 4 for one module.
+///
+/// Source of the form: ggml `docs/gguf.md`, and llama.cpp `convert_lora_to_gguf.py`.
+fn gguf() -> Vec<u8> {
+    let text = |s: &str| [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat();
+    let string = |key: &str, value: &str| [text(key), 8u32.to_le_bytes().to_vec(), text(value)].concat();
+    let float = |key: &str, value: f32| [text(key), 6u32.to_le_bytes().to_vec(), value.to_le_bytes().to_vec()].concat();
+    let tensor = |name: &str, shape: [u64; 2], offset: u64| {
+        let shape = [shape[0].to_le_bytes(), shape[1].to_le_bytes()].concat();
+        let rest = [&0u32.to_le_bytes()[..], &offset.to_le_bytes()].concat();
+        [text(name), 2u32.to_le_bytes().to_vec(), shape, rest].concat()
+    };
+    let mut file = [
+        b"GGUF".to_vec(),
+        3u32.to_le_bytes().to_vec(),
+        2u64.to_le_bytes().to_vec(),
+        4u64.to_le_bytes().to_vec(),
+        string("general.type", "adapter"),
+        string("general.architecture", "llama"),
+        string("general.base_model.0.name", "Tiny Llama"),
+        float("adapter.lora.alpha", 16.0),
+        tensor("blk.0.attn_q.weight.lora_a", [128, 4], 0),
+        tensor("blk.0.attn_q.weight.lora_b", [4, 128], 2048),
+    ]
+    .concat();
+    file.resize(file.len().next_multiple_of(32) + 2 * 2048, 0);
+    file
+}
+
+#[test]
+fn a_gguf_adapter_is_described_by_its_metadata() {
+    let world = World::new(Release::new("v1").with_file("pirate.gguf", gguf()));
+    let report = block_on(world.engine().adapters().inspect(&"github:acme/lora".parse().unwrap())).unwrap();
+    assert_eq!((report.format, report.base.name.as_deref()), (AdapterFormat::Gguf, Some("Tiny Llama")));
+    assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(16.0), Scaling::AlphaOverRank));
+    assert_eq!((report.modules, report.tensors), (1, 2));
+    assert!(report.unusable.as_ref().unwrap().contains("GGUF"), "{report:?}");
 }
