@@ -14,25 +14,25 @@ use futures_util::{
     StreamExt,
     future::{Either, select},
 };
-use llm_local_core::{DownloadProgress, FetchContext, ProgressEvent, Result};
+use llm_local_core::{DownloadProgress, FetchContext, ManifestFile, ProgressEvent, Result};
 use llm_local_source_common::{
     network::testing::FakeTimer,
     progress::{DownloadStream, download_stream},
     transfer::{Files, Transfer},
 };
-use llm_local_testkit::hub::{Content, Fault, Host, Outcome, Recorded};
+use llm_local_testkit::hub::{Content, Fault, Host, Outcome, Recorded, Repo};
 use proptest::{prelude::*, test_runner::RngSeed};
 use tokio::sync::oneshot;
 
 use super::{sources::placed, support::*};
 
-/// Bytes of all files.
+/// Bytes of both files of a setup that is not drawn.
 const TOTAL: u64 = SIZE + 8;
 /// After so many bytes an answer stalls; no other stops there.
 const STALLS_AT: u64 = 77_777;
 
-/// Every fault; those that nothing but a digest tells only `with_wrong`.
-fn fault(with_wrong: bool) -> impl Strategy<Value = Fault> {
+/// Every fault of a file of `size` bytes; those that nothing but a digest tells only `with_wrong`.
+fn fault(size: u64, with_wrong: bool) -> impl Strategy<Value = Fault> {
     let bytes = 0..300_000u64;
     let passing = prop_oneof![
         bytes.clone().prop_map(Fault::cut),
@@ -45,13 +45,13 @@ fn fault(with_wrong: bool) -> impl Strategy<Value = Fault> {
         bytes.prop_map(|n| Fault::ignore_range().and(Fault::cut(n))),
         (0..3u8).prop_map(|n| Fault::etag(format!("etag-{n}"))),
         (0..2u8).prop_map(|n| Fault::header("ETag", format!("W/\"weak-{n}\""))),
-        Just(Fault::changed(Content::generated(SIZE, 8))),
+        Just(Fault::changed(Content::generated(size, 8))),
         Just(Fault::longer(7)),
         Just(Fault::shorter(7)),
         Just(Fault::gzip()),
         Just(Fault::html()),
     ];
-    let wrong = prop_oneof![Just(Fault::wrong_bytes()), (0..SIZE).prop_map(Fault::wrong_byte)];
+    let wrong = prop_oneof![Just(Fault::wrong_bytes()), (0..size).prop_map(Fault::wrong_byte)];
     // 400, 401 and 403 of the second host say that the signed URL has expired.
     let statuses = prop::sample::select(vec![400u16, 401, 403, 404, 408, 416, 500, 503]).prop_map(Fault::status);
     let waits = prop::sample::select(vec!["0", "1", "100", "1000", "Fri, 15 Jan 2027 08:00:09 GMT"]);
@@ -64,12 +64,28 @@ fn fault(with_wrong: bool) -> impl Strategy<Value = Fault> {
     prop_oneof![3 => passing, 4 => contents, u32::from(with_wrong) => wrong, 3 => refusals]
 }
 
+/// What is drawn of the two files.
+#[derive(Debug, Clone, Copy)]
+struct Drawn {
+    /// Of the smaller one, which comes in one request or, the largest of them, in two.
+    size: u64,
+    small_has_digest: bool,
+    large_has_digest: bool,
+}
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    let sizes = prop_oneof![1..400_000u64, 1..1000u64];
+    (sizes, prop::bool::weighted(0.7), prop::bool::weighted(0.7))
+        .prop_map(|(size, small_has_digest, large_has_digest)| Drawn { size, small_has_digest, large_has_digest })
+}
+
 /// A fault, for some of the requests.
-fn aimed(with_wrong: bool) -> impl Strategy<Value = Fault> {
-    let path = prop_oneof![Just(CONFIG), Just(MODEL), Just(MODEL)];
+fn aimed(files: Drawn) -> impl Strategy<Value = Fault> {
+    let small = fault(files.size, files.small_has_digest).prop_map(|fault| (fault, CONFIG));
+    let large = fault(SIZE, files.large_has_digest).prop_map(|fault| (fault, MODEL));
     let host = prop_oneof![Just(None), Just(Some(Host::Cdn))];
-    (fault(with_wrong), path, host, 0..6usize, prop::option::of(1..3usize)).prop_map(
-        |(fault, path, host, skip, times)| {
+    (prop_oneof![small, large], host, 0..6usize, prop::option::of(1..3usize)).prop_map(
+        |((fault, path), host, skip, times)| {
             let fault = fault.path(path).skip(skip);
             let fault = host.filter(|_| path == MODEL).into_iter().fold(fault, Fault::on);
             times.into_iter().fold(fault, Fault::times)
@@ -80,15 +96,14 @@ fn aimed(with_wrong: bool) -> impl Strategy<Value = Fault> {
 /// What happens in a run: faults, and for how many requests a signed URL is good.
 type Troubles = (Vec<Fault>, Option<usize>);
 
-fn troubles(with_wrong: bool) -> impl Strategy<Value = Troubles> {
+fn troubles(files: Drawn) -> impl Strategy<Value = Troubles> {
     let url_uses = prop_oneof![4 => Just(None), 1 => Just(Some(1)), 1 => Just(Some(0))];
-    (prop::collection::vec(aimed(with_wrong), 0..4), url_uses)
+    (prop::collection::vec(aimed(files), 0..5), url_uses)
 }
 
-/// Whether the large file has a digest, and what happens in two runs.
-fn two_runs() -> impl Strategy<Value = (bool, [Troubles; 2])> {
-    prop::bool::weighted(0.7)
-        .prop_flat_map(|has_digest| (Just(has_digest), [troubles(has_digest), troubles(has_digest)]))
+/// The files, and what happens in two runs.
+fn two_runs() -> impl Strategy<Value = (Drawn, [Troubles; 2])> {
+    drawn().prop_flat_map(|files| (Just(files), [troubles(files), troubles(files)]))
 }
 
 /// The same cases each time, but for another seed in `PROPTEST_RNG_SEED`.
@@ -102,16 +117,28 @@ fn cases(cases: u32) -> ProptestConfig {
 }
 
 impl Setup {
-    /// A setup for a property: some ranges and two files at a time; the large file has a digest or none.
-    fn of_a_case(ranges: usize, has_digest: bool) -> Self {
+    /// A setup for a property: some ranges and two files at a time.
+    fn of_a_case(ranges: usize, files: Drawn) -> Self {
         let mut setup = Self::new();
         setup.config = setup.config.clone().with_ranges_per_file(ranges).with_files_at_once(2);
         setup.is_hurried = true;
-        if !has_digest {
-            setup.files[1].digest = None;
-            setup.versions = vec![Content::generated(SIZE, 8)];
+        let small = Content::generated(files.size, 6);
+        let repo = Repo::new(REPO).with_file(CONFIG, small.clone()).with_lfs(MODEL, setup.contents[MODEL].clone());
+        setup.hub.publish(repo);
+        setup.files[0] = ManifestFile::new(CONFIG, files.size).with_digest(git_blob(&small));
+        setup.contents.insert(CONFIG.to_owned(), small);
+        for (file, has_digest) in setup.files.iter_mut().zip([files.small_has_digest, files.large_has_digest]) {
+            if !has_digest {
+                file.digest = None;
+                setup.versions.push(Content::generated(file.size, 8));
+            }
         }
         setup
+    }
+
+    /// Bytes of all files.
+    fn total(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
     }
 
     fn trouble(&self, (faults, url_uses): Troubles) {
@@ -212,14 +239,14 @@ fn told_right(setup: &mut Setup, present: u64) -> Result<bool, TestCaseError> {
         ProgressEvent::Download(progress) => Some(progress.clone()),
         _ => None,
     });
-    never_falls(&heard.collect::<Vec<_>>(), present, result.is_ok())?;
+    never_falls(&heard.collect::<Vec<_>>(), present, setup.total(), result.is_ok())?;
     if result.is_ok() {
         let last = events.last();
         prop_assert!(matches!(last, Some(ProgressEvent::Download(p)) if p.fraction == 1.0), "{:?}", last);
     }
     // The stream: values, and then one error if that is how it ends.
     let values: Vec<_> = items.iter().map_while(|item| item.as_ref().ok().cloned()).collect();
-    never_falls(&values, present, result.is_ok())?;
+    never_falls(&values, present, setup.total(), result.is_ok())?;
     prop_assert_eq!(items.len() - values.len(), usize::from(result.is_err()), "{:?}", items);
     if let Err(error) = &result {
         prop_assert_eq!(items.last().unwrap().as_ref().unwrap_err().to_string(), error.to_string());
@@ -227,15 +254,15 @@ fn told_right(setup: &mut Setup, present: u64) -> Result<bool, TestCaseError> {
     Ok(result.is_ok())
 }
 
-/// Checks that the first value is what is `present`, that none is lower than one before, and that the last is 1.0 if it
+/// Checks that the first value is what is `present` of the `total`, that none is lower than one before, and that the last is 1.0 if it
 /// `ended_well`, and no other.
-fn never_falls(values: &[DownloadProgress], present: u64, ended_well: bool) -> Result<(), TestCaseError> {
+fn never_falls(values: &[DownloadProgress], present: u64, total: u64, ended_well: bool) -> Result<(), TestCaseError> {
     // Also before an error that comes at once.
     prop_assert_eq!(values.first().map(|first| first.completed_bytes), Some(present));
     for pair in values.windows(2) {
         prop_assert!(pair[0].fraction <= pair[1].fraction && pair[0].completed_bytes <= pair[1].completed_bytes);
     }
-    prop_assert!(values.iter().all(|d| d.total_bytes == TOTAL && d.completed_bytes <= TOTAL));
+    prop_assert!(values.iter().all(|d| d.total_bytes == total && d.completed_bytes <= total));
     prop_assert_eq!(values.iter().filter(|d| d.fraction == 1.0).count(), usize::from(ended_well));
     prop_assert_eq!(values.last().is_some_and(|last| last.fraction == 1.0), ended_well);
     Ok(())
@@ -246,10 +273,10 @@ proptest! {
 
     #[test]
     fn progress_begins_at_what_is_there_never_falls_and_ends_at_one_or_an_error(
-        (has_digest, [first, second]) in two_runs(),
+        (files, [first, second]) in two_runs(),
         ranges in 1..4usize,
     ) {
-        let mut setup = Setup::of_a_case(ranges, has_digest);
+        let mut setup = Setup::of_a_case(ranges, files);
         setup.trouble(first);
         told_right(&mut setup, 0)?;
         // A second run begins with what the first one left, and a third one, in which nothing goes wrong, ends well.
@@ -267,11 +294,11 @@ proptest! {
 
     #[test]
     fn dropping_the_stream_ends_its_requests_and_nothing_wrong_is_there(
-        (has_digest, [troubles, _]) in two_runs(),
+        (files, [troubles, _]) in two_runs(),
         ranges in 1..4usize,
         seen in 0..14usize,
     ) {
-        let mut setup = Setup::of_a_case(ranges, has_digest);
+        let mut setup = Setup::of_a_case(ranges, files);
         setup.trouble(troubles);
         let transfer = setup.transfer();
         let over = AtomicBool::new(false);
