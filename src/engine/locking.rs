@@ -6,7 +6,10 @@ use llm_local_core::{Error, FetchContext, LockedArtifact, ModelSpec, Result, Spe
 use llm_local_source_common::transfer::{Files, Job};
 
 use super::{Engine, Inner, Pin};
-use crate::{blocking::blocking_while_wanted, content};
+use crate::{
+    blocking::{blocking, blocking_while_wanted},
+    content,
+};
 
 impl Engine {
     /// What `spec` means now, to the byte: its base, the tokenizer of it, and its adapters, each with the immutable revision
@@ -34,11 +37,15 @@ impl Inner {
         let mut manifest = pin.manifest.clone();
         if manifest.files.iter().any(|file| file.digest.is_none()) {
             let files = self.fetch(pin, cx).await?;
-            for file in &mut manifest.files {
-                // What an archive was is gone once it is unpacked; the store remembers.
-                if let (None, Some(path)) = (file.digest, files.get(&file.path)) {
-                    file.digest = Some(hash(path.clone()).await?.1);
-                }
+            // An archive is gone once it is unpacked; the store remembers what it was.
+            let (store, of) = (self.transfer.store().clone(), pin.manifest.clone());
+            let known = blocking("store", move || store.digests(&of)).await?;
+            for file in manifest.files.iter_mut().filter(|file| file.digest.is_none()) {
+                file.digest = match (known.get(&file.path), files.get(&file.path)) {
+                    (Some(digest), _) => Some(*digest),
+                    (None, Some(path)) => Some(hash(path.clone()).await?.1),
+                    (None, None) => None,
+                };
             }
         }
         manifest.reference = pin.reference.clone();

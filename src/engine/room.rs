@@ -28,7 +28,7 @@ impl Inner {
     /// held, so nothing of them goes.
     pub(crate) async fn make_room(&self, jobs: &[Job], cx: &FetchContext) -> Result<()> {
         let Some(quota) = self.quota else { return Ok(()) };
-        let missing = self.transfer.missing_bytes(jobs, cx).await?;
+        let missing = self.transfer.unpublished_bytes(jobs, cx).await?;
         // Offline nothing can come.
         if missing == 0 || cx.offline {
             return Ok(());

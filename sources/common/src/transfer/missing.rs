@@ -95,3 +95,9 @@ pub(super) fn bytes(root: &Path, contents: &[Content]) -> u64 {
     // Sizes come from remote listings: together they may be more than any number.
     missing.fold(0, u64::saturating_add)
 }
+
+/// Bytes that are not published of all `contents` together. Blocks.
+pub(super) fn unpublished(root: &Path, contents: &[Content]) -> u64 {
+    let missing = contents.iter().filter(|content| !content.here(root).blob).map(|content| content.size);
+    missing.fold(0, u64::saturating_add)
+}

@@ -161,22 +161,22 @@ impl Transfer {
         self.network.run(looking).await
     }
 
-    /// How many bytes have to come until every file of `jobs` is present: none of a file whose content is here and only
-    /// its link is missing, nor what an earlier call has fetched of one; content that several files have comes once. Of
-    /// an archive that is not unpacked there is also what that takes of the disk: the same and a half, since nobody knows
-    /// before; of parts to be joined, their bytes once more.
+    /// How many bytes more are published once every file of `jobs` is present: none of a file whose content is here and
+    /// only its link is missing; content that several files have counts once, and all of it where an earlier call has
+    /// fetched a part. Of an archive that is not unpacked there is also what that takes of the disk: the same and a half,
+    /// since nobody knows before; of parts to be joined, their bytes once more.
     /// Makes no request, takes no lock and changes nothing.
     ///
     /// # Errors
     /// As [`Transfer::present`].
-    pub async fn missing_bytes(&self, jobs: &[Job], cx: &FetchContext) -> Result<u64> {
+    pub async fn unpublished_bytes(&self, jobs: &[Job], cx: &FetchContext) -> Result<u64> {
         let (call, cx) = (self.call(jobs.to_vec()), inner(cx));
         let looking = async move {
             let mut plan = Plan::survey(&call, &cx).await?;
             let paths = plan.look(&call).await?;
             let contents = missing::contents(&call, &plan, &paths);
             let unpacked = plan.to_unpack(&call)?;
-            context::blocking(move || Ok(missing::bytes(&call.root, &contents).saturating_add(unpacked))).await
+            context::blocking(move || Ok(missing::unpublished(&call.root, &contents).saturating_add(unpacked))).await
         };
         self.network.run(looking).await
     }

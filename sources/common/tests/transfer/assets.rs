@@ -156,7 +156,7 @@ impl Assets {
 
     pub(crate) fn missing(&self, manifests: &[&Manifest]) -> u64 {
         let jobs: Vec<_> = manifests.iter().map(|manifest| self.job(manifest)).collect();
-        pollster::block_on(self.transfer().missing_bytes(&jobs, &self.cx())).unwrap()
+        pollster::block_on(self.transfer().unpublished_bytes(&jobs, &self.cx())).unwrap()
     }
 
     /// How often the source was asked since the last call of this.
