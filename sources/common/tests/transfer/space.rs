@@ -92,7 +92,6 @@ fn a_disk_that_gets_full_midway_is_an_error_that_names_the_file_and_what_came_st
     setup.hub.clear_faults();
     setup.hub.clear();
     let kept = 2 * SEGMENT + 100_000;
-    assert_eq!(setup.missing(), SIZE - kept);
     // Now the file is another one, so that all of it is to be forgotten.
     let partial = fs::read_dir(setup.root.path().join("partials")).unwrap().next().unwrap().unwrap().path();
     std::os::unix::fs::symlink("/dev/full", partial.join("state.new")).unwrap();
@@ -111,7 +110,6 @@ fn a_disk_that_gets_full_midway_is_an_error_that_names_the_file_and_what_came_st
     fs::remove_file(partial.join("state.new")).unwrap();
     setup.hub.clear();
     setup.hub.clear_faults();
-    assert_eq!(setup.missing(), SIZE - kept);
     setup.fetch().unwrap();
     assert_eq!(setup.served(), SIZE - kept);
 }
