@@ -21,13 +21,15 @@ const MOST: u64 = 6 << 20;
 fn a_killed_download_goes_on_with_at_most_a_mebibyte_of_each_range_again() {
     let world = World::new(TOKENS, SEGMENT);
     let (mut random, mut again, mut served) = (Random(0x5eed), Vec::new(), 0);
+    let small: u64 = world.small().map(|(_, content)| content.size()).sum();
     for _ in 0..DOWNLOADS {
         let (folder, mut sent) = (Folder::new(), Sent::default());
-        let (mut unread, mut lost) = (0, 0);
+        let (mut unread, mut lost, mut of_small, mut runs) = (0, 0, 0, 0);
         for kills in 0.. {
             let run = run(&world, &folder, (kills < KILLS).then_some(&mut random));
             run.sent.iter().for_each(|part| sent.add(part.clone()));
             unread += run.unread;
+            (of_small, runs) = (of_small + run.small, runs + 1);
             if run.ended {
                 assert_eq!((run.again, run.unread), (0, 0));
                 break;
@@ -37,6 +39,8 @@ fn a_killed_download_goes_on_with_at_most_a_mebibyte_of_each_range_again() {
         }
         world.assert_whole(folder.path());
         world.assert_loads(folder.path());
+        // A small file is in memory until it is there as a whole: a kill takes all of it.
+        assert!((small..=runs * small).contains(&of_small), "{of_small} bytes of small files in {runs} processes");
         // By the hub's word alone: every byte was sent, and twice only what no process had read or what a kill took.
         let twice = sent.twice(world.size());
         assert_eq!(twice, unread + lost, "{sent:?}");
@@ -109,7 +113,9 @@ impl Sent {
 struct Run {
     /// The parts of the weights that the hub sent it.
     sent: Vec<Range<u64>>,
-    /// Bytes of them that it did not read.
+    /// Bytes of the small files that the hub sent it.
+    small: u64,
+    /// Bytes of the weights that it did not read.
     unread: u64,
     /// Bytes that it read and that are not there now.
     again: u64,
@@ -121,6 +127,7 @@ fn run(world: &World, folder: &Folder, random: Option<&mut Random>) -> Run {
     let folder = folder.path();
     let before = world.done(folder);
     let left = world.size() - before.bytes();
+    let there: Vec<_> = world.small().map(|(name, _)| world.blob(folder, name).exists()).collect();
     world.hub.clear();
     let fetching = Fetching::start(world, folder);
     let Received { bytes: received, ended } = match random {
@@ -145,6 +152,14 @@ fn run(world: &World, folder: &Folder, random: Option<&mut Random>) -> Run {
     let again = received.checked_sub(gained).expect("nothing is there that was not received");
     assert!(again <= RANGES as u64 * AGAIN, "{again} of {received} bytes were lost");
     let requests = world.hub.wait_until_idle();
+    // What is there is never asked for again, and what is not once.
+    let mut small = 0;
+    for ((name, content), there) in world.small().zip(there) {
+        let of_file = requests.iter().filter(|r| r.is_for(name) && matches!(r.status, 200 | 206));
+        let sent: u64 = of_file.map(|r| r.body_bytes_sent).sum();
+        assert!(sent <= if there { 0 } else { content.size() }, "{sent} bytes of {name}: {requests:?}");
+        small += sent;
+    }
     let parts = of_weights(&requests).map(|request| start(request)..start(request) + request.body_bytes_sent);
-    Run { sent: parts.collect(), unread: sent(&requests) - received, again, ended }
+    Run { sent: parts.collect(), small, unread: sent(&requests) - received, again, ended }
 }

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
+
+use llm_local_source_common::store::Store;
 
 use crate::world::{WEIGHTS, World};
 
@@ -78,7 +81,19 @@ impl World {
         assert!(whole || !left.recorded && !left.has_ref, "{left:?}");
         assert!(left.recorded || !left.has_ref, "the ref comes last: {left:?}");
         assert!(names(&folder.join("store/blobs")).is_empty());
+        self.assert_partials(folder);
         left
+    }
+
+    /// Asserts that only the weights have a partial, and once they are published nothing of it but how far it was.
+    fn assert_partials(&self, folder: &Path) {
+        let weights = self.partial(folder);
+        let partials = names(&folder.join("store/partials"));
+        let expected = weights.file_name().unwrap().to_str().unwrap();
+        assert!(partials.iter().all(|name| name == expected), "{partials:?}");
+        let of_weights = names(&weights);
+        let has_data = of_weights.iter().any(|name| name == "data");
+        assert!(!(has_data && self.blob(folder, WEIGHTS).exists()), "what is published has a partial: {of_weights:?}");
     }
 
     /// Whether the store has a record.
@@ -86,14 +101,18 @@ impl World {
         names(&folder.join("store/artifacts")).iter().any(|name| name.ends_with(".json") && !name.starts_with('.'))
     }
 
-    /// Asserts that all is as a download leaves it.
+    /// Asserts that all is as a download leaves it. What processes that were killed left of files that they were writing
+    /// goes with the next cleaning.
     pub(crate) fn assert_whole(&self, folder: &Path) {
         let published = self.files.keys().cloned().collect();
-        assert_eq!(self.left(folder), Left { published, recorded: true, has_ref: true });
-        // Killed after the file was moved away, a process leaves how far it was.
-        let partials = folder.join("store/partials");
-        let rest: Vec<_> = names(&partials).iter().flat_map(|key| names(&partials.join(key))).collect();
-        assert!(rest.iter().all(|name| name == "state"), "{rest:?}");
+        let whole = Left { published, recorded: true, has_ref: true };
+        assert_eq!(self.left(folder), whole);
+        assert!(names(&folder.join("store/partials")).is_empty());
+        let hours = Duration::from_secs(2 * 60 * 60);
+        Store::new(folder.join("store")).clean(Duration::ZERO, SystemTime::now() + hours).unwrap();
+        let all = files(folder);
+        assert!(!all.is_empty() && !all.iter().any(|path| is_temporary(path)), "{all:?}");
+        assert_eq!(self.left(folder), whole);
     }
 
     /// How far the weights are. That the bytes which count as done are the hub's is asserted.
@@ -137,6 +156,22 @@ impl Done {
 fn bytes(world: &World, name: &str) -> Vec<u8> {
     let content = &world.files[name];
     content.read(0..content.size()).unwrap()
+}
+
+/// Whether it is a file on its way to another name.
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    name.ends_with(".tmp") || name.ends_with(".incomplete")
+}
+
+/// All files and links below the folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let below = |name: String| {
+        let path = folder.join(name);
+        let is_folder = fs::symlink_metadata(&path).unwrap().is_dir();
+        if is_folder { files(&path) } else { vec![path] }
+    };
+    names(folder).into_iter().flat_map(below).collect()
 }
 
 /// What is in the folder; nothing if it is not there.

@@ -64,6 +64,11 @@ impl World {
         self.files[WEIGHTS].size()
     }
 
+    /// The files that come in one request each.
+    pub(crate) fn small(&self) -> impl Iterator<Item = (&String, &Content)> {
+        self.files.iter().filter(|(name, _)| *name != WEIGHTS)
+    }
+
     /// Asserts that the model that is in `folder` gives the logits it should, without a request.
     pub(crate) fn assert_loads(&self, folder: &Path) {
         self.hub.clear();
