@@ -54,6 +54,7 @@ fn a_cancel_ends_the_requests_and_keeps_what_came() {
         let fetched = scope.spawn(|| setup.fetch());
         wait_for_the_stall(&setup);
         setup.cancel.cancel();
+        until("the fetch ends", || fetched.is_finished());
         fetched.join().unwrap().unwrap_err()
     });
     assert_eq!(error.code(), "cancelled");

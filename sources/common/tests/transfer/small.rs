@@ -142,6 +142,7 @@ fn a_cancel_leaves_nothing_of_a_small_file() {
         let fetched = scope.spawn(|| setup.fetch());
         setup.hub.wait_until(|requests| requests.iter().any(|r| r.body_bytes_sent == 100));
         setup.cancel.cancel();
+        until("the fetch ends", || fetched.is_finished());
         fetched.join().unwrap().unwrap_err()
     });
     assert!(matches!(error, Error::Cancelled));

@@ -10,10 +10,10 @@ use std::{
     },
 };
 
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use llm_local_core::{
-    ArtifactRef, ArtifactSource, Bytes, Digest, Error, FetchContext, Manifest, ManifestFile, Opened, PlacedFile,
-    Placement, Result, Want, async_trait,
+    ArtifactRef, ArtifactSource, Bytes, CancellationToken, Digest, Error, FetchContext, Manifest, ManifestFile, Opened,
+    PlacedFile, Placement, Result, Want, async_trait,
 };
 use llm_local_source_common::transfer::{Files, Job};
 use llm_local_testkit::hub::Content;
@@ -26,6 +26,8 @@ struct Own {
     /// What it brings of a range.
     bring: fn(&[u8], Range<usize>) -> Result<Opened>,
     local: Option<PathBuf>,
+    /// Cancelled with the last byte that it brings.
+    cancel: Option<CancellationToken>,
     opened: AtomicUsize,
 }
 
@@ -47,7 +49,13 @@ impl ArtifactSource for Own {
             return Err(Error::Offline { what: file.path.clone() });
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
-        (self.bring)(&self.bytes, range.start as usize..range.end as usize)
+        let opened = (self.bring)(&self.bytes, range.start as usize..range.end as usize)?;
+        Ok(match (opened, self.cancel.clone()) {
+            (Opened::Stream(stream), Some(cancel)) => {
+                Opened::Stream(Box::pin(stream.inspect(move |_| cancel.cancel())))
+            }
+            (opened, _) => opened,
+        })
     }
 }
 
@@ -68,7 +76,7 @@ fn own(bring: fn(&[u8], Range<usize>) -> Result<Opened>) -> (Own, Digest) {
 fn own_of(size: u64, bring: fn(&[u8], Range<usize>) -> Result<Opened>) -> (Own, Digest) {
     let content = Content::generated(size, 3);
     let bytes = content.read(0..size).unwrap();
-    (Own { bytes, bring, local: None, opened: AtomicUsize::new(0) }, sha256(&content))
+    (Own { bytes, bring, local: None, cancel: None, opened: AtomicUsize::new(0) }, sha256(&content))
 }
 
 #[test]
@@ -126,6 +134,17 @@ fn a_small_stream_has_the_size_it_should_whatever_tells_of_its_bytes() {
         let came = if has_digest { "0 of 1 bytes" } else { "131071 of 131072 bytes" };
         assert!(error.is_retryable() && error.to_string().contains(came), "{error}");
         assert_eq!((opened, setup.waits().len(), setup.published().len()), (5, 4, 0));
+    }
+}
+
+#[test]
+fn a_cancel_with_the_last_byte_publishes_nothing() {
+    for size in [1000, SIZE] {
+        let setup = Setup::new();
+        let (mut source, digest) = own_of(size, |bytes, range| Ok(Opened::bytes(bytes[range].to_vec())));
+        source.cancel = Some(setup.cancel.clone());
+        let (result, opened) = fetch(&setup, Some(digest), source);
+        assert_eq!((result.unwrap_err().code(), opened, setup.published().len()), ("cancelled", 1, 0));
     }
 }
 

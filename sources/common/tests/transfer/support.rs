@@ -279,6 +279,9 @@ impl Drop for EndOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.cancel.cancel();
+            // Where a cancel is what does not work.
+            self.0.hub.clear_faults();
+            self.0.hub.release();
         }
     }
 }
