@@ -21,7 +21,7 @@ use crate::{
     store::Store,
 };
 
-/// A small file and a large one, in a cache of another tool or in the store itself.
+/// A small file and a large one. What the small one leaves to the end of the fetch, publishing the large one may do too.
 const FILES: [(&str, u64); 2] = [("config.json", 1000), ("model.bin", SMALL + 1)];
 
 struct Streaming(Option<Placement>);
@@ -50,25 +50,25 @@ fn content(size: u64) -> Vec<u8> {
     (0..size).map(|at| (at % 251) as u8).collect()
 }
 
-fn manifest() -> Manifest {
-    let file = |(path, size)| {
+fn manifest(files: &[(&str, u64)]) -> Manifest {
+    let file = |&(path, size): &(&str, u64)| {
         let digest = Digest::Sha256(Sha256::digest(content(size)).into());
         ManifestFile::new(path, size).with_digest(digest)
     };
-    Manifest::new("test:a".parse().unwrap(), Want::Model, "1", FILES.map(file).into()).unwrap()
+    Manifest::new("test:a".parse().unwrap(), Want::Model, "1", files.iter().map(file).collect()).unwrap()
 }
 
-/// Fetches into `folder`; gives the steps, and the blobs of the files.
-fn fetch(folder: &Path, in_a_cache: bool) -> (Vec<Step>, Vec<PathBuf>) {
-    let (manifest, store, cache) = (manifest(), Store::new(folder.join("store")), folder.join("cache"));
+/// Fetches `files` into `folder`, to a cache of another tool or to the store itself; gives the steps, and the blobs of the files.
+fn fetch(folder: &Path, files: &[(&str, u64)], in_a_cache: bool) -> (Vec<Step>, Vec<PathBuf>) {
+    let (manifest, store, cache) = (manifest(files), Store::new(folder.join("store")), folder.join("cache"));
     let place =
-        |(path, _): (&str, u64)| PlacedFile::new(cache.join("blobs").join(path), cache.join("links/1").join(path));
-    let placed = FILES.map(place);
+        |(path, _): &(&str, u64)| PlacedFile::new(cache.join("blobs").join(path), cache.join("links/1").join(path));
+    let placed: Vec<_> = files.iter().map(place).collect();
     let blobs = match in_a_cache {
         true => placed.iter().map(|placed| placed.blob.clone()).collect(),
         false => manifest.files.iter().map(|file| store.blob(&crate::disk::FileKey::new(&manifest, file))).collect(),
     };
-    let placement = Placement::new(&cache, cache.join("links"), placed.into()).with_ref(cache.join("refs/main"), "1");
+    let placement = Placement::new(&cache, cache.join("links"), placed).with_ref(cache.join("refs/main"), "1");
     let source = Streaming(in_a_cache.then_some(placement));
     let transfer = Transfer::new(Network::new(NetworkConfig::new()), store, TransferConfig::new());
     let jobs = vec![Job::new(Arc::new(source), manifest)];
@@ -94,9 +94,9 @@ fn assert_lasts(steps: &[Step], to: &Path, end: usize) {
 
 #[test]
 fn files_and_their_names_are_on_the_disk_before_the_record_and_that_before_the_ref() {
-    for in_a_cache in [false, true] {
+    for (files, in_a_cache) in [(&FILES[..], false), (&FILES[..], true), (&FILES[..1], false), (&FILES[..1], true)] {
         let folder = tempfile::tempdir().unwrap();
-        let (steps, blobs) = fetch(folder.path(), in_a_cache);
+        let (steps, blobs) = fetch(folder.path(), files, in_a_cache);
         let is_record =
             |step: &&Step| step.what == "rename" && step.to.starts_with(folder.path().join("store/artifacts"));
         let record = steps.iter().find(is_record).expect("there is a record").to.clone();
@@ -114,7 +114,7 @@ fn files_and_their_names_are_on_the_disk_before_the_record_and_that_before_the_r
         assert_lasts(&steps, &record, reference);
         at(&steps[..reference], "sync", &steps[reference].from);
         if cfg!(unix) {
-            for (name, _) in FILES {
+            for (name, _) in files {
                 let link = cache.join("links/1").join(name);
                 let synced = at(&steps[..recorded], "sync folder", link.parent().unwrap());
                 assert!(at(&steps, "link", &link) < synced, "{steps:#?}");
