@@ -61,6 +61,19 @@ fn a_model_is_pulled_listed_verified_run_offline_and_deleted() {
 }
 
 #[test]
+fn a_run_pulls_what_is_missing_and_draws_no_bar_where_nobody_looks() {
+    let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
+    let args = ["run", "--model", "hf:org/tiny", "--max-tokens", "4", "Once"];
+    let output = command(&hub, folder.path(), &args).output().unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success() && !out.is_empty(), "{out}{err}");
+    assert_eq!(hub.requests_for("model.safetensors").iter().filter(|r| r.body_bytes_sent > 1_000_000).count(), 1);
+    for text in [&out, &err] {
+        assert!(!text.contains(['\r', '\u{1b}', '█', '░']), "{text:?}");
+    }
+}
+
+#[test]
 fn a_damaged_file_is_found_and_brought_anew() {
     let (hub, folder) = (hub(), tempfile::tempdir().unwrap());
     let run = |args: &[&str]| command(&hub, folder.path(), args).output().unwrap();
