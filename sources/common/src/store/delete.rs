@@ -73,8 +73,10 @@ impl Store {
             ));
         }
         let selections = self.selections_without(&ledger, &found.records)?;
-        let deleted = self.remove(&ledger, &found.records, &found.unfinished, Taking::All, &held)?;
+        let removal = self.removal(&ledger, &found.records, &found.unfinished, Taking::All, &held)?;
+        // The records go last: without them a call after a crash would not know what is still selected of them.
         selections.iter().try_for_each(|left| self.leave(left))?;
+        let deleted = removal.execute()?;
         self.forget(&ledger, &found.records, found.trusted)?;
         Ok(deleted)
     }
@@ -105,11 +107,23 @@ impl Store {
         taking: Taking,
         held: &[Held],
     ) -> Result<Deleted> {
+        self.removal(ledger, numbers, unfinished, taking, held)?.execute()
+    }
+
+    /// What [`Store::remove`] does, before anything of it is done.
+    fn removal<'a>(
+        &'a self,
+        ledger: &'a Ledger,
+        numbers: &[usize],
+        unfinished: &[usize],
+        taking: Taking,
+        held: &[Held],
+    ) -> Result<Removal<'a>> {
         let (going, staying): (Vec<_>, Vec<_>) = (0..ledger.records.len()).partition(|i| numbers.contains(i));
         let records = |numbers: Vec<usize>| numbers.into_iter().map(|i| &ledger.records[i]).collect::<Vec<&Record>>();
         let (mut going, staying) = (records(going), records(staying));
         going.extend(unfinished.iter().map(|i| &ledger.unfinished[*i]));
-        Removal::plan(self, &going, &staying, taking, &ledger.unreadable, held)?.execute()
+        Removal::plan(self, &going, &staying, taking, &ledger.unreadable, held)
     }
 }
 

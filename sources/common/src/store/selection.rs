@@ -83,6 +83,12 @@ impl Selection {
         self.history.last()
     }
 
+    /// Whether it says the same as `other` of which version to use, and why.
+    pub fn is_as(&self, other: &Self) -> bool {
+        let says = |selection: &Self| (selection.current().map(|c| c.revision.clone()), selection.hold);
+        says(self) == says(other)
+    }
+
     /// No two in a row of one revision, and no hold of nothing.
     fn tidy(&mut self) {
         self.history.dedup_by(|later, earlier| later.revision == earlier.revision);
@@ -128,20 +134,51 @@ impl Store {
         manifest: &Manifest,
         hold: Option<HoldKind>,
     ) -> Result<()> {
-        let before = self.selection(reference, want)?;
+        self.select_after(reference, want, manifest, hold, None).map(drop)
+    }
+
+    /// As [`Store::select`], unless something else was selected, held or let go since `seen`: then nothing changes, and
+    /// it is false. Whoever decided long ago what to select overrules nobody who did so since.
+    ///
+    /// # Errors
+    /// As [`Store::select`].
+    pub fn select_if(
+        &self,
+        reference: &ArtifactRef,
+        want: Want,
+        manifest: &Manifest,
+        hold: Option<HoldKind>,
+        seen: &Selection,
+    ) -> Result<bool> {
+        self.select_after(reference, want, manifest, hold, Some(seen))
+    }
+
+    fn select_after(
+        &self,
+        reference: &ArtifactRef,
+        want: Want,
+        manifest: &Manifest,
+        hold: Option<HoldKind>,
+        seen: Option<&Selection>,
+    ) -> Result<bool> {
         let is_current = |selection: &Selection| selection.current().is_some_and(|c| c.revision == manifest.revision);
+        let is_done = |selection: &Selection| is_current(selection) && selection.hold == hold;
         // Most calls change nothing, and a store that is read-only can tell so, too.
-        if is_current(&before) && before.hold == hold {
-            return Ok(());
+        if is_done(&self.selection(reference, want)?) {
+            return Ok(true);
         }
         let _changing = self.change()?;
         let mut selection = self.selection(reference, want)?;
+        if seen.is_some_and(|seen| !selection.is_as(seen)) {
+            return Ok(is_done(&selection));
+        }
         if !is_current(&selection) {
             let (revision, version) = (manifest.revision.clone(), manifest.version.clone());
             selection.history.push(Selected { revision, version, at: self.now() });
         }
         selection.hold = hold;
-        self.write_selection(reference, want, selection)
+        self.write_selection(reference, want, selection)?;
+        Ok(true)
     }
 
     /// Selects the newest of the versions that were selected before the current one and are here, all of it, and holds it

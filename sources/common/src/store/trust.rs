@@ -1,6 +1,9 @@
 //! What the files of a version were when they were first fetched: the owner of a release promises that a tag always means
 //! the same, and nothing but this holds him to it. It outlasts the files themselves, and goes when a user deletes the
 //! version.
+//!
+//! What a file was is remembered for all refs of a place, and which files a version has for each group of refs: another
+//! file under another name would otherwise be one of which nothing is known.
 
 use std::{
     collections::BTreeSet,
@@ -104,15 +107,31 @@ impl Store {
     /// [`Error::Io`]; [`Error::InvalidSpec`] that names what is remembered, if it cannot be read.
     pub(crate) fn trusted(&self, manifest: &Manifest, path: &str) -> Result<Option<Trusted>> {
         match &manifest.version {
-            Some(version) => read(&self.trust_path(&manifest.reference, version, path)),
+            Some(version) => {
+                let first = read(&self.trust_path(&manifest.reference, version, path))?;
+                let group = Group::of(&manifest.reference, manifest.want);
+                first.map_or_else(|| read(&self.trust_path_of(&group, version, path)), |first| Ok(Some(first)))
+            }
             None => Ok(None),
         }
+    }
+
+    /// The versions of what `reference` names, wanted as `want`, of which is remembered what their files were, whether or
+    /// not they are kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remembered(&self, reference: &ArtifactRef, want: Want) -> Result<BTreeSet<String>> {
+        let group = Group::of(reference, want);
+        let all = self.all_trusted()?.into_iter();
+        Ok(all.filter(|(_, trusted)| trusted.group() == group).map(|(_, trusted)| trusted.version).collect())
     }
 
     /// Holds what is told of the files of `manifest` against what they were when they were first fetched.
     ///
     /// # Errors
-    /// [`Error::IntegrityFailed`] for the first that differs; as [`Store::trusted`].
+    /// [`Error::IntegrityFailed`] for the first that differs, or if there are others than there were; as
+    /// [`Store::trusted`].
     pub(crate) fn check_trust(&self, manifest: &Manifest) -> Result<()> {
         for file in &manifest.files {
             if let Some(trusted) = self.trusted(manifest, &file.path)?
@@ -121,7 +140,42 @@ impl Store {
                 return Err(self.replaced(manifest, &trusted, &differs));
             }
         }
-        Ok(())
+        manifest.version.as_ref().map_or(Ok(()), |version| self.check_names(manifest, version))
+    }
+
+    /// Holds the names of the files of `manifest` against those that `version` had when it was first fetched.
+    fn check_names(&self, manifest: &Manifest, version: &str) -> Result<()> {
+        let group = Group::of(&manifest.reference, manifest.want);
+        let mut trusted: Vec<_> = self.all_trusted()?.into_iter().map(|(_, trusted)| trusted).collect();
+        trusted.retain(|trusted| trusted.group() == group && trusted.version == version);
+        // A revision never changes: if other files of it are wanted than before, they are of the same release.
+        if trusted.iter().any(|trusted| trusted.revision == manifest.revision) {
+            return Ok(());
+        }
+        let is: BTreeSet<_> = manifest.files.iter().map(|file| file.path.clone()).collect();
+        let mut was: BTreeSet<_> = trusted.iter().map(|trusted| trusted.path.clone()).collect();
+        let Some(first) = trusted.iter().min_by_key(|trusted| trusted.at).filter(|_| was != is) else { return Ok(()) };
+        // Nothing is remembered of files of which no digest was ever known.
+        let ledger = self.ledger()?;
+        for record in ledger.of_group(&group).filter(|record| record.named.as_deref() == Some(version)) {
+            was.extend(record.manifest()?.files.into_iter().map(|file| file.path));
+        }
+        if was == is {
+            return Ok(());
+        }
+        let list = |names: &BTreeSet<String>| {
+            Vec::from_iter(names.iter().map(|name| format!("`{}`", name.escape_debug()))).join(", ")
+        };
+        let names = self.that_have(&trusted);
+        Err(Error::IntegrityFailed {
+            what: format!("the files of {}", manifest.reference),
+            expected: format!("{}, as they were first fetched under `{version}` on {}", list(&was), first.day()),
+            found: format!(
+                "{}: files were replaced in the release; to accept the new ones, delete (`rm`) what is kept of \
+                 `{version}`: {names}",
+                list(&is)
+            ),
+        })
     }
 
     /// The error for a file that is not what it was.
@@ -131,7 +185,7 @@ impl Store {
             Differs::Digest(digest) => (trusted.digest.to_string(), digest.to_string()),
         };
         let Trusted { version, path, .. } = trusted;
-        let names = self.that_have(trusted);
+        let names = self.that_have(std::slice::from_ref(trusted));
         Error::IntegrityFailed {
             what: format!("{path} of {}", manifest.reference),
             expected: format!("{was}, as it was first fetched under `{version}` on {}", trusted.day()),
@@ -142,12 +196,14 @@ impl Store {
         }
     }
 
-    /// The refs whose deletion makes a file forgotten.
-    fn that_have(&self, trusted: &Trusted) -> String {
-        let named = |reference: &ArtifactRef| reference.clone().with_revision(&trusted.version);
+    /// The refs whose deletion makes these files of a version forgotten.
+    fn that_have(&self, trusted: &[Trusted]) -> String {
         let records = self.ledger().map(|ledger| ledger.records).unwrap_or_default();
-        let refs = records.iter().filter(|record| trusted.is_of(record)).map(|record| &record.reference);
-        let refs = refs.chain([&trusted.reference]).map(|r| named(r).unwrap_or_else(|_| r.clone()));
+        let refs = trusted.iter().flat_map(|trusted| {
+            let refs = records.iter().filter(|record| trusted.is_of(record)).map(|record| &record.reference);
+            let named = |r: &ArtifactRef| r.clone().with_revision(&trusted.version).unwrap_or_else(|_| r.clone());
+            refs.chain([&trusted.reference]).map(named).collect::<Vec<_>>()
+        });
         let refs: BTreeSet<_> = refs.map(|reference| reference.to_string()).collect();
         Vec::from_iter(refs.iter().map(|reference| format!("`{reference}`"))).join(" and ")
     }
@@ -160,9 +216,16 @@ impl Store {
         let plain = record.own_files().filter(|_| record.unpack.is_empty());
         let plain = plain.map(|f| (&f.path, f.size, f.digest.or(f.computed)));
         for (path, size, digest) in made.chain(plain) {
-            let at = self.trust_path(&record.reference, version, path);
             // Of one of which no digest is known there is nothing to remember yet.
-            let (Some(digest), false) = (digest, at.exists()) else { continue };
+            let Some(digest) = digest else { continue };
+            let first = self.trust_path(&record.reference, version, path);
+            let of_group = self.trust_path_of(&record.group(), version, path);
+            let at = match read(&first)? {
+                None if of_group.exists() => continue,
+                None => first,
+                Some(known) if known.group() == record.group() || of_group.exists() => continue,
+                Some(_) => of_group,
+            };
             let trusted = Trusted {
                 form: VERSION,
                 reference: record.reference.clone(),
@@ -195,7 +258,10 @@ impl Store {
             all.extend(self.all_trusted()?.into_iter().filter(|(_, trusted)| of_going(trusted)));
         }
         for (path, trusted) in all {
-            if !records(false).any(|record| trusted.is_of(record)) {
+            // What says no more than that a group has the file goes with that group.
+            let is_of_all = path == self.trust_path(&trusted.reference, &trusted.version, &trusted.path);
+            let has_it = |record: &Record| trusted.is_of(record) && (is_of_all || record.group() == trusted.group());
+            if !records(false).any(has_it) {
                 tree::remove(&path)?;
             }
         }
@@ -210,6 +276,12 @@ impl Store {
 
     fn trust_path(&self, reference: &ArtifactRef, version: &str, path: &str) -> PathBuf {
         let name = hex_of([reference.scheme(), reference.locator(), version, path]);
+        self.trust_folder().join(format!("{name}.json"))
+    }
+
+    /// Where it is remembered that `version` has the file also for the refs of `group`, if it came by others first.
+    fn trust_path_of(&self, group: &Group<'_>, version: &str, path: &str) -> PathBuf {
+        let name = hex_of([group.key().as_str(), version, path]);
         self.trust_folder().join(format!("{name}.json"))
     }
 

@@ -170,6 +170,63 @@ fn one_version_is_the_same_by_whatever_ref_and_stays_so_while_one_has_it() {
     assets.fetch(&by(V1, 2)).unwrap();
 }
 
+/// A zip by the name `name`, in the release `v1`, as `reference` resolves it.
+fn zipped_as(assets: &Assets, reference: &str, asset: u32, name: &str) -> Manifest {
+    let steps = vec![Unpack::Archive { file: name.into() }];
+    let manifest = assets.manifest(reference, &format!("7:{asset}"), &[name], true).with_version("v1");
+    manifest.with_unpack(steps).unwrap()
+}
+
+#[test]
+fn a_file_that_was_replaced_by_one_of_another_name_is_refused_before_a_byte_moves() {
+    let zip = |config: &[u8]| zip_of(&[(CONFIG, config), (WEIGHTS, &bytes(1, 1000))]);
+    let (a, b) = (("a.zip", zip(b"{\"r\":8}")), ("b.zip", zip(b"{\"r\":9}")));
+    // By whichever ref of the group it comes, also where another group had it first.
+    for first in ["test:org/lora@v1", "test:org/lora@v1#a.zip"] {
+        let assets = Assets::new(&[a.clone(), b.clone()]);
+        assets.fetch(&zipped_as(&assets, first, 1, "a.zip")).unwrap();
+        assets.fetch(&zipped_as(&assets, V1, 1, "a.zip")).unwrap();
+        let refused = |times: usize| {
+            assets.asked();
+            for reference in ["test:org/lora@latest", V1, "test:org/lora"] {
+                let replaced = zipped_as(&assets, reference, 2, "b.zip");
+                let error = assets.fetch(&replaced).unwrap_err().to_string();
+                for part in
+                    ["`a.zip`, as they were first", "on 2027-01-15", "`b.zip`", "delete (`rm`)", &format!("`{V1}`")]
+                {
+                    assert!(error.contains(part), "{part} is not in: {error}");
+                }
+                let present = pollster::block_on(assets.transfer().present(&assets.job(&replaced), &assets.cx()));
+                assert_eq!(present.unwrap_err().code(), "adapter_merge_failed");
+            }
+            assert_eq!((assets.asked(), assets.recorded().len()), (0, times));
+        };
+        refused(if first == V1 { 1 } else { 2 });
+        // It is remembered, too, when none of it is kept any more.
+        assets.store().evict(0, 0).unwrap();
+        refused(0);
+        for version in assets.store().remembered(&V1.parse().unwrap(), Want::Adapter).unwrap() {
+            assets.store().delete(&format!("test:org/lora@{version}").parse().unwrap()).unwrap();
+        }
+        assets.fetch(&zipped_as(&assets, "test:org/lora@latest", 2, "b.zip")).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_was_added_to_a_version_is_refused_and_the_same_files_are_not() {
+    let assets = Assets::new(&[(WEIGHTS, bytes(1, 1000)), (CONFIG, b"{}".to_vec())]);
+    assets.fetch(&assets.v1(1, true)).unwrap();
+    let added = assets.manifest(V1, "7:1,2", &[WEIGHTS, CONFIG], true).with_version("v1");
+    let error = assets.fetch(&added).unwrap_err().to_string();
+    assert!(error.contains(&format!("`{CONFIG}`, `{WEIGHTS}`: files were replaced")), "{error}");
+    // Uploaded anew they are what they were, and another part of the release is another matter.
+    assets.fetch(&assets.v1(3, true)).unwrap();
+    let part = format!("{V1}#{CONFIG}");
+    assets.fetch(&assets.manifest(&part, "7:2", &[CONFIG], true).with_version("v1")).unwrap();
+    assets.store().delete_kept(&V1.parse().unwrap(), Want::Adapter, "v1").unwrap();
+    assets.fetch(&added).unwrap();
+}
+
 #[test]
 fn what_has_no_version_may_change() {
     let assets = Assets::new(&[(WEIGHTS, bytes(1, 1000))]);

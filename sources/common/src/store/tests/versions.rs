@@ -292,3 +292,45 @@ fn what_is_about_to_be_recorded_of_an_archive_is_held() {
     drop(hold);
     assert_eq!(f.store.clean(Duration::ZERO, later()).unwrap().files, 1);
 }
+
+#[test]
+fn what_was_selected_since_is_not_overruled() {
+    let f = Fixture::new();
+    let made: Vec<_> = (1..=3).map(|i| f.release("gh:o/r@latest", &format!("{i}:1"), &format!("v{i}"), i)).collect();
+    let seen = || f.store.selection(&reference("gh:o/r"), Want::Adapter).unwrap();
+    let select = |made: &Manifest, seen: &crate::store::Selection| {
+        f.store.select_if(&made.reference, Want::Adapter, made, None, seen).unwrap()
+    };
+    let none = seen();
+    assert!(select(&made[0], &none));
+    let first = seen();
+    assert!(!select(&made[1], &none) && select(&made[0], &none), "what it would do is done");
+    f.select(&made[1], None);
+    assert!(!select(&made[0], &first));
+    assert_eq!(f.selected(), (vec!["v1".to_owned(), "v2".to_owned()], None));
+    // Neither is a hold of the same version, nor that it was let go.
+    let free = seen();
+    f.select(&made[1], Some(HoldKind::Pinned));
+    assert!(!select(&made[1], &free) && !select(&made[2], &free));
+    let pinned = seen();
+    f.store.release(&reference("gh:o/r"), Want::Adapter).unwrap();
+    assert!(!select(&made[2], &pinned) && select(&made[2], &free));
+    assert_eq!(f.selected().0, ["v1", "v2", "v3"]);
+}
+
+#[test]
+fn a_deletion_that_was_cut_off_leaves_nothing_selected_of_what_goes() {
+    let f = Fixture::new();
+    let made: Vec<_> =
+        (1..=2).map(|i| f.release(&format!("gh:o/r@v{i}"), &format!("{i}:1"), &format!("v{i}"), i)).collect();
+    made.iter().for_each(|made| f.select(made, None));
+    // A folder that is not empty is no file to remove: it ends there.
+    let blob = f.blob("v2");
+    fs::remove_file(&blob).unwrap();
+    write(&blob.join("x"), "in the way");
+    f.store.delete(&reference("gh:o/r@v2")).unwrap_err();
+    assert_eq!((f.kept("gh:o/r"), f.selected().0), (vec!["v2".to_owned(), "v1".to_owned()], vec!["v1".to_owned()]));
+    fs::remove_dir_all(&blob).unwrap();
+    f.store.delete(&reference("gh:o/r@v2")).unwrap();
+    assert_eq!((f.kept("gh:o/r"), f.selected().0), (vec!["v1".to_owned()], vec!["v1".to_owned()]));
+}
