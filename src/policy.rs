@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use llm_local_core::{ArtifactRef, Error, Manifest, Result, Want};
-use llm_local_source_common::{transfer::Files, unpack::ArchiveFormat};
+use llm_local_core::{ArtifactRef, Error, Manifest, Result, Unpack, Want};
+use llm_local_source_common::{
+    transfer::Files,
+    unpack::{ArchiveFormat, Limits},
+};
 use llm_local_weights::{is_gguf, is_safetensors};
 
 /// A form that weights come in.
@@ -80,13 +83,13 @@ impl Policy {
         self
     }
 
-    /// Allows models of at most so many bytes.
+    /// Allows models of at most so many bytes: in what is fetched, and in what comes out of archives.
     pub fn max_model_bytes(mut self, bytes: u64) -> Self {
         self.model_bytes = Some(bytes);
         self
     }
 
-    /// Allows adapters of at most so many bytes.
+    /// Allows adapters of at most so many bytes, as [`Policy::max_model_bytes`] has it.
     pub fn max_adapter_bytes(mut self, bytes: u64) -> Self {
         self.adapter_bytes = Some(bytes);
         self
@@ -123,17 +126,13 @@ impl Policy {
     /// [`Error::NotAllowed`] that names the rule.
     pub(crate) fn check_manifest(&self, manifest: &Manifest) -> Result<()> {
         let reference = &manifest.reference;
-        let (most, what) = match manifest.want {
-            Want::Adapter => (self.adapter_bytes, "an adapter"),
-            _ => (self.model_bytes, "a model"),
-        };
-        if let Some(most) = most
-            && manifest.total_bytes() > most
-        {
-            let reason = format!("{what} may have {most} bytes, and it has {}", manifest.total_bytes());
-            return Err(Error::not_allowed(reference, reason));
-        }
-        self.check_formats(reference, manifest.files.iter().map(|file| file.path.as_str()))?;
+        self.check_size(manifest, manifest.total_bytes(), "has")?;
+        // A part is weights of the form that its whole is, under a name that says nothing.
+        let joined = manifest.unpack.iter().filter_map(|step| match step {
+            Unpack::Join { into, .. } => Some(into.as_str()),
+            _ => None,
+        });
+        self.check_formats(reference, manifest.files.iter().map(|file| file.path.as_str()).chain(joined))?;
         let Some(licenses) = self.licenses.as_ref().filter(|_| !reference.is_file()) else { return Ok(()) };
         match &manifest.license {
             Some(license) if licenses.contains(&license.to_lowercase()) => Ok(()),
@@ -150,16 +149,55 @@ impl Policy {
     /// Checks what came out of the archives of an artifact, which no listing tells.
     ///
     /// # Errors
-    /// [`Error::NotAllowed`], within [`Error::AdapterMergeFailed`] for an adapter.
+    /// [`Error::NotAllowed`], and [`Error::Io`] for a file that is not there; within [`Error::AdapterMergeFailed`] for an
+    /// adapter.
     pub(crate) fn check_unpacked(&self, manifest: &Manifest, files: &Files) -> Result<()> {
         if manifest.unpack.is_empty() {
             return Ok(());
         }
-        let checked = self.check_formats(&manifest.reference, files.keys().map(String::as_str));
+        let checked = self
+            .check_formats(&manifest.reference, files.keys().map(String::as_str))
+            .and_then(|()| self.check_unpacked_size(manifest, files));
         match manifest.want {
             Want::Adapter => checked.map_err(|e| e.into_adapter(&manifest.reference)),
             _ => checked,
         }
+    }
+
+    fn check_unpacked_size(&self, manifest: &Manifest, files: &Files) -> Result<()> {
+        if self.most(manifest.want).is_none() {
+            return Ok(());
+        }
+        let mut bytes = 0_u64;
+        for path in files.values() {
+            bytes = bytes.saturating_add(fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?.len());
+        }
+        self.check_size(manifest, bytes, "unpacked has")
+    }
+
+    fn check_size(&self, manifest: &Manifest, bytes: u64, has: &str) -> Result<()> {
+        let what = if manifest.want == Want::Adapter { "an adapter" } else { "a model" };
+        match self.most(manifest.want) {
+            Some(most) if bytes > most => {
+                let reason = format!("{what} may have {most} bytes, and it {has} {bytes}");
+                Err(Error::not_allowed(&manifest.reference, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn most(&self, want: Want) -> Option<u64> {
+        if want == Want::Adapter { self.adapter_bytes } else { self.model_bytes }
+    }
+
+    /// `limits`, and no more than may be in anything that is allowed. So an archive that holds much more than that is given
+    /// up while it is unpacked, and not once it is.
+    pub(crate) fn unpack_limits(&self, limits: Limits) -> Limits {
+        let (Some(model), Some(adapter)) = (self.model_bytes, self.adapter_bytes) else { return limits };
+        let most = model.max(adapter);
+        // In a compressed tar what is skipped counts too, like the states of an optimizer: it may be beside as much again.
+        let (file, total) = (limits.file_bytes.min(most), limits.total_bytes.min(most.saturating_mul(2)));
+        limits.with_file_bytes(file).with_total_bytes(total)
     }
 
     /// Checks the names of the files that an artifact has; archives among them are let through, to be checked once they
@@ -243,6 +281,12 @@ mod tests {
         let policy = Policy::new().allow_formats([WeightFormat::Safetensors]);
         policy.check_manifest(&manifest("hf:o/r", Want::Adapter, &["a.zip", "x.safetensors", "c.json"])).unwrap();
         refused(policy.check_manifest(&manifest("hf:o/r", Want::Model, &["c.json", "m.gguf"])), "`m.gguf` is gguf");
+        let split = |into: &str| {
+            let step = Unpack::Join { parts: vec!["x.001".into(), "x.002".into()], into: into.into() };
+            manifest("github:o/r", Want::Adapter, &["x.001", "x.002"]).with_unpack(vec![step]).unwrap()
+        };
+        refused(policy.check_manifest(&split("m.gguf")), "`m.gguf` is gguf");
+        policy.check_manifest(&split("m.safetensors")).unwrap();
         let policy = Policy::new().allow_licenses(["MIT"]);
         policy.check_manifest(&manifest("hf:o/r", Want::Model, &["m"]).with_license("mit")).unwrap();
         policy.check_manifest(&manifest("/m", Want::Model, &["m"])).unwrap();

@@ -121,7 +121,8 @@ impl ModelSpec {
         self
     }
 
-    /// Sets what base and adapters are held to.
+    /// Sets what base and adapters are held to. A load then reads every file of them to compare its digest, which takes
+    /// about as long as loading itself.
     pub fn with_lock(mut self, lock: SpecLock) -> Self {
         self.lock = Some(lock);
         self

@@ -1,13 +1,17 @@
 //! Specs locked to bytes.
 
-use std::path::PathBuf;
+use std::{
+    fs::Metadata,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
-use llm_local_core::{Error, FetchContext, LockedArtifact, ModelSpec, Result, SpecLock, Want};
+use llm_local_core::{Digest, Error, FetchContext, LockedArtifact, Manifest, ModelSpec, Result, SpecLock, Want};
 use llm_local_source_common::transfer::{Files, Job};
 
 use super::{Engine, Inner, Pin};
 use crate::{
-    blocking::{blocking, blocking_while_wanted},
+    blocking::{Wanted, blocking, blocking_while_wanted},
     content,
 };
 
@@ -15,7 +19,10 @@ impl Engine {
     /// What `spec` means now, to the byte: its base, the tokenizer of it, and its adapters, each with the immutable revision
     /// and the digest of every file. [`ModelSpec::with_lock`] holds a spec to it, and [`crate::lock`] makes a file of it.
     ///
-    /// Files whose source tells no digest are fetched, if they are not here, and read.
+    /// Files whose source tells no digest are fetched, if they are not here, and read. A load of a spec that has a lock reads
+    /// every file of it once more than other loads, whether it was fetched now or before, to hold it to its digest: that
+    /// takes about as long as loading, and what has changed meanwhile is an error. What comes out of an archive is held to
+    /// its digest when it was unpacked.
     ///
     /// # Errors
     /// Those of resolving, as [`Engine::plan`] has them, and of the transfer; [`Error::Io`].
@@ -43,7 +50,7 @@ impl Inner {
             for file in manifest.files.iter_mut().filter(|file| file.digest.is_none()) {
                 file.digest = match (known.get(&file.path), files.get(&file.path)) {
                     (Some(digest), _) => Some(*digest),
-                    (None, Some(path)) => Some(hash(path.clone()).await?.1),
+                    (None, Some(path)) => Some(hash(path.clone()).await?),
                     (None, None) => None,
                 };
             }
@@ -52,30 +59,126 @@ impl Inner {
         LockedArtifact::new(&manifest)
     }
 
-    /// Holds files of this machine, which no transfer verifies, to what `spec` was locked to.
-    pub(super) async fn check_locked(&self, spec: &ModelSpec, jobs: &[Job], fetched: &[Files]) -> Result<()> {
+    /// Reads those `files` of `jobs` that are here and holds them to what `spec` was locked to, if it was: what was here
+    /// before, in whatever cache or folder, no transfer has looked at.
+    ///
+    /// # Errors
+    /// [`Error::IntegrityFailed`] that names the file and both digests, within [`Error::AdapterMergeFailed`] for one of an
+    /// adapter; [`Error::Io`].
+    pub(super) async fn check_locked(&self, spec: &ModelSpec, jobs: &[Job], files: &[Option<Files>]) -> Result<Proven> {
+        let mut proven = Proven::default();
         if spec.lock.is_none() {
-            return Ok(());
+            return Ok(proven);
         }
-        for (job, files) in jobs.iter().zip(fetched).filter(|(job, _)| job.manifest.reference.is_file()) {
-            for file in &job.manifest.files {
-                let (Some(expected), Some(path)) = (file.digest, files.get(&file.path)) else { continue };
-                let (_, found) = hash(path.clone()).await?;
-                if found != expected {
-                    let error = Error::IntegrityFailed {
-                        what: path.display().to_string(),
-                        expected: format!("{expected}, as it was locked"),
-                        found: found.to_string(),
-                    };
-                    let is_adapter = job.manifest.want == Want::Adapter;
-                    return Err(if is_adapter { error.into_adapter(&job.manifest.reference) } else { error });
-                }
+        for (job, files) in jobs.iter().zip(files) {
+            let (manifest, Some(files)) = (job.manifest.clone(), files.clone()) else { continue };
+            let checked = blocking_while_wanted("digest", move |wanted| Proven::of(&manifest, &files, wanted)).await;
+            let checked = match job.manifest.want {
+                Want::Adapter => checked.map_err(|e| e.into_adapter(&job.manifest.reference)),
+                _ => checked,
+            };
+            proven.0.extend(checked?.0);
+        }
+        Ok(proven)
+    }
+}
+
+/// Files that were read and are what they were locked to, each with what it was before.
+#[derive(Debug, Default)]
+pub(super) struct Proven(Vec<(PathBuf, Seen)>);
+
+/// What tells that a file at a path is still the one that was there.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    size: u64,
+    modified: Option<SystemTime>,
+    /// Device and inode, where there are such.
+    id: Option<(u64, u64)>,
+}
+
+impl Proven {
+    fn of(manifest: &Manifest, files: &Files, wanted: &Wanted) -> Result<Self> {
+        let mut proven = Self::default();
+        for (name, path) in files {
+            let seen = Seen::now(path)?;
+            let told = manifest.file(name).and_then(|file| file.digest);
+            let Some(expected) = told.or_else(|| named(path)) else {
+                return Err(Error::IntegrityFailed {
+                    what: format!("{name} of {} ({})", manifest.reference, path.display()),
+                    expected: "a digest that it was locked to".into(),
+                    found: "none; lock the spec anew".into(),
+                });
+            };
+            let found = content::hash_like(path, &expected, wanted)?;
+            if found != expected {
+                return Err(Error::IntegrityFailed {
+                    what: format!("{name} of {} ({})", manifest.reference, path.display()),
+                    expected: format!("{expected}, as it was locked"),
+                    found: format!("{found}; {}", remedy(manifest)),
+                });
+            }
+            proven.0.push((path.clone(), seen));
+        }
+        Ok(proven)
+    }
+
+    /// These files too.
+    pub(super) fn and(mut self, more: Self) -> Self {
+        self.0.extend(more.0);
+        self
+    }
+
+    /// Checks that each path still has the file that was read: to be called once all that is used of it was opened.
+    ///
+    /// # Errors
+    /// [`Error::IntegrityFailed`] that names the file; [`Error::Io`].
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        for (path, seen) in &self.0 {
+            if Seen::now(path)? != *seen {
+                return Err(Error::IntegrityFailed {
+                    what: path.display().to_string(),
+                    expected: "the file that was held to its lock".into(),
+                    found: "another, or one that was written meanwhile; load it again".into(),
+                });
             }
         }
         Ok(())
     }
 }
 
-async fn hash(path: PathBuf) -> Result<(u64, llm_local_core::Digest)> {
-    blocking_while_wanted("digest", move |wanted| content::hash(&path, wanted)).await
+impl Seen {
+    fn now(path: &Path) -> Result<Self> {
+        let meta = fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?;
+        Ok(Self { size: meta.len(), modified: meta.modified().ok(), id: id(&meta) })
+    }
+}
+
+#[cfg(unix)]
+fn id(meta: &Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    Some((meta.dev(), meta.ino()))
+}
+
+#[cfg(not(unix))]
+fn id(_: &Metadata) -> Option<(u64, u64)> {
+    None
+}
+
+/// The digest in the name of a content of the store: what comes out of an archive is kept under its own.
+fn named(path: &Path) -> Option<Digest> {
+    let (kind, hex) = path.file_name()?.to_str()?.rsplit_once('-')?;
+    format!("{kind}:{hex}").parse().ok()
+}
+
+/// What to do about a file that is not what it was.
+fn remedy(manifest: &Manifest) -> &'static str {
+    if manifest.reference.is_file() {
+        "put back the file that was locked, or lock the spec anew"
+    } else {
+        "it was changed or damaged since it was fetched: delete it from the cache, and it is fetched anew"
+    }
+}
+
+async fn hash(path: PathBuf) -> Result<Digest> {
+    blocking_while_wanted("digest", move |wanted| Ok(content::hash(&path, wanted)?.1)).await
 }

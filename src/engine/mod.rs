@@ -198,7 +198,8 @@ impl Inner {
         let start = Instant::now();
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let Prepared { plan, weights, identity, adapters, options, backend, holds } = self.prepare(spec, &cx).await?;
+        let Prepared { plan, weights, identity, adapters, options, backend, holds, proven } =
+            self.prepare(spec, &cx).await?;
         let prepared = start.elapsed();
         let Weights { info, tensors, text } = weights;
         let tensors = match tensors {
@@ -216,6 +217,8 @@ impl Inner {
         };
         tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
         let loaded = backend.load(ModelWeights::new(info, tensors, text), options).await?;
+        // By now the backend has read all that it reads by its path.
+        proven.check_unchanged()?;
         cancel_on_drop.disarm();
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");

@@ -15,6 +15,7 @@ use super::{
     Inner,
     identity::Identity,
     judge::{Base, Judged, Weights},
+    locking::Proven,
     resolve::Pin,
 };
 use crate::plan::Plan;
@@ -37,6 +38,8 @@ pub(super) struct Prepared {
     pub(super) backend: Arc<dyn InferenceBackend>,
     /// Keeps the files from deletion.
     pub(super) holds: Vec<Hold>,
+    /// What was held to the lock of the spec: it must be the same still once all was read. Nothing without a lock.
+    pub(super) proven: Proven,
 }
 
 impl Pinned {
@@ -67,14 +70,17 @@ impl Inner {
         // Held before it is looked for: what is there then stays there.
         let holds = self.hold(pinned.pins()).await?;
         let files = self.present(&jobs, cx).await?;
+        // Before any of them is opened: what is opened then is what was held to the lock, or newer, which is seen.
+        let proven = self.check_locked(spec, &jobs, &files).await?;
         let mut judged = self.judge(spec, &pinned, &files, cx).await?;
         self.make_room(&jobs, cx).await?;
         let fetched = self.transfer.fetch(jobs.clone(), cx).await?;
         for (job, files) in jobs.iter().zip(&fetched) {
             self.policy.check_unpacked(&job.manifest, files)?;
         }
-        self.check_locked(spec, &jobs, &fetched).await?;
         let base_files = fetched[0].clone();
+        let came = files.iter().zip(&fetched).map(|(before, now)| before.is_none().then(|| now.clone()));
+        let proven = proven.and(self.check_locked(spec, &jobs, &came.collect::<Vec<_>>()).await?);
         if files.iter().any(Option::is_none) {
             let files: Vec<_> = fetched.into_iter().map(Some).collect();
             judged = self.judge(spec, &pinned, &files, cx).await?;
@@ -87,14 +93,18 @@ impl Inner {
             self.note_selected(pin).await;
         }
         let (options, backend) = (chosen.options, chosen.resolution.backend.backend);
-        Ok(Prepared { plan, weights, identity, adapters, options, backend, holds })
+        Ok(Prepared { plan, weights, identity, adapters, options, backend, holds, proven })
     }
 
-    /// The files of each of `jobs` that is all here.
+    /// The files of each of `jobs` that is all here, if the policy allows what came out of archives.
     async fn present(&self, jobs: &[Job], cx: &FetchContext) -> Result<Vec<Option<Files>>> {
         let mut files = Vec::new();
         for job in jobs {
-            files.push(self.transfer.present(job, cx).await?);
+            let here = self.transfer.present(job, cx).await?;
+            if let Some(here) = &here {
+                self.policy.check_unpacked(&job.manifest, here)?;
+            }
+            files.push(here);
         }
         Ok(files)
     }
