@@ -122,11 +122,17 @@ impl<'r, 'a> Listing<'r, 'a> {
         self.get(ADAPTER_CONFIG).into_iter().chain([weights]).collect()
     }
 
+    /// The file that has an asset called `name`: a part, as GitHub shows it, stands for its whole.
+    fn with_part(&self, name: &str) -> Option<&Unit<'a>> {
+        self.units.iter().find(|unit| unit.parts.iter().any(|asset| asset.name == name))
+    }
+
     /// The files of the asset `name` that the ref asks for.
     fn asked(&self, want: Want, name: &str) -> Result<Vec<&Unit<'a>>> {
-        let Some(unit) = self.get(name) else {
+        let Some(unit) = self.get(name).or_else(|| self.with_part(name)) else {
             return Err(Error::not_found(self.reference, format!("the release has no asset `{name}`; {}", self.has())));
         };
+        let name = unit.name.as_str();
         if is_archive(name) || is_gguf(name) {
             let mut models = self.models().into_iter();
             let with_text = models.find(|files| want == Want::Model && files[0].name == name);
@@ -203,7 +209,7 @@ impl<'r, 'a> Listing<'r, 'a> {
             });
         }
         assets.sort_by(|a, b| a.name.cmp(&b.name));
-        let joins = units.iter().filter(|unit| unit.parts.len() > 1).map(|unit| Unpack::Join {
+        let joins = units.iter().filter(|unit| unit.split.is_some()).map(|unit| Unpack::Join {
             parts: unit.parts.iter().map(|asset| asset.name.clone()).collect(),
             into: unit.name.clone(),
         });
@@ -268,6 +274,18 @@ mod tests {
         assert_eq!(of(&["a.safetensors"]), (vec!["a.safetensors".into()], 0));
         assert_eq!(of(&[PAIR[1], PAIR[0], "x.sha256"]), (PAIR.map(str::to_owned).to_vec(), 0));
         assert_eq!(of(&["a.zip.001", "a.zip.002"]), (vec!["a.zip.001".into(), "a.zip.002".into()], 2));
+    }
+
+    #[test]
+    fn a_part_is_joined_though_it_is_the_only_one_and_stands_for_its_whole() {
+        let only = names("github:o/r", Want::Adapter, &["a.zip.001"]).unwrap();
+        assert_eq!(only, (vec!["a.zip.001".into()], 2));
+        let assets = ["a.gguf.001", "a.gguf.002", "b.zip"];
+        for name in ["a.gguf", "a.gguf.001", "a.gguf.002"] {
+            let found = names(&format!("github:o/r#{name}"), Want::Adapter, &assets).unwrap();
+            assert_eq!(found, (vec!["a.gguf.001".into(), "a.gguf.002".into()], 1), "{name}");
+        }
+        assert_eq!(names("github:o/r#a.gguf.003", Want::Adapter, &assets).unwrap_err().code(), "not_found");
     }
 
     #[test]

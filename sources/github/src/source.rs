@@ -164,6 +164,9 @@ impl GitHub {
     }
 
     /// The digest of `asset`: GitHub's, else that of another asset which lists digests.
+    ///
+    /// # Errors
+    /// Those of the request; [`Error::IntegrityFailed`] if such an asset tells two.
     async fn digest(&self, asked: &Asked, release: &Release, asset: &Asset) -> Result<Option<Digest>> {
         if let Some(digest) = &asset.digest {
             match digest.parse() {
@@ -174,10 +177,22 @@ impl GitHub {
             }
         }
         let names: Vec<_> = release.assets.iter().map(|a| a.name.as_str()).filter(|n| sums::is_sums(n)).collect();
-        let Some(list) = sums::of(&asset.name, &names) else { return Ok(None) };
-        let Some(list) = release.assets.iter().find(|a| a.name == list) else { return Ok(None) };
-        let text = self.0.api.sums(asked, list).await?;
-        Ok(sums::digest(&text, &list.name, &asset.name))
+        for name in sums::of(&asset.name, &names) {
+            let Some(list) = release.assets.iter().find(|a| a.name == name) else { continue };
+            let text = self.0.api.sums(asked, list).await?;
+            match sums::digest(&text, name, &asset.name) {
+                Ok(None) => {}
+                Ok(digest) => return Ok(digest),
+                Err((one, other)) => {
+                    return Err(Error::IntegrityFailed {
+                        what: format!("`{name}` of {}", asked.reference),
+                        expected: format!("one digest of `{}`", asset.name),
+                        found: format!("{one} and {other}; ask the owner of the release which is right"),
+                    });
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -206,6 +221,9 @@ impl ArtifactSource for GitHub {
             Ok(match source.0.api.license(&asked).await {
                 Ok(Some(license)) => manifest.with_license(license),
                 Ok(None) => manifest,
+                // Asked again it may be told; without it a rule on licences would refuse what it allows, and the record
+                // would never have it.
+                Err(error) if error.is_retryable() => return Err(error),
                 // What can be had must not fail for want of it.
                 Err(error) => {
                     tracing::warn!(%reference, %error, "the licence could not be asked for");
@@ -237,7 +255,8 @@ impl ArtifactSource for GitHub {
         self.asked(&manifest.reference, &at).explain(refusal)
     }
 
-    /// The releases that have what `reference` asks for, by their tags.
+    /// The releases that have what `reference` asks for, by their tags. It does not say what it is wanted as: where some of
+    /// the releases have an adapter these are listed, and those that have only a model are not; else those that have one.
     async fn revisions(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<Vec<Revision>> {
         let at = ReleaseRef::parse(reference)?;
         if cx.offline {
@@ -247,14 +266,15 @@ impl ArtifactSource for GitHub {
         self.run(cx, async move {
             let releases = source.0.api.releases(&asked).await?;
             let published = releases.iter().filter(|release| !release.draft);
-            let revision = |release: &Release| {
-                let pinned = [Want::Adapter, Want::Model].into_iter().find_map(|want| {
-                    let chosen = choose(&reference, &at, want, release).ok()?;
-                    Some(Pinned { release: release.id, assets: chosen.assets.iter().map(|a| a.id).collect() })
-                });
-                Some(Revision::new(&release.tag_name, pinned?.to_string()))
+            let published: Vec<_> = published.collect();
+            let revision = |release: &Release, want| {
+                let chosen = choose(&reference, &at, want, release).ok()?;
+                let pinned = Pinned { release: release.id, assets: chosen.assets.iter().map(|a| a.id).collect() };
+                Some(Revision::new(&release.tag_name, pinned.to_string()))
             };
-            Ok(published.filter_map(revision).collect())
+            let of = |want| published.iter().filter_map(|release| revision(release, want)).collect::<Vec<_>>();
+            let adapters = of(Want::Adapter);
+            Ok(if adapters.is_empty() { of(Want::Model) } else { adapters })
         })
         .await
     }

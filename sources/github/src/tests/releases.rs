@@ -93,6 +93,34 @@ fn a_digest_that_github_does_not_tell_is_looked_for_in_a_list() {
 }
 
 #[test]
+fn a_sum_of_an_assets_own_that_says_nothing_of_it_leaves_the_list_and_two_that_differ_are_an_error() {
+    let bare = || Asset::new("a.gguf", "GGUF").without_digest();
+    let (a, b) = ("0".repeat(64), "1".repeat(64));
+    let own = Release::new("v1").with_asset(bare()).with_file("a.gguf.sha256", format!("{a}  other.gguf"));
+    let twice = Release::new("v2").with_asset(bare()).with_file("SHA256SUMS", format!("{a}  a.gguf\n{b}  a.gguf\n"));
+    let repository = Repository::new("acme/lora").with_release(own.with_sha256sums("SHA256SUMS")).with_release(twice);
+    let setup = setup(server().with_repository(repository), "");
+    let digest = setup.resolve("github:acme/lora@v1").unwrap().files[0].digest.unwrap().to_string();
+    // Of `GGUF`, by sha256sum.
+    assert_eq!(digest, "sha256:b83633aa785344791618f2fddf131b010ea04912a60430760b070bad293f65bd");
+    let parts = ["`SHA256SUMS` of github:acme/lora@v2", "one digest of `a.gguf`", a.as_str(), b.as_str()];
+    said(setup.resolve("github:acme/lora@v2"), "integrity_failed", &parts);
+}
+
+#[test]
+fn versions_of_an_adapter_are_no_releases_of_models_alone() {
+    let model = |tag: &str| {
+        let release = Release::new(tag).with_file("config.json", "{}");
+        release.with_file("model-00001-of-00002.safetensors", "x").with_file("model-00002-of-00002.safetensors", "x")
+    };
+    let models = Repository::new("acme/model").with_release(model("m1")).with_release(model("m2"));
+    let both = Repository::new("acme/lora").with_release(Release::new("v1").with_file("a.gguf", "x"));
+    let setup = setup(server().with_repository(models).with_repository(both.with_release(model("m1"))), "");
+    assert_eq!(setup.tags("github:acme/lora"), ["v1"]);
+    assert_eq!(setup.tags("github:acme/model"), ["m2", "m1"]);
+}
+
+#[test]
 fn versions_are_the_releases_that_have_the_asset() {
     let mut repository = Repository::new("acme/lora");
     for i in 0..130 {

@@ -1,7 +1,7 @@
 //! What is asked, with which headers.
 
 use llm_local_source_common::network::Timer as _;
-use llm_local_testkit::github::{Host, Recorded};
+use llm_local_testkit::github::{Fault, Host, Recorded, secondary_rate_limit};
 
 use super::*;
 
@@ -93,6 +93,22 @@ fn a_limit_that_is_used_up_says_when_it_resets() {
     let Error::RateLimited { retry_after: Some(after), .. } = error else { panic!("{error:?}") };
     assert!((1700..=1800).contains(&after.as_secs()), "{after:?}");
     assert_eq!(setup.asked().len(), 1);
+}
+
+#[test]
+fn a_licence_that_cannot_be_asked_for_now_is_an_error_and_one_that_may_not_be_is_none() {
+    let setup = setup(server().with_repository(one()), "");
+    setup.server.fault(Fault::status(503).on(Host::Api).path("/repos/acme/lora"));
+    let error = said(setup.resolve("github:acme/lora@v1"), "download_failed", &["503"]);
+    assert!(error.is_retryable());
+    setup.server.clear_faults();
+    setup.server.fault(secondary_rate_limit(429, Some(900)).path("/repos/acme/lora"));
+    assert!(said(setup.resolve("github:acme/lora@v1"), "rate_limited", &[]).is_retryable());
+    setup.server.clear_faults();
+    setup.server.fault(Fault::status(403).on(Host::Api).path("/repos/acme/lora"));
+    assert_eq!(setup.resolve("github:acme/lora@v1").unwrap().license, None);
+    setup.server.clear_faults();
+    assert_eq!(setup.resolve("github:acme/lora@v1").unwrap().license.as_deref(), Some("MIT"));
 }
 
 #[test]
