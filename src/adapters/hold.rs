@@ -1,12 +1,12 @@
 //! Versions that refs are held at, and those that go.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use llm_local_core::{ArtifactRef, Error, FetchContext, ProgressHandler, Result, Want};
 use llm_local_source_common::store::{Deleted, HoldKind};
 
 use super::{AdapterVersion, Adapters, update::not_kept};
-use crate::blocking::blocking;
+use crate::{blocking::blocking, engine::Versions};
 
 impl Adapters {
     /// Holds moving refs to the adapter at `version` (its name, or its revision) until [`Adapters::unpin`]; without one,
@@ -61,11 +61,15 @@ impl Adapters {
         rolling.await.map_err(|e| e.into_adapter(reference))
     }
 
-    /// Deletes one version (by its name or revision), or all: their files go, as far as no other artifact has them. What
-    /// is loaded stays. The files at a path are their owner's; of them the copies go.
+    /// Deletes one version (by its name or revision), or without one that which `reference` names, or all, if that is a
+    /// moving ref: their files go, as far as no other artifact has them. What is loaded stays. The files at a path are
+    /// their owner's; of them the copies go.
+    ///
+    /// What a version was is forgotten with it, and what its release has now is accepted; also if nothing is kept of it
+    /// any more but that.
     ///
     /// # Errors
-    /// [`Error::AdapterMergeFailed`] around [`Error::NotFound`] if nothing is kept of it, and what
+    /// [`Error::AdapterMergeFailed`] around [`Error::NotFound`] if nothing is kept of it or known, and what
     /// [`crate::Store::delete`] says.
     pub async fn delete(&self, reference: &ArtifactRef, version: Option<&str>) -> Result<Deleted> {
         self.delete_versions(reference, version).await.map_err(|e| e.into_adapter(reference))
@@ -79,7 +83,7 @@ impl Adapters {
     ) -> Result<AdapterVersion> {
         let versions = self.kept(reference).await?;
         let (of, policy) = (&versions.reference, &self.engine.inner.policy);
-        let kept = match (version, of.revision()) {
+        let kept = match (version, versions.fixed()) {
             (Some(version), _) => versions.find(version),
             // What lies at a path now may be something else than what was kept of it.
             (None, _) if of.is_file() => None,
@@ -105,27 +109,27 @@ impl Adapters {
 
     async fn delete_versions(&self, reference: &ArtifactRef, version: Option<&str>) -> Result<Deleted> {
         let versions = self.kept(reference).await?;
-        let revisions: Vec<_> = match version {
-            Some(version) => {
-                let kept = versions.find(version).ok_or_else(|| not_kept(&versions, version))?;
-                vec![kept.manifest.revision.clone()]
-            }
-            None if versions.kept.is_empty() => {
-                return Err(Error::not_found(reference, "no version of it is kept; nothing is deleted"));
-            }
-            None => {
-                let current = versions.current().map(|current| current.revision.clone());
-                let mut all: Vec<_> = versions.kept.iter().map(|kept| kept.manifest.revision.clone()).collect();
-                // One that is held may go with the last of the others only.
-                all.sort_by_key(|revision| Some(revision) == current.as_ref());
-                all
-            }
-        };
-        let store = self.store().clone();
+        let (of, store) = (versions.reference.clone(), self.store().clone());
+        let version = version.or_else(|| versions.fixed().filter(|_| !versions.is_moving())).map(str::to_owned);
         blocking("store", move || {
+            let remembered = store.remembered(&of, Want::Adapter)?;
+            let going = match version {
+                Some(version) => {
+                    let is_known = versions.find(&version).is_some() || remembered.contains(&version);
+                    vec![Some(version.clone()).filter(|_| is_known).ok_or_else(|| not_kept(&versions, &version))?]
+                }
+                None => all_of(&versions, remembered),
+            };
+            if going.is_empty() {
+                return Err(Error::not_found(&of, "no version of it is kept; nothing is deleted"));
+            }
             let mut all = Deleted::default();
-            for revision in revisions {
-                let deleted = store.delete_kept(&versions.reference, Want::Adapter, &revision)?;
+            for version in going {
+                let deleted = match store.delete_kept(&of, Want::Adapter, &version) {
+                    // It went with another.
+                    Err(Error::NotFound { .. }) => continue,
+                    deleted => deleted?,
+                };
                 all.artifacts += deleted.artifacts;
                 all.files += deleted.files;
                 all.bytes += deleted.bytes;
@@ -134,4 +138,14 @@ impl Adapters {
         })
         .await
     }
+}
+
+/// All that is kept, and then what is only `remembered`.
+fn all_of(versions: &Versions, remembered: BTreeSet<String>) -> Vec<String> {
+    let current = versions.current().map(|current| current.revision.as_str());
+    let mut all: Vec<_> = versions.kept.iter().map(|kept| kept.manifest.revision.clone()).collect();
+    // One that is held may go with the last of the others only.
+    all.sort_by_key(|revision| Some(revision.as_str()) == current);
+    all.extend(remembered);
+    all
 }

@@ -80,7 +80,7 @@ impl Adapters {
             if !adapters.iter().any(|known| is_of_one(&known.reference, &reference)) {
                 let versions = self.kept(&reference).await?;
                 let kept = versions.kept.iter().map(|kept| AdapterVersion::kept(kept, &versions)).collect();
-                adapters.push(InstalledAdapter { reference, versions: kept, hold: versions.hold });
+                adapters.push(InstalledAdapter { reference, versions: kept, hold: versions.hold() });
             }
         }
         Ok(adapters)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use llm_local_core::{ArtifactRef, ArtifactSource, Error, FetchContext, Manifest, ProgressHandler, Result, Want};
-use llm_local_source_common::store::HoldKind;
+use llm_local_source_common::store::{HoldKind, Selection};
 
 use super::{AdapterVersion, Adapters, Copies, versions::is_same};
 use crate::{
@@ -37,7 +37,7 @@ impl Adapters {
     async fn update_to_newest(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterVersion> {
         self.engine.inner.policy.check_ref(reference)?;
         let versions = self.kept(reference).await?;
-        if let (Some(HoldKind::Pinned), Some(current)) = (versions.hold, versions.current()) {
+        if let (Some(HoldKind::Pinned), Some(current)) = (versions.hold(), versions.current()) {
             let reason = format!("it is pinned to {}; unpin it first", current.title());
             return Err(Error::unsupported(format!("updating {reference}"), reason));
         }
@@ -55,7 +55,7 @@ impl Adapters {
         }
         self.bring(&versions.reference, manifest.clone(), cx).await?;
         if !names(reference, manifest.version.as_deref(), &manifest.revision) {
-            self.select(&versions.reference, &manifest, None).await?;
+            self.follow(&versions, &manifest).await?;
             self.engine.inner.detach(reference, Some(&manifest.revision));
         }
         self.version(reference, &manifest.revision).await
@@ -68,7 +68,7 @@ impl Adapters {
             true => (Arc::new(Copies(source)), PinnedBy::Hold(HoldKind::Pinned)),
             false => (source, PinnedBy::Source),
         };
-        let pin = Pin { reference: reference.clone(), source, manifest, by };
+        let pin = Pin { reference: reference.clone(), source, manifest, by, seen: Selection::default() };
         let files = self.engine.inner.fetch(&pin, cx).await?;
         blocking("adapters", move || lora::read(&pin.reference, &files).map(drop)).await
     }
@@ -84,12 +84,45 @@ impl Adapters {
         blocking("store", move || store.select(&reference, Want::Adapter, &manifest, hold)).await
     }
 
+    /// Makes moving refs mean the version that `manifest` is, unless they were held or let go since `before`.
+    async fn follow(&self, before: &Versions, manifest: &Manifest) -> Result<()> {
+        let (of, store, seen) = (before.reference.clone(), self.store().clone(), before.selection.clone());
+        let manifest = manifest.clone();
+        blocking("store", move || {
+            loop {
+                let now = store.selection(&of, Want::Adapter)?;
+                if now.hold.is_none() && now.current().is_some_and(|current| current.revision == manifest.revision) {
+                    return Ok(());
+                }
+                // What a load noted meanwhile is overruled; what a user chose is not.
+                if (now.hold.is_some() || seen.hold.is_some()) && !now.is_as(&seen) {
+                    return Err(chosen_meanwhile(&of, &now));
+                }
+                if store.select_if(&of, Want::Adapter, &manifest, None, &now)? {
+                    return Ok(());
+                }
+            }
+        })
+        .await
+    }
+
     /// The kept version at `revision`.
     pub(super) async fn version(&self, reference: &ArtifactRef, revision: &str) -> Result<AdapterVersion> {
         let versions = self.kept(reference).await?;
         let kept = versions.find(revision).ok_or_else(|| not_kept(&versions, revision))?;
         Ok(AdapterVersion::kept(kept, &versions))
     }
+}
+
+/// What to say of an update during which somebody chose a version.
+fn chosen_meanwhile(reference: &ArtifactRef, now: &Selection) -> Error {
+    let title = now.current().map_or("none", |current| current.title());
+    let reason = match now.hold {
+        Some(HoldKind::Pinned) => format!("it was pinned to {title} meanwhile; unpin it first"),
+        Some(_) => format!("it was rolled back to {title} meanwhile; update it again if that is to end"),
+        None => format!("it was let go or updated to {title} meanwhile; update it again if there is a newer one"),
+    };
+    Error::unsupported(format!("updating {reference}"), reason)
 }
 
 /// What to say of a version that is not kept.

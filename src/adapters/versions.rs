@@ -4,7 +4,7 @@ use llm_local_core::{ArtifactRef, Error, FetchContext, Manifest, ManifestFile, R
 use llm_local_source_common::store::Kept;
 
 use super::{AdapterVersion, Adapters};
-use crate::engine::{Versions, could_not_ask};
+use crate::engine::{Versions, could_not_ask, names};
 
 impl Adapters {
     /// The versions that the source of `reference` has, newest first as it lists them, and then those that are kept and
@@ -18,7 +18,8 @@ impl Adapters {
     }
 
     /// Whether `reference` means something else than what was used last: its source is asked. Of an adapter of which nothing
-    /// was used yet, this is so. A ref that names a version never means another, and is asked for nonetheless.
+    /// was used yet, this is so. A ref that names a version never means another, kept or not, whatever others are, and is
+    /// asked for nonetheless.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around what the source says: [`Error::Offline`]; [`Error::IntegrityFailed`] if the
@@ -58,6 +59,7 @@ impl Adapters {
             now => now?,
         };
         match versions.named_or_current() {
+            None if names(&versions.reference, now.version.as_deref(), &now.revision) => Ok(false),
             None => Ok(versions.current().is_none_or(|current| current.revision != now.revision)),
             Some(kept) => Ok(!is_same(&kept.manifest, &now)?),
         }
@@ -86,13 +88,12 @@ impl Adapters {
 }
 
 impl Versions {
-    /// What is kept of the version that the ref names, or else of the one that was used last.
+    /// What is kept of the version that the ref names, or of the one that was used last if it names none.
     fn named_or_current(&self) -> Option<&Kept> {
         if self.is_moving() {
             return self.current().and_then(|current| self.find(&current.revision));
         }
-        let named = self.reference.revision().and_then(|revision| self.find(revision));
-        named.or_else(|| self.current().and_then(|current| self.find(&current.revision)))
+        self.fixed().and_then(|revision| self.find(revision))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use llm_local_core::{
     ArtifactRef, ArtifactSource, Error, FetchContext, LockedArtifact, Manifest, ModelSpec, Result, Want,
 };
-use llm_local_source_common::transfer::Job;
+use llm_local_source_common::{store::Selection, transfer::Job};
 
 use super::{
     Inner,
@@ -22,6 +22,8 @@ pub(crate) struct Pin {
     pub(crate) source: Arc<dyn ArtifactSource>,
     pub(crate) manifest: Manifest,
     pub(crate) by: PinnedBy,
+    /// What was selected of its versions before that.
+    pub(crate) seen: Selection,
 }
 
 impl Pin {
@@ -72,18 +74,23 @@ impl Inner {
     ) -> Result<Pin> {
         self.policy.check_ref(reference)?;
         resolving(reference, cx);
-        let (manifest, by) = match lock {
-            Some(lock) => (self.resolve_locked(&*source, reference, lock, cx).await?, PinnedBy::Lock),
+        let unseen = Selection::default;
+        let (manifest, by, seen) = match lock {
+            Some(lock) => (self.resolve_locked(&*source, reference, lock, cx).await?, PinnedBy::Lock, unseen()),
             // The files of a model are used where they lie, and no others of it are kept.
             None if reference.is_file() && want == Want::Model => {
-                (source.resolve(reference, want, cx).await?, PinnedBy::Source)
+                (source.resolve(reference, want, cx).await?, PinnedBy::Source, unseen())
             }
-            None => self.resolve_now(&*source, reference, want, cx).await?,
+            None => {
+                let versions = Versions::of(self.transfer.store(), reference, want).await?;
+                let (manifest, by) = self.resolve_now(&*source, reference, &versions, cx).await?;
+                (manifest, by, versions.selection)
+            }
         };
         self.policy.check_manifest(&manifest)?;
         let is_copy = reference.is_file() && matches!(by, PinnedBy::Hold(_));
         let source = if is_copy { Arc::new(Copies(source)) } else { source };
-        Ok(Pin { reference: reference.clone(), source, manifest, by })
+        Ok(Pin { reference: reference.clone(), source, manifest, by, seen })
     }
 
     /// What `reference` means now, and who says so.
@@ -91,26 +98,26 @@ impl Inner {
         &self,
         source: &dyn ArtifactSource,
         reference: &ArtifactRef,
-        want: Want,
+        versions: &Versions,
         cx: &FetchContext,
     ) -> Result<(Manifest, PinnedBy)> {
-        let versions = Versions::of(self.transfer.store(), reference, want).await?;
+        let want = versions.want;
         if let Some(kept) = versions.named(source)? {
             return Ok((kept.manifest.clone(), PinnedBy::Name));
         }
         if versions.is_moving()
-            && let Some(held) = self.held(source, &versions, cx).await?
+            && let Some(held) = self.held(source, versions, cx).await?
         {
             return Ok(held);
         }
         match source.resolve(reference, want, cx).await {
             // That it is a branch is known only now.
             Ok(manifest) if !names(reference, manifest.version.as_deref(), &manifest.revision) => {
-                let held = if reference.is_file() { None } else { self.held(source, &versions, cx).await? };
+                let held = if reference.is_file() { None } else { self.held(source, versions, cx).await? };
                 Ok(held.unwrap_or((manifest, PinnedBy::Source)))
             }
             Ok(manifest) => Ok((manifest, PinnedBy::Source)),
-            Err(error) => last_used(source, &versions, error),
+            Err(error) => last_used(source, versions, error),
         }
     }
 
@@ -121,7 +128,7 @@ impl Inner {
         versions: &Versions,
         cx: &FetchContext,
     ) -> Result<Option<(Manifest, PinnedBy)>> {
-        let (Some(hold), Some(current)) = (versions.hold, versions.current()) else { return Ok(None) };
+        let (Some(hold), Some(current)) = (versions.hold(), versions.current()) else { return Ok(None) };
         let by = PinnedBy::Hold(hold);
         if let Some(kept) = versions.find(&current.revision) {
             return Ok(Some((kept.manifest.clone(), by)));

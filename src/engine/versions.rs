@@ -1,14 +1,15 @@
 //! Which version a ref means, as far as what is kept can tell.
 //!
 //! - A ref that names a version that is kept is that one, without a request.
-//! - A moving ref (`@latest`, none, a branch) is what its source says, unless it is held: pinned, or rolled back.
+//! - A moving ref (`@latest`, none, a branch) is what its source says, unless it is held: pinned, or rolled back. `@latest`
+//!   means the newest, of any source, also where there is a version that is called `latest`: no ref names that one.
 //! - Where the source cannot be asked, it is what it was when it was used last.
 //!
 //! Sources that publish into the cache of another tool know its branches themselves, also offline; of them holds alone are
 //! kept here.
 
 use llm_local_core::{ArtifactRef, ArtifactSource, Error, Manifest, Result, Want};
-use llm_local_source_common::store::{HoldKind, Kept, Selected, Store};
+use llm_local_source_common::store::{HoldKind, Kept, Selected, Selection, Store};
 
 use super::Pin;
 use crate::{adapters::absolute, blocking::blocking, plan::PinnedBy};
@@ -24,9 +25,7 @@ pub(crate) struct Versions {
     pub(crate) want: Want,
     /// Newest first.
     pub(crate) kept: Vec<Kept>,
-    /// The last is the current one.
-    pub(crate) history: Vec<Selected>,
-    pub(crate) hold: Option<HoldKind>,
+    pub(crate) selection: Selection,
 }
 
 impl Versions {
@@ -39,28 +38,38 @@ impl Versions {
         blocking("store", move || {
             let kept = store.kept(&reference, want)?;
             let selection = store.selection(&reference, want)?;
-            Ok(Self { reference, want, kept, history: selection.history, hold: selection.hold })
+            Ok(Self { reference, want, kept, selection })
         })
         .await
     }
 
     /// The version that the ref names, if it is kept and whole, and `source` leaves it to us.
     pub(crate) fn named(&self, source: &dyn ArtifactSource) -> Result<Option<&Kept>> {
-        match asked(&self.reference).and_then(|revision| self.find(revision)) {
+        match self.fixed().and_then(|revision| self.find(revision)) {
             Some(kept) if kept.whole && source.placement(&kept.manifest)?.is_none() => Ok(Some(kept)),
             _ => Ok(None),
         }
     }
 
-    /// What is kept at `revision`, pinned or by its name.
+    /// The revision that the ref asks for, if that can be the name of a version.
+    pub(crate) fn fixed(&self) -> Option<&str> {
+        fixed(&self.reference)
+    }
+
+    /// What is kept at `revision`, pinned or by its name. A name means what it meant first.
     pub(crate) fn find(&self, revision: &str) -> Option<&Kept> {
-        let mut kept = self.kept.iter();
-        kept.find(|k| k.manifest.revision == revision || k.manifest.version.as_deref() == Some(revision))
+        let at = self.kept.iter().find(|kept| kept.manifest.revision == revision);
+        at.or_else(|| self.kept.iter().rev().find(|kept| kept.manifest.version.as_deref() == Some(revision)))
     }
 
     /// The version that was chosen last, if one was.
     pub(crate) fn current(&self) -> Option<&Selected> {
-        self.history.last()
+        self.selection.current()
+    }
+
+    /// Why that one stays chosen, whatever is newer.
+    pub(crate) fn hold(&self) -> Option<HoldKind> {
+        self.selection.hold
     }
 
     /// [`Versions::current`], if it is kept and whole.
@@ -71,8 +80,8 @@ impl Versions {
 
     /// Whether the ref is known to mean the newest of something, before its source is asked.
     pub(crate) fn is_moving(&self) -> bool {
-        match asked(&self.reference) {
-            None | Some(LATEST) => true,
+        match self.fixed() {
+            None => true,
             Some(revision) => self.find(revision).is_none() && self.was_moving(revision),
         }
     }
@@ -86,7 +95,7 @@ impl Versions {
 
 /// Whether `reference` names the version called `version`, or pinned to `revision`, and can mean no other.
 pub(crate) fn names(reference: &ArtifactRef, version: Option<&str>, revision: &str) -> bool {
-    asked(reference).is_some_and(|asked| Some(asked) == version || asked == revision)
+    fixed(reference).is_some_and(|asked| Some(asked) == version || asked == revision)
 }
 
 /// Whether `one` and `other` differ in their revision at most.
@@ -98,6 +107,11 @@ pub(crate) fn is_of_one(one: &ArtifactRef, other: &ArtifactRef) -> bool {
     let parts = |r: &ArtifactRef| (r.scheme().to_owned(), r.fragment().map(str::to_owned), part(r));
     let place = |r: &ArtifactRef| absolute(r).map_or_else(|_| r.locator().to_owned(), |r| r.locator().to_owned());
     parts(one) == parts(other) && place(one) == place(other)
+}
+
+/// The revision that `reference` asks for, if that can be the name of a version.
+fn fixed(reference: &ArtifactRef) -> Option<&str> {
+    asked(reference).filter(|revision| *revision != LATEST)
 }
 
 /// The revision that `reference` asks for, without the part of the artifact that may stand behind it.
@@ -118,31 +132,31 @@ impl super::Inner {
     /// Notes that the ref of `pin` means this version now, if it is one that may mean another tomorrow and was fetched.
     /// To use what was fetched needs no such note, so that it cannot be written is logged and no error.
     pub(super) async fn note_selected(&self, pin: &Pin) {
-        let Pin { reference, manifest, by, .. } = pin;
+        let Pin { reference, manifest, by, seen, .. } = pin;
         let is_named = names(reference, manifest.version.as_deref(), &manifest.revision);
         if *by != PinnedBy::Source || is_named || reference.is_file() || manifest.files.is_empty() {
             return;
         }
-        if let Err(error) = self.select_if_new(pin.source.as_ref(), manifest).await {
+        if let Err(error) = self.select_if_new(pin.source.as_ref(), manifest, seen.clone()).await {
             tracing::warn!(%reference, %error, "which version it means is not noted: it cannot be rolled back, nor used offline");
         }
     }
 
-    async fn select_if_new(&self, source: &dyn ArtifactSource, manifest: &Manifest) -> Result<()> {
+    /// Selects `manifest`, unless another was selected since the selection was `seen`.
+    async fn select_if_new(&self, source: &dyn ArtifactSource, manifest: &Manifest, seen: Selection) -> Result<()> {
         if manifest.want != Want::Adapter && source.placement(manifest)?.is_some() {
             return Ok(());
         }
         let (store, manifest) = (self.transfer.store().clone(), manifest.clone());
         blocking("store", move || {
             let (reference, want) = (&manifest.reference, manifest.want);
-            let selection = store.selection(reference, want)?;
-            let is_current = selection.history.last().is_some_and(|last| last.revision == manifest.revision);
+            let is_current = seen.current().is_some_and(|current| current.revision == manifest.revision);
             // Of files that are all their owner's nothing is kept.
             let is_kept = || Ok(store.kept(reference, want)?.iter().any(|k| k.manifest.revision == manifest.revision));
-            if is_current || selection.hold.is_some() || !is_kept()? {
+            if is_current || seen.hold.is_some() || !is_kept()? {
                 return Ok(());
             }
-            store.select(reference, want, &manifest, None)
+            store.select_if(reference, want, &manifest, None, &seen).map(drop)
         })
         .await
     }
@@ -176,6 +190,7 @@ mod tests {
     fn a_ref_names_a_version_by_its_name_or_its_revision() {
         let names = |text: &str| names(&text.parse().unwrap(), Some("v1"), "c0ffee");
         assert!(names("github:o/r@v1") && names("hf:o/r@c0ffee") && names("hf:o/r@c0ffee:sub"));
+        assert!(!super::names(&"github:o/r@latest".parse().unwrap(), Some("latest"), "7:1"));
         assert!(!names("github:o/r") && !names("github:o/r@latest") && !names("github:o/r@v"));
     }
 

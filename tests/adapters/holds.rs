@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use llm_local::{ArtifactRef, PinnedBy, adapters::HoldKind};
+use llm_local::{ArtifactRef, PinnedBy, adapters::HoldKind, core::Want};
 use pollster::block_on;
 
 use crate::{
@@ -91,6 +91,56 @@ fn versions_are_deleted_one_by_one_or_all_and_their_files_go() {
     assert_eq!(block_on(adapters.list()).unwrap(), []);
     assert_eq!(fs::read_dir(world.folder.path().join("store/blobs")).unwrap().count(), 0);
     assert_adapter_error(block_on(adapters.delete(&reference, None)), "not_found", &["nothing is deleted"]);
+}
+
+#[test]
+fn a_ref_that_names_a_version_deletes_that_one_alone() {
+    let (world, latest) = (two_releases(), LATEST.parse().unwrap());
+    let adapters = world.engine().adapters();
+    block_on(adapters.pin(&latest, Some("v1"), None)).unwrap();
+    block_on(adapters.unpin(&latest)).unwrap();
+    block_on(adapters.update(&latest, None)).unwrap();
+    let delete = |reference: &str| block_on(adapters.delete(&reference.parse().unwrap(), None));
+    assert_eq!(delete("github:acme/lora@v1").unwrap().artifacts, 1);
+    let left = block_on(adapters.list()).unwrap();
+    assert_eq!(left[0].versions.iter().map(|v| v.title().to_owned()).collect::<Vec<_>>(), ["v2"]);
+    assert_adapter_error(delete("github:acme/lora@v1"), "not_found", &["the version `v1`", "kept are v2"]);
+    assert_eq!(delete("github:acme/lora@latest").unwrap().artifacts, 1);
+    assert_eq!(block_on(adapters.list()).unwrap(), []);
+}
+
+#[test]
+fn what_is_only_remembered_of_a_version_can_be_deleted_so_that_its_change_is_accepted() {
+    let world = two_releases();
+    let (engine, v1) = (world.engine(), "github:acme/lora@v1".parse::<ArtifactRef>().unwrap());
+    let adapters = engine.adapters();
+    let evict = || {
+        block_on(engine.download_artifact(&v1, Want::Adapter, None)).unwrap();
+        engine.store().evict(0, 0).unwrap();
+        assert_eq!(block_on(adapters.list()).unwrap(), []);
+    };
+    let (name, _) = adapter_files("peft").swap_remove(1);
+    let replace = |adapter: &str| {
+        world.github.delete_asset("acme/lora", "v1", &name);
+        let (_, bytes) = adapter_files(adapter).swap_remove(1);
+        world.github.upload("acme/lora", "v1", llm_local_testkit::github::Asset::new(&name, bytes));
+        let refused = block_on(adapters.update(&v1, None));
+        assert_adapter_error(refused, "integrity_failed", &["was replaced", "delete (`rm`)", "`github:acme/lora@v1`"]);
+    };
+    evict();
+    replace("rslora");
+    assert_adapter_error(
+        block_on(adapters.delete(&"github:acme/lora@v2".parse().unwrap(), None)),
+        "not_found",
+        &["the version `v2`"],
+    );
+    assert_eq!(block_on(adapters.delete(&v1, None)).unwrap().artifacts, 0);
+    assert_adapter_error(block_on(adapters.delete(&v1, None)), "not_found", &["the version `v1`"]);
+    evict();
+    // So does a ref that names all of them.
+    replace("peft");
+    block_on(adapters.delete(&LATEST.parse().unwrap(), None)).unwrap();
+    assert_eq!(block_on(adapters.update(&v1, None)).unwrap().title(), "v1");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod errors;
 mod holds;
 mod locks;
 mod locks_bytes;
+mod meanwhile;
 mod moving;
 mod named;
 mod policy;

@@ -194,3 +194,18 @@ fn a_model_of_a_release_is_found_again_by_its_tag_and_offline() {
     assert_eq!(world.requests(), 0);
     assert_eq!(by(&world.engine(), &moving), PinnedBy::Source);
 }
+
+#[test]
+fn a_release_that_is_called_latest_does_not_stay_the_latest() {
+    let world = World::new(loose("latest", "peft"));
+    let (engine, spec) = (world.engine(), spec(LATEST));
+    assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+    world.github.publish("acme/lora", loose("v2", "rslora"));
+    let plan = block_on(world.engine().plan(&spec)).unwrap();
+    assert_eq!((plan.adapters[0].0.version.as_deref(), plan.adapters[0].0.pinned_by), (Some("v2"), PinnedBy::Source));
+    assert!(block_on(engine.adapters().is_update_available(&latest())).unwrap());
+    assert_eq!(block_on(engine.adapters().update(&latest(), None)).unwrap().title(), "v2");
+    assert_reference(&answers(&engine, &spec).unwrap(), "rslora");
+    assert_eq!(block_on(engine.adapters().rollback(&latest())).unwrap().title(), "latest");
+    assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+}

@@ -1,6 +1,7 @@
 //! Refs that name a version, and adapters of all sources.
 
-use llm_local::{ArtifactRef, PinnedBy};
+use llm_local::{ArtifactRef, PinnedBy, core::Want};
+use llm_local_testkit::github::Asset;
 use pollster::block_on;
 
 use crate::{common::fixture, world::*};
@@ -77,7 +78,7 @@ fn a_tag_whose_bytes_changed_is_an_error_that_says_so() {
     assert!(!block_on(engine.adapters().is_update_available(&reference)).unwrap());
     world.github.delete_asset("acme/lora", "v1", "adapter_model.safetensors");
     let (name, bytes) = adapter_files("rslora").swap_remove(1);
-    world.github.upload("acme/lora", "v1", llm_local_testkit::github::Asset::new(name, bytes));
+    world.github.upload("acme/lora", "v1", Asset::new(name, bytes));
     let asked = block_on(engine.adapters().is_update_available(&reference));
     assert_adapter_error(asked, "integrity_failed", &["the version v1", "its owner has changed it since"]);
     let updated = block_on(engine.adapters().update(&"github:acme/lora".parse().unwrap(), None));
@@ -88,4 +89,40 @@ fn a_tag_whose_bytes_changed_is_an_error_that_says_so() {
     world.github.delete_release("acme/lora", "v1");
     let asked = block_on(engine.adapters().is_update_available(&reference));
     assert_adapter_error(asked, "not_found", &["or it was deleted", "v1 is kept and stays usable"]);
+}
+
+#[test]
+fn a_tag_whose_archive_was_replaced_by_another_one_stays_what_it_was_until_it_is_deleted() {
+    let world = World::new(zipped("v1", "peft"));
+    let (engine, latest) = (world.engine(), spec("github:acme/lora@latest"));
+    let first = answers(&engine, &spec("github:acme/lora@v1")).unwrap();
+    world.github.delete_asset("acme/lora", "v1", "pirate.zip");
+    world.github.upload("acme/lora", "v1", Asset::new("corsair.zip", zip_of("rslora")));
+    for _ in 0..2 {
+        let error = answers(&world.engine(), &latest);
+        let parts =
+            ["`corsair.zip`: files were replaced", "`pirate.zip`, as they", "delete (`rm`)", "`github:acme/lora@v1`"];
+        assert_adapter_error(error, "integrity_failed", &parts);
+    }
+    assert_eq!(block_on(engine.adapters().list()).unwrap()[0].versions.len(), 1);
+    assert_eq!(answers(&world.offline(), &spec("github:acme/lora@v1")).unwrap(), first);
+    drop(engine);
+
+    let adapters = world.engine().adapters();
+    block_on(adapters.delete(&"github:acme/lora@v1".parse().unwrap(), None)).unwrap();
+    assert_reference(&answers(&world.engine(), &latest).unwrap(), "rslora");
+    assert_reference(&answers(&world.offline(), &spec("github:acme/lora@v1")).unwrap(), "rslora");
+}
+
+#[test]
+fn a_version_is_compared_with_no_other_version() {
+    let world = World::new(loose("v1", "peft"));
+    let engine = world.engine();
+    block_on(engine.download_artifact(&"github:acme/lora".parse().unwrap(), Want::Adapter, None)).unwrap();
+    world.github.publish("acme/lora", loose("v2", "rslora"));
+    let asked = |reference: &str| block_on(engine.adapters().is_update_available(&reference.parse().unwrap()));
+    assert!(!asked("github:acme/lora@v2").unwrap(), "it never means another");
+    assert!(!asked("github:acme/lora@v1").unwrap() && asked("github:acme/lora").unwrap());
+    let error = asked("github:acme/lora@v9").unwrap_err().to_string();
+    assert!(!error.contains("stays usable"), "v1 is no v9: {error}");
 }

@@ -49,12 +49,17 @@ pub(crate) fn loose(tag: &str, adapter: &str) -> Release {
 
 /// A release whose asset is an archive of an adapter's folder.
 pub(crate) fn zipped(tag: &str, adapter: &str) -> Release {
+    Release::new(tag).with_file("pirate.zip", zip_of(adapter))
+}
+
+/// An archive of an adapter's folder.
+pub(crate) fn zip_of(adapter: &str) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (name, bytes) in adapter_files(adapter) {
         zip.start_file(format!("pirate/{name}"), zip::write::SimpleFileOptions::default()).unwrap();
         zip.write_all(&bytes).unwrap();
     }
-    Release::new(tag).with_file("pirate.zip", zip.finish().unwrap().into_inner())
+    zip.finish().unwrap().into_inner()
 }
 
 /// The folder of a fixture as a repository of the Hub.
