@@ -76,7 +76,6 @@ impl LockedArtifact {
             if file.size != locked.size {
                 return differs(locked.path.clone(), format!("{} bytes", locked.size), format!("{} bytes", file.size));
             }
-            // Of different kinds they cannot be compared, and the bytes decide.
             if let (Some(found), Some(expected)) = (file.digest, locked.digest)
                 && found != expected
             {
