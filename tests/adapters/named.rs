@@ -126,3 +126,24 @@ fn a_version_is_compared_with_no_other_version() {
     let error = asked("github:acme/lora@v9").unwrap_err().to_string();
     assert!(!error.contains("stays usable"), "v1 is no v9: {error}");
 }
+
+#[test]
+fn a_tag_whose_asset_was_uploaded_anew_means_the_first_of_both() {
+    let world = World::new(zipped("v1", "peft"));
+    let engine = world.engine();
+    let fetch = |reference: &str| {
+        block_on(engine.download_artifact(&reference.parse().unwrap(), Want::Adapter, None)).unwrap();
+    };
+    fetch("github:acme/lora@v1");
+    let planned =
+        || block_on(world.engine().plan(&spec("github:acme/lora@v1"))).unwrap().adapters[0].0.revision.clone();
+    let first = planned();
+    world.github.delete_asset("acme/lora", "v1", "pirate.zip");
+    world.github.upload("acme/lora", "v1", Asset::new("pirate.zip", zip_of("peft")));
+    fetch("github:acme/lora@latest");
+    assert_eq!(block_on(engine.adapters().list()).unwrap()[0].versions.len(), 2, "the same bytes, as another asset");
+    assert_eq!(planned(), first);
+    // To delete the name is to delete both.
+    assert_eq!(block_on(engine.adapters().delete(&"github:acme/lora@v1".parse().unwrap(), None)).unwrap().artifacts, 2);
+    assert_eq!(block_on(engine.adapters().list()).unwrap(), []);
+}
