@@ -59,7 +59,7 @@ impl Versions {
     /// What is kept at `revision`, pinned or by its name. A name means what it meant first.
     pub(crate) fn find(&self, revision: &str) -> Option<&Kept> {
         let at = self.kept.iter().find(|kept| kept.manifest.revision == revision);
-        at.or_else(|| self.kept.iter().find(|kept| kept.manifest.version.as_deref() == Some(revision)))
+        at.or_else(|| self.kept.iter().rev().find(|kept| kept.manifest.version.as_deref() == Some(revision)))
     }
 
     /// The version that was chosen last, if one was.

@@ -75,8 +75,8 @@ impl Store {
         let selections = self.selections_without(&ledger, &found.records)?;
         let removal = self.removal(&ledger, &found.records, &found.unfinished, Taking::All, &held)?;
         // The records go last: without them a call after a crash would not know what is still selected of them.
-        let deleted = removal.execute()?;
         selections.iter().try_for_each(|left| self.leave(left))?;
+        let deleted = removal.execute()?;
         self.forget(&ledger, &found.records, found.trusted)?;
         Ok(deleted)
     }
