@@ -73,7 +73,7 @@ pub(crate) enum Adapter {
     Rm {
         #[command(flatten)]
         adapter: AdapterRef,
-        /// A tag, or a revision; without it, all versions go.
+        /// A tag, or a revision; without it the version that the ref names goes, or all if it names none.
         version: Option<String>,
     },
     /// Show what an adapter is: format, base, rank, scaling, targets.

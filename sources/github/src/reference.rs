@@ -7,7 +7,7 @@ use llm_local_core::{ArtifactRef, Error, Result, manifest::check_relative_path};
 /// The scheme of this source.
 pub(crate) const SCHEME: &str = "github";
 /// The revision that means the newest release that is neither a draft nor a prerelease.
-const LATEST: &str = "latest";
+pub(crate) const LATEST: &str = "latest";
 /// What a ref may look like, for messages.
 const FORMS: &str = "expected `github:owner/repo`, then `@tag` or `@latest`, and `#asset` if the release has several \
                      that it could be";

@@ -19,7 +19,7 @@ use crate::{
     api::{Api, Asset, Release, Which},
     choose::choose,
     pinned::Pinned,
-    reference::{ReleaseRef, SCHEME},
+    reference::{LATEST, ReleaseRef, SCHEME},
     refusal::Asked,
     settings::{Settings, endpoint, given_token},
     sums,
@@ -158,9 +158,9 @@ impl GitHub {
         browser.extend(chosen.assets.iter().map(|asset| (asset.id, asset.browser_download_url.clone())));
         drop(browser);
         let pinned = Pinned { release: release.id, assets: chosen.assets.iter().map(|asset| asset.id).collect() };
-        Manifest::new(reference.clone(), want, pinned.to_string(), files)?
-            .with_version(&release.tag_name)
-            .with_unpack(chosen.unpack)
+        let manifest = Manifest::new(reference.clone(), want, pinned.to_string(), files)?.with_unpack(chosen.unpack)?;
+        // A tag of that name is made to move: nobody promises that it means the same for ever.
+        Ok(if release.tag_name == LATEST { manifest } else { manifest.with_version(&release.tag_name) })
     }
 
     /// The digest of `asset`: GitHub's, else that of another asset which lists digests.

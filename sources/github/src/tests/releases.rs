@@ -132,3 +132,11 @@ fn versions_are_the_releases_that_have_the_asset() {
     assert_eq!((tags.len(), tags[0].as_str(), tags[64].as_str()), (65, "v128", "v0"));
     assert_eq!(setup.asked().len(), 2);
 }
+
+#[test]
+fn a_release_that_is_called_latest_promises_nothing() {
+    let repository = Repository::new("acme/lora").with_release(Release::new("latest").with_file("a.gguf", "GGUF"));
+    let setup = setup(server().with_repository(repository), "");
+    let manifest = setup.resolve("github:acme/lora@latest").unwrap();
+    assert_eq!((manifest.version, manifest.files[0].path.as_str()), (None, "a.gguf"));
+}
