@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use llm_local_core::{Error, Result, SpecLock};
+use llm_local_source_common::disk::write_staged;
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that is written.
@@ -44,21 +45,25 @@ pub fn from_toml(text: &str) -> Result<SpecLock> {
             format!("it is of version {version}, and {VERSION} is known; lock the spec anew, or use a newer llm-local");
         return Err(Error::invalid_spec("lock file", reason));
     }
-    toml::from_str::<LockFile>(text).map(|file| file.lock).map_err(bad)
+    let lock = toml::from_str::<LockFile>(text).map_err(bad)?.lock;
+    let mut files = lock.artifacts.iter().flat_map(|artifact| artifact.files.iter().map(move |file| (artifact, file)));
+    match files.find(|(_, file)| file.digest.is_none()) {
+        Some((artifact, file)) => {
+            let reason = format!("`{}` of {} has no digest; lock the spec anew", file.path, artifact.reference);
+            Err(Error::invalid_spec("lock file", reason))
+        }
+        None => Ok(lock),
+    }
 }
 
 /// Writes `lock` to the file at `path`, in place of one that is there: all of it or nothing.
 ///
 /// # Errors
-/// [`Error::Io`] that names the file.
+/// [`Error::Io`] that names the file. A folder that is not there is made.
 pub fn write(lock: &SpecLock, path: &Path) -> Result<()> {
     let text = to_toml(lock)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = |e| Error::io("write the lock file", path, e);
-    let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    std::io::Write::write_all(&mut file.as_file(), text.as_bytes()).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map(drop).map_err(|e| failed(e.error))
+    write_staged(path, text.as_bytes(), folder)
 }
 
 /// Reads the lock file at `path`.
@@ -103,6 +108,14 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        // It is for others to read, too: like any file that is made here.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            std::fs::write(folder.path().join("plain"), "").unwrap();
+            let mode = |name| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode("llm-local.lock"), mode("plain"));
+        }
     }
 
     #[test]
@@ -114,6 +127,10 @@ mod tests {
             ("version = 2\nartifact = []", "of version 2"),
             ("version = 1\n[[artifact]]\nref = \"hf:o/r\"", "missing field"),
             ("{", "cannot be read"),
+            (
+                "version = 1\n[[artifact]]\nref = \"hf:o/r\"\nwant = \"model\"\nrevision = \"1\"\n[[artifact.file]]\npath = \"a\"\nsize = 1",
+                "no digest",
+            ),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = read(&path).unwrap_err();

@@ -7,7 +7,7 @@ use llm_local_source_common::{
     transfer::Files,
     unpack::{ArchiveFormat, Limits},
 };
-use llm_local_weights::{is_gguf, is_safetensors};
+use llm_local_weights::{is_gguf, is_pickle, is_safetensors, is_trainer_state};
 
 /// A form that weights come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -211,6 +211,10 @@ impl Policy {
             let format = match name {
                 _ if is_safetensors(name) => WeightFormat::Safetensors,
                 _ if is_gguf(name) => WeightFormat::Gguf,
+                _ if is_pickle(name) && !is_trainer_state(name) => {
+                    let reason = format!("`{name}` is a pickle, which is none of {}", listed(formats));
+                    return Err(Error::not_allowed(reference, reason));
+                }
                 _ => continue,
             };
             if !formats.contains(&format) {
@@ -280,6 +284,10 @@ mod tests {
         refused(policy.check_manifest(&manifest("hf:o/r", Want::Model, &["a", "b", "c"])), "a model may have 20 bytes");
         let policy = Policy::new().allow_formats([WeightFormat::Safetensors]);
         policy.check_manifest(&manifest("hf:o/r", Want::Adapter, &["a.zip", "x.safetensors", "c.json"])).unwrap();
+        refused(
+            policy.check_manifest(&manifest("hf:o/r", Want::Adapter, &["adapter.bin"])),
+            "`adapter.bin` is a pickle",
+        );
         refused(policy.check_manifest(&manifest("hf:o/r", Want::Model, &["c.json", "m.gguf"])), "`m.gguf` is gguf");
         let split = |into: &str| {
             let step = Unpack::Join { parts: vec!["x.001".into(), "x.002".into()], into: into.into() };

@@ -66,7 +66,10 @@ impl LockedArtifact {
             Err(Error::IntegrityFailed {
                 what: format!("{what} of {}", self.reference),
                 expected: format!("{expected}, as it was locked at {}", self.named()),
-                found: format!("{found} at {}", manifest.version.as_ref().unwrap_or(&manifest.revision)),
+                found: format!(
+                    "{found} at {}; lock the spec anew to use what is there now",
+                    manifest.version.as_ref().unwrap_or(&manifest.revision)
+                ),
             })
         };
         for locked in &self.files {
@@ -76,7 +79,10 @@ impl LockedArtifact {
             if file.size != locked.size {
                 return differs(locked.path.clone(), format!("{} bytes", locked.size), format!("{} bytes", file.size));
             }
-            if let (Some(found), Some(expected)) = (file.digest, locked.digest)
+            let Some(expected) = locked.digest else {
+                return differs(locked.path.clone(), "a digest".into(), "none in the lock".into());
+            };
+            if let Some(found) = file.digest
                 && found != expected
             {
                 return differs(locked.path.clone(), expected.to_string(), found.to_string());

@@ -83,6 +83,7 @@ impl Adapters {
     ) -> Result<AdapterVersion> {
         let versions = self.kept(reference).await?;
         let (of, policy) = (&versions.reference, &self.engine.inner.policy);
+        policy.check_ref(of)?;
         let kept = match (version, versions.fixed()) {
             (Some(version), _) => versions.find(version),
             // What lies at a path now may be something else than what was kept of it.
@@ -94,7 +95,6 @@ impl Adapters {
             (Some(kept), _) => kept.manifest.clone(),
             (None, Some(version)) if of.is_file() => return Err(not_kept(&versions, version)),
             (None, version) => {
-                policy.check_ref(of)?;
                 let source = self.source(of)?;
                 let at = version.map_or(Ok(of.clone()), |version| source.at_revision(of, version))?;
                 source.resolve(&at, Want::Adapter, cx).await?

@@ -36,13 +36,11 @@ impl Adapters {
         let job = pin.job();
         let here = inner.transfer.present(&job, cx).await?;
         let gguf = job.manifest.files.iter().any(|file| is_gguf(&file.path));
+        let is_archive = !pin.manifest.unpack.is_empty();
         let look = match here {
-            Some(_) if !pin.manifest.unpack.is_empty() => self.look_here(&pin, inner.fetch(&pin, cx).await?).await?,
-            Some(files) => self.look_here(&pin, files).await?,
-            None if gguf || !pin.manifest.unpack.is_empty() => {
-                self.look_here(&pin, inner.fetch(&pin, cx).await?).await?
-            }
-            None => self.look_elsewhere(&pin, &job, cx).await?,
+            Some(files) if !is_archive => self.look_here(&pin, files).await?,
+            None if !gguf && !is_archive => self.look_elsewhere(&pin, &job, cx).await?,
+            _ => self.look_here(&pin, inner.fetch(&pin, cx).await?).await?,
         };
         let Look { said, entries, unusable } = look;
         let (ranks, modules) = pairs(said.format, &entries);
@@ -78,14 +76,11 @@ impl Adapters {
                     unusable,
                 });
             }
-            let said = match files.get(lora::CONFIG) {
-                Some(path) => Said::by_config(&read_json_object(path)?.0),
-                None => Said::nothing(),
-            };
+            let config = files.get(lora::CONFIG).map(|path| read_json_object(path)).transpose()?;
+            let said = config.as_ref().map_or_else(Said::nothing, |(config, _)| Said::by_config(config));
             let entries = SafetensorsSource::open(path)?.entries().to_vec();
-            let config = files.get(lora::CONFIG).map(fs_err::read).transpose();
-            let config = config.map_err(|e| Error::io("read", &files[lora::CONFIG], e))?;
-            let outline = outline(&reference, files.keys().map(String::as_str), config.as_deref(), &entries);
+            let config = config.as_ref().map(|(_, bytes)| bytes.as_slice());
+            let outline = outline(&reference, files.keys().map(String::as_str), config, &entries);
             Ok(Look { said, unusable: outline.err().map(reason), entries })
         })
         .await

@@ -31,7 +31,7 @@ pub struct AdapterReport {
     pub modules: usize,
     /// Its tensors.
     pub tensors: usize,
-    /// Bytes of its files.
+    /// Bytes of its files as the source has them; of an archive, those of the archive.
     pub bytes: u64,
     /// Why it cannot be used with any base, if that can be told without one.
     pub unusable: Option<String>,

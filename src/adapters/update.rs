@@ -43,6 +43,7 @@ impl Adapters {
         }
         if let Some(kept) = versions.named(&*self.source(reference)?)? {
             let manifest = kept.manifest.clone();
+            self.engine.inner.policy.check_manifest(&manifest)?;
             self.bring(&versions.reference, manifest.clone(), cx).await?;
             return self.version(reference, &manifest.revision).await;
         }
@@ -129,7 +130,7 @@ fn chosen_meanwhile(reference: &ArtifactRef, now: &Selection) -> Error {
 pub(super) fn not_kept(versions: &Versions, version: &str) -> Error {
     let kept: Vec<_> = versions.kept.iter().map(|kept| super::versions::title(&kept.manifest)).collect();
     let reason = match kept.is_empty() {
-        true => "no version is kept".to_owned(),
+        true => "no version is kept; update or pull it first".to_owned(),
         false => format!("kept are {}", kept.join(", ")),
     };
     Error::not_found(format!("the version `{version}` of {}", versions.reference), reason)

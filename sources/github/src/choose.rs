@@ -149,10 +149,7 @@ impl<'r, 'a> Listing<'r, 'a> {
                     )
                 })
             }
-            _ if is_pickle(name) => Err(Error::unsupported_format(
-                self.reference,
-                format!("`{name}` is a pickle, which can run code when read, and therefore never is; {}", self.has()),
-            )),
+            _ if is_pickle(name) => Err(self.pickle(name)),
             _ => Err(Error::unsupported_format(
                 self.reference,
                 format!(
@@ -178,14 +175,7 @@ impl<'r, 'a> Listing<'r, 'a> {
             return Err(Error::load(self.reference, reason));
         }
         found.pop().ok_or_else(|| match self.units.iter().find(|unit| is_pickle(&unit.name)) {
-            Some(unit) => Error::unsupported_format(
-                self.reference,
-                format!(
-                    "`{}` is a pickle, which can run code when read, and therefore never is; {}",
-                    unit.name,
-                    self.has()
-                ),
-            ),
+            Some(unit) => self.pickle(&unit.name),
             None => Error::not_found(self.reference, format!("no asset of the release can be {what}; {}", self.has())),
         })
     }
@@ -216,6 +206,13 @@ impl<'r, 'a> Listing<'r, 'a> {
         let archives = units.iter().filter(|unit| is_archive(&unit.name));
         let archives = archives.map(|unit| Unpack::Archive { file: unit.name.clone() });
         Ok(Chosen { assets, unpack: joins.chain(archives).collect() })
+    }
+
+    /// The error for weights that are a pickle.
+    fn pickle(&self, name: &str) -> Error {
+        let reason =
+            format!("`{name}` is a pickle, which can run code when read, and therefore never is; {}", self.has());
+        Error::unsupported_format(self.reference, reason)
     }
 
     /// What the release has, for messages.

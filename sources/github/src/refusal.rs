@@ -5,7 +5,8 @@ use llm_local_core::{ArtifactRef, Error, Refusal};
 use crate::{api::Release, reference::ReleaseRef, settings::Settings};
 
 /// How a token is given.
-const GIVE_TOKEN: &str = "give a token that may read it by the environment variable GITHUB_TOKEN";
+const GIVE_TOKEN: &str =
+    "give a token that may read it by the environment variable GH_TOKEN, or by GITHUB_TOKEN where that is not set";
 /// How many tags a message lists.
 const LISTED: usize = 20;
 

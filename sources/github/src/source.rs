@@ -265,8 +265,7 @@ impl ArtifactSource for GitHub {
         let (asked, source, reference) = (self.asked(reference, &at), self.clone(), reference.clone());
         self.run(cx, async move {
             let releases = source.0.api.releases(&asked).await?;
-            let published = releases.iter().filter(|release| !release.draft);
-            let published: Vec<_> = published.collect();
+            let published: Vec<_> = releases.iter().filter(|release| !release.draft).collect();
             let revision = |release: &Release, want| {
                 let chosen = choose(&reference, &at, want, release).ok()?;
                 let pinned = Pinned { release: release.id, assets: chosen.assets.iter().map(|a| a.id).collect() };

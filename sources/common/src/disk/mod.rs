@@ -1,5 +1,5 @@
-//! Files on their way to disk. Sources use [`write_staged`], [`digest_bytes`] and [`SOURCE_NOTES`] of it; the rest is the
-//! transfer engine's and the store's.
+//! Files on their way to disk. Sources and the engine use [`write_staged`], [`digest_bytes`] and [`SOURCE_NOTES`] of it;
+//! the rest is the transfer engine's and the store's.
 //!
 //! | module | what it holds |
 //! |---|---|

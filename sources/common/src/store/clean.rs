@@ -205,7 +205,7 @@ impl Cleaning<'_> {
     fn temporaries(&mut self, caches: &[Record]) {
         let root = self.store.root();
         let mut folders: BTreeSet<PathBuf> =
-            ["artifacts", "trust", "selected", "unfinished", "locks", "blobs", "partials"]
+            ["artifacts", "trust", "selected", "unfinished", "locks", "blobs", "partials", "github"]
                 .iter()
                 .map(|name| root.join(name))
                 .collect();

@@ -19,8 +19,9 @@ impl Store {
     ///
     /// What is pinned or held ([`Store::hold`]) stays, and so does the version that is kept selected
     /// ([`HoldKind`](super::HoldKind)). The one before it does not: it is used less and less, and a bound that cannot be
-    /// kept would be worse than a way back that leads over a download; [`Store::pin`] keeps it, too. Of an artifact of which some files were found in the cache of
-    /// another tool those stay, and so does content that a link of another tool leads to.
+    /// kept would be worse than a way back that leads over a download; [`Store::pin`] keeps it, too. Of an artifact of
+    /// which some files were found in the cache of another tool those stay, and so does content that a link of another
+    /// tool leads to.
     ///
     /// # Errors
     /// [`Error::InsufficientStorage`] with `needed` and what the quota leaves beside all that must stay, and then

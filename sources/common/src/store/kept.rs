@@ -56,10 +56,7 @@ impl Store {
         let ledger = self.ledger()?;
         let group = Group::of(&manifest.reference, manifest.want);
         for record in ledger.of_group(&group).filter(|record| record.revision == manifest.revision) {
-            let origins = record.origins.iter().map(|o| (&o.path, o.size, o.digest.or(o.computed)));
-            let files = record.own_files().filter(|_| record.unpack.is_empty());
-            let files = files.map(|f| (&f.path, f.size, f.digest.or(f.computed)));
-            for (path, size, digest) in origins.chain(files) {
+            for (path, size, digest) in record.sourced() {
                 let is_of = manifest.file(path).is_some_and(|file| file.size == size);
                 digests.extend(digest.filter(|_| is_of).map(|digest| (path.clone(), digest)));
             }

@@ -244,6 +244,13 @@ impl Record {
         self.files.iter().filter(|file| !file.former)
     }
 
+    /// The files as their source has them: path, size, and the digest that it told, or else that they had.
+    pub(super) fn sourced(&self) -> impl Iterator<Item = (&String, u64, Option<Digest>)> {
+        let origins = self.origins.iter().map(|o| (&o.path, o.size, o.digest.or(o.computed)));
+        let files = self.own_files().filter(|_| self.unpack.is_empty());
+        origins.chain(files.map(|f| (&f.path, f.size, f.digest.or(f.computed))))
+    }
+
     /// Whether all files are there, by their sizes.
     pub(super) fn is_whole(&self, store: &Path) -> bool {
         let is_there = |file: &RecordFile| {

@@ -138,7 +138,7 @@ impl Store {
     }
 
     /// As [`Store::select`], unless something else was selected, held or let go since `seen`: then nothing changes, and
-    /// it is false. Whoever decided long ago what to select overrules nobody who did so since.
+    /// it is false unless just this was selected. Whoever decided long ago what to select overrules nobody who did so since.
     ///
     /// # Errors
     /// As [`Store::select`].

@@ -212,10 +212,7 @@ impl Store {
     /// have the right to change the store.
     pub(super) fn trust(&self, record: &Record, now: SystemTime) -> Result<()> {
         let Some(version) = &record.named else { return Ok(()) };
-        let made = record.origins.iter().map(|o| (&o.path, o.size, o.digest.or(o.computed)));
-        let plain = record.own_files().filter(|_| record.unpack.is_empty());
-        let plain = plain.map(|f| (&f.path, f.size, f.digest.or(f.computed)));
-        for (path, size, digest) in made.chain(plain) {
+        for (path, size, digest) in record.sourced() {
             // Of one of which no digest is known there is nothing to remember yet.
             let Some(digest) = digest else { continue };
             let first = self.trust_path(&record.reference, version, path);
@@ -270,8 +267,14 @@ impl Store {
 
     /// All that is remembered and can be read, and where.
     pub(super) fn all_trusted(&self) -> Result<Vec<(PathBuf, Trusted)>> {
-        let paths = files_ending(&self.trust_folder(), ".json")?.into_iter();
-        Ok(paths.filter_map(|path| Some((path.clone(), read(&path).ok()??))).collect())
+        let read = |path: PathBuf| {
+            let trusted = read(&path).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what is remembered of a file is passed over");
+                None
+            });
+            Some((path, trusted?))
+        };
+        Ok(files_ending(&self.trust_folder(), ".json")?.into_iter().filter_map(read).collect())
     }
 
     fn trust_path(&self, reference: &ArtifactRef, version: &str, path: &str) -> PathBuf {
@@ -292,6 +295,10 @@ impl Store {
 
 /// What is remembered at `path`, if anything is.
 fn read(path: &Path) -> Result<Option<Trusted>> {
+    #[derive(Deserialize)]
+    struct Form {
+        form: u32,
+    }
     let text = match fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|e| Error::io("read", path, e))?,
@@ -303,9 +310,11 @@ fn read(path: &Path) -> Result<Option<Trusted>> {
         );
         Error::invalid_spec(path.display().to_string(), reason)
     };
-    let trusted: Trusted = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
-    if trusted.form != VERSION {
-        return Err(bad(format!("it has form {}, and this program knows {VERSION}; update the program", trusted.form)));
+    // One that is newer may have other fields, and is not to be removed for that.
+    let Form { form } = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+    if form != VERSION {
+        let reason = format!("it has form {form}, and this program knows {VERSION}; update the program");
+        return Err(Error::invalid_spec(path.display().to_string(), reason));
     }
-    Ok(Some(trusted))
+    serde_json::from_slice(&text).map(Some).map_err(|e| bad(e.to_string()))
 }

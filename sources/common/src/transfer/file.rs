@@ -134,7 +134,9 @@ async fn bring(item: &Item, lock: FileLock) -> Result<Brought> {
             _ => digest,
         };
         if let Err(error) = untrusted(store, manifest, trusted.as_ref(), comparable) {
-            partial.remove()?;
+            if let Err(left) = partial.remove() {
+                tracing::warn!(error = %left, "what was refused is still there");
+            }
             return Err(error);
         }
         publish(partial, &targets, &call.folders)

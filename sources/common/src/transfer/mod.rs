@@ -164,14 +164,14 @@ impl Transfer {
     /// How many bytes more are published once every file of `jobs` is present: none of a file whose content is here and
     /// only its link is missing; content that several files have counts once, and all of it where an earlier call has
     /// fetched a part. Of an archive that is not unpacked there is also what that takes of the disk: the same and a half,
-    /// since nobody knows before; of parts to be joined, their bytes once more.
-    /// Makes no request, takes no lock and changes nothing.
+    /// since nobody knows before; of parts to be joined, their bytes once more. Makes no request, takes no lock and changes nothing.
     ///
     /// # Errors
     /// As [`Transfer::present`].
     pub async fn unpublished_bytes(&self, jobs: &[Job], cx: &FetchContext) -> Result<u64> {
         let (call, cx) = (self.call(jobs.to_vec()), inner(cx));
         let looking = async move {
+            check_trust(&call, &call.store).await?;
             let mut plan = Plan::survey(&call, &cx).await?;
             let paths = plan.look(&call).await?;
             let contents = missing::contents(&call, &plan, &paths);

@@ -76,7 +76,7 @@ fn fetch(folder: &Path, files: &[(&str, u64)], in_a_cache: bool) -> (Vec<Step>, 
     (steps_below(folder), blobs)
 }
 
-/// Where the only step `what` that leads to `to` is; or, of a folder, the last before `end`.
+/// Where the last step `what` that leads to `to` is; or, of a folder, the last before `end`.
 #[track_caller]
 fn at(steps: &[Step], what: &str, to: &Path) -> usize {
     let at = steps.iter().rposition(|step| step.what == what && step.to == to);

@@ -219,7 +219,7 @@ impl FileContext {
 
     /// The bytes have the digest `found`, which is wrong, for the first time.
     pub(super) fn once_more(&self, found: Digest) {
-        let expected = self.entry().digest.map(|digest| digest.to_string());
-        tracing::warn!(file = self.what, ?expected, %found, "the digest is wrong; fetching the file once more");
+        let expected = self.entry().digest.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
+        tracing::warn!(file = self.what, expected, %found, "the digest is wrong; fetching the file once more");
     }
 }

@@ -77,7 +77,7 @@ impl Unpacking {
             Err(error) => {
                 drop(folder);
                 if is_bad(&error) {
-                    self.store.remove_origins(self.manifest(), |_| true)?;
+                    self.forget_origins();
                 }
                 return Err(if_full(error, || estimate(self.manifest())));
             }
@@ -111,13 +111,20 @@ impl Unpacking {
                 let trusted = self.store.trusted(&manifest, &file.path)?;
                 let found = digest_file(path, trusted.as_ref().map(|trusted| &trusted.digest))?;
                 if let Err(error) = untrusted(&self.store, &manifest, trusted.as_ref(), found) {
-                    self.store.remove_origins(&manifest, |_| true)?;
+                    self.forget_origins();
                     return Err(error);
                 }
                 self.computed.insert(file.path.clone(), found);
             }
         }
         Ok(())
+    }
+
+    /// Removes what was refused. That it cannot be is not what is wrong.
+    fn forget_origins(&self) {
+        if let Err(error) = self.store.remove_origins(self.manifest(), |_| true) {
+            tracing::warn!(%error, "what was refused is still there");
+        }
     }
 
     /// Moves what was made to the contents of the store. One that is there stays.

@@ -8,7 +8,7 @@ pub struct Limits {
     pub entries: usize,
     /// Bytes of one file.
     pub file_bytes: u64,
-    /// Bytes of all files together; in a compressed tar also of those that are skipped, for they are decompressed.
+    /// Bytes of all files together; in a tar also of those that are skipped, for they are read.
     pub total_bytes: u64,
     /// Bytes of a path, as it stands in the archive.
     pub path_bytes: usize,

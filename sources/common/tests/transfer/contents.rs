@@ -98,6 +98,18 @@ fn a_file_that_keeps_changing_is_an_error() {
 }
 
 #[test]
+fn a_file_that_keeps_changing_is_an_error_also_where_several_ranges_of_it_come() {
+    let mut setup = Setup::new().only(MODEL);
+    for turn in 0..8 {
+        setup.hub.fault(Fault::etag(format!("etag-{turn}")).on(Host::Cdn).times(2));
+    }
+    setup.config = setup.config.clone().with_ranges_per_file(4);
+    let error = setup.fetch().unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("changed 3 times"), "{error}");
+    assert!(setup.published().is_empty());
+}
+
+#[test]
 fn without_a_digest_one_etag_holds_the_parts_together() {
     let mut setup = Setup::new().only(MODEL);
     setup.files[0].digest = None;

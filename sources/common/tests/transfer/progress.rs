@@ -269,7 +269,7 @@ fn never_falls(values: &[DownloadProgress], present: u64, total: u64, ended_well
 }
 
 proptest! {
-    #![proptest_config(cases(32))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn progress_begins_at_what_is_there_never_falls_and_ends_at_one_or_an_error(
