@@ -1,0 +1,19 @@
+//! The one internal form of an adapter. Readers of every format produce it; report, merge and conversion read only it.
+
+mod adapter;
+mod feature;
+mod floats;
+mod format;
+mod hint;
+mod module;
+mod set;
+mod targets;
+
+pub use adapter::LoraAdapter;
+pub use feature::AdapterFeature;
+pub use floats::Floats;
+pub use format::{AdapterFiles, AdapterFormat};
+pub use hint::BaseHint;
+pub use module::{LoraModule, ReplacedRows, ReplacementTensor};
+pub use set::AdapterSet;
+pub use targets::{DeclaredTargets, ModuleSelector};

@@ -1,0 +1,50 @@
+//! Which modules an adapter says it applies to.
+
+/// The modules that an adapter says it applies to, in the words of its format and not yet matched against a base.
+///
+/// Source of the rules: PEFT `src/peft/tuners/tuners_utils.py`, `check_target_module_exists`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeclaredTargets {
+    /// The modules.
+    pub modules: ModuleSelector,
+    /// Modules that are none of them, whatever `modules` says.
+    pub exclude: Option<ModuleSelector>,
+    /// Only these layers, counted from 0; empty for all of them.
+    pub layers: Vec<usize>,
+    /// Regular expressions of the path segment before a layer's index (`layers`); empty for any.
+    pub layers_pattern: Vec<String>,
+}
+
+impl DeclaredTargets {
+    /// `modules` of every layer.
+    pub fn new(modules: ModuleSelector) -> Self {
+        Self { modules, exclude: None, layers: Vec::new(), layers_pattern: Vec::new() }
+    }
+
+    /// Sets the modules that are left out.
+    pub fn with_exclude(mut self, exclude: ModuleSelector) -> Self {
+        self.exclude = Some(exclude);
+        self
+    }
+
+    /// Sets the layers, counted from 0, and the regular expressions of what stands before a layer's index.
+    pub fn with_layers(mut self, layers: Vec<usize>, layers_pattern: Vec<String>) -> Self {
+        (self.layers, self.layers_pattern) = (layers, layers_pattern);
+        self
+    }
+}
+
+/// A choice of modules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ModuleSelector {
+    /// What the format chooses for the architecture when nothing is said.
+    ArchitectureDefault,
+    /// Modules whose path is one of these, or ends with `.` and one of these.
+    Names(Vec<String>),
+    /// Modules whose whole path matches this regular expression.
+    Pattern(String),
+    /// Every linear module except the output head.
+    AllLinear,
+}
