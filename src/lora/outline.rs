@@ -1,40 +1,73 @@
-//! An adapter without its values: all that decides whether it fits a base, but for what only values tell.
+//! An adapter without its values, for those that are not on this machine yet.
 
-use llm_local_core::{LoraAdapter, LoraModule, lora::DeclaredTargets};
+use llm_local_core::{
+    LoraAdapter, LoraModule,
+    lora::{AdapterFeature, DeclaredTargets, ReplacedRows, ReplacementTensor},
+    model::Layout,
+};
 
-/// An adapter by its config and the header of its weights.
+/// What [`LoraAdapter`] says without the values of its tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AdapterOutline {
     /// Its ref.
     pub(super) reference: String,
+    /// The layout in whose order the rows of queries and keys are.
+    pub(super) row_order: Layout,
     /// The low-rank pairs, sorted by module.
     pub(super) modules: Vec<ModuleOutline>,
-    /// Names of tensors that replace one of the base.
-    pub(super) replaced: Vec<String>,
+    /// The tensors that replace one of the base.
+    pub(super) replacements: Vec<ReplacementOutline>,
+    /// The rows that replace some of a base tensor.
+    pub(super) rows: Vec<RowsOutline>,
+    /// What it uses beside plain pairs.
+    pub(super) features: Vec<AdapterFeature>,
     /// The modules it says it applies to.
     pub(super) targets: Option<DeclaredTargets>,
     /// Bytes of memory that its tensors take.
     pub(super) bytes: u64,
 }
 
-/// The low-rank pair of one module, of shapes (rank, in) and (out, rank).
+/// A [`LoraModule`] without its values.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ModuleOutline {
     pub(super) name: String,
     pub(super) rank: usize,
     pub(super) in_features: usize,
     pub(super) out_features: usize,
+    pub(super) experts: Option<usize>,
+    pub(super) transposed: bool,
+    pub(super) is_parameter: bool,
+    pub(super) has_magnitude: bool,
+    pub(super) has_bias: bool,
     pub(super) scale: f64,
-    /// What keeps it from being used on any base.
+    /// Why its parts do not make a pair, where that is so: adapters are plain data, which anybody can put together.
     pub(super) defect: Option<&'static str>,
+}
+
+/// A [`ReplacementTensor`] without its values.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ReplacementOutline {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+}
+
+/// [`ReplacedRows`] without their values.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct RowsOutline {
+    pub(super) name: String,
+    pub(super) rows: Vec<usize>,
+    pub(super) columns: usize,
 }
 
 impl From<&LoraAdapter> for AdapterOutline {
     fn from(adapter: &LoraAdapter) -> Self {
         Self {
             reference: adapter.reference.clone(),
+            row_order: adapter.row_order,
             modules: adapter.modules.iter().map(ModuleOutline::from).collect(),
-            replaced: adapter.replacements.iter().map(|r| r.name.clone()).collect(),
+            replacements: adapter.replacements.iter().map(ReplacementOutline::from).collect(),
+            rows: adapter.rows.iter().map(RowsOutline::from).collect(),
+            features: adapter.features.clone(),
             targets: adapter.targets.clone(),
             bytes: adapter.byte_len() as u64,
         }
@@ -43,15 +76,40 @@ impl From<&LoraAdapter> for AdapterOutline {
 
 impl From<&LoraModule> for ModuleOutline {
     fn from(module: &LoraModule) -> Self {
-        let LoraModule { name, rank, in_features, out_features, scale, .. } = module;
+        let LoraModule { name, rank, in_features, out_features, experts, scale, .. } = module;
         let (rank, in_features, out_features) = (*rank, *in_features, *out_features);
-        let defect = if module.magnitude.is_some() || module.bias.is_some() {
-            Some("has a magnitude (DoRA) or a bias of lora_B, which are not supported yet")
-        } else if rank == 0 || module.a.len() != rank * in_features || module.b.len() != out_features * rank {
-            Some("has factors whose lengths do not fit its rank and its shapes")
-        } else {
-            None
-        };
-        Self { name: name.clone(), rank, in_features, out_features, scale: *scale, defect }
+        let count = experts.unwrap_or(1);
+        let fits = |values: &Option<Vec<f32>>| values.as_ref().is_none_or(|values| values.len() == out_features);
+        let whole = rank > 0
+            && module.a.len() == count * rank * in_features
+            && module.b.len() == count * out_features * rank
+            && fits(&module.magnitude)
+            && fits(&module.bias);
+        Self {
+            name: name.clone(),
+            rank,
+            in_features,
+            out_features,
+            experts: *experts,
+            transposed: module.transposed,
+            is_parameter: module.is_parameter,
+            has_magnitude: module.magnitude.is_some(),
+            has_bias: module.bias.is_some(),
+            scale: *scale,
+            defect: (!whole).then_some("has factors whose lengths do not fit its rank and its shapes"),
+        }
+    }
+}
+
+impl From<&ReplacementTensor> for ReplacementOutline {
+    fn from(tensor: &ReplacementTensor) -> Self {
+        Self { name: tensor.name.clone(), shape: tensor.shape.clone() }
+    }
+}
+
+impl From<&ReplacedRows> for RowsOutline {
+    fn from(replaced: &ReplacedRows) -> Self {
+        let columns = replaced.values.len() / replaced.rows.len();
+        Self { name: replaced.name.clone(), rows: replaced.rows.clone(), columns }
     }
 }

@@ -29,8 +29,10 @@ pub(super) fn check(
     if !weight.is_finite() || weight == 0.0 {
         defects.push(format!("its weight is {weight}; expected a finite number other than 0"));
     }
-    if !adapter.replaced.is_empty() {
-        let names = some_of(&adapter.replaced);
+    let replaced = adapter.replacements.iter().map(|r| &r.name).chain(adapter.rows.iter().map(|r| &r.name));
+    let replaced: Vec<_> = replaced.collect();
+    if !replaced.is_empty() {
+        let names = some_of(&replaced);
         defects.push(format!("it replaces {names}: full weights in an adapter are not supported yet"));
     }
     if adapter.modules.is_empty() {
@@ -90,9 +92,17 @@ pub(super) fn without_effect(adapter: &LoraAdapter, weight: f32) -> Option<Strin
 
 /// Why the pair of `module` cannot be added to its base tensor.
 fn module_defect(module: &ModuleOutline, base: &BaseModules<'_>, info: &ModelInfo) -> Option<String> {
-    let ModuleOutline { name, rank, in_features, out_features, scale, defect } = module;
+    let ModuleOutline { name, rank, in_features, out_features, scale, defect, .. } = module;
     if let Some(defect) = defect {
         return Some(format!("`{name}` {defect}"));
+    }
+    if module.has_magnitude || module.has_bias {
+        return Some(format!("`{name}` has a magnitude (DoRA) or a bias of lora_B, which are not supported yet"));
+    }
+    if module.experts.is_some() || module.transposed || module.is_parameter {
+        return Some(format!(
+            "`{name}` is of experts, of a bare parameter or of a transposed weight, which is not supported yet"
+        ));
     }
     if !scale.is_finite() || *scale == 0.0 {
         return Some(format!("`{name}` has the scale {scale}; expected a finite number other than 0"));

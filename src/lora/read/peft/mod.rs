@@ -12,7 +12,9 @@ mod tests;
 
 use std::path::Path;
 
-use llm_local_core::{Encoding, Error, FloatType, LoraAdapter, LoraModule, Result, TensorEntry, TensorSource};
+use llm_local_core::{
+    Encoding, Error, FloatType, LoraAdapter, LoraModule, Result, TensorEntry, TensorSource, model::Layout,
+};
 use llm_local_weights::SafetensorsSource;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -58,6 +60,11 @@ impl<'a> Declared<'a> {
             rank: self.config.rank,
             in_features: pair.a.shape[1],
             out_features: pair.b.shape[0],
+            experts: None,
+            transposed: false,
+            is_parameter: false,
+            has_magnitude: false,
+            has_bias: false,
             scale: self.config.scale,
             defect: None,
         };
@@ -65,7 +72,10 @@ impl<'a> Declared<'a> {
         Ok(AdapterOutline {
             reference: self.files.reference.to_string(),
             modules: pairs.iter().map(module).collect(),
-            replaced: Vec::new(),
+            row_order: Layout::HuggingFace,
+            replacements: Vec::new(),
+            rows: Vec::new(),
+            features: Vec::new(),
             targets: Some(self.config.targets.clone()),
             bytes: pairs.iter().map(|pair| bytes(pair) as u64).sum(),
         })
