@@ -3,13 +3,48 @@
 use llm_local_core::{ArtifactRef, Digest, Want};
 use sha2::{Digest as _, Sha256};
 
-/// Refs that differ in their revision alone, wanted as the same. What stands behind the first `:` of a revision is a
-/// part of the artifact (a subfolder, in refs of the Hugging Face Hub) and no part of the revision.
+/// Where an artifact is, in whatever revision. What stands behind the first `:` of the locator or of the revision is a
+/// part of it (a subfolder, in refs of the Hugging Face Hub) and no part of either: `org/name:sub@rev` and
+/// `org/name@rev:sub` are two spellings of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Location<'a> {
+    pub(super) scheme: &'a str,
+    pub(super) locator: &'a str,
+    pub(super) part: Option<&'a str>,
+}
+
+impl<'a> Location<'a> {
+    /// The location of `reference`.
+    pub(super) fn of(reference: &'a ArtifactRef) -> Self {
+        Self::at(reference, reference.revision())
+    }
+
+    /// The location of `reference`, if its revision is a pinned one, which may have a `:` of its own.
+    fn of_pinned(reference: &'a ArtifactRef) -> Self {
+        Self::at(reference, None)
+    }
+
+    fn at(reference: &'a ArtifactRef, revision: Option<&'a str>) -> Self {
+        let (scheme, whole) = (reference.scheme(), reference.locator());
+        // In a path a `:` means itself: `C:\x`.
+        let (locator, below) = if reference.is_file() { (whole, None) } else { split(whole) };
+        match (below, revision.and_then(|revision| split(revision).1)) {
+            (below, None) => Self { scheme, locator, part: below },
+            // Where there are two, the source says what they mean, if anything.
+            (_, part) => Self { scheme, locator: if below.is_some() { whole } else { locator }, part },
+        }
+    }
+
+    /// It as texts; a part that it lacks is empty.
+    pub(super) fn parts(&self) -> [&'a str; 3] {
+        [self.scheme, self.locator, self.part.unwrap_or("")]
+    }
+}
+
+/// Refs that differ in their revision alone, wanted as the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Group<'a> {
-    scheme: &'a str,
-    locator: &'a str,
-    part: Option<&'a str>,
+    location: Location<'a>,
     fragment: Option<&'a str>,
     want: Want,
 }
@@ -17,20 +52,14 @@ pub(super) struct Group<'a> {
 impl<'a> Group<'a> {
     /// The group of `reference`.
     pub(super) fn of(reference: &'a ArtifactRef, want: Want) -> Self {
-        Self {
-            scheme: reference.scheme(),
-            locator: reference.locator(),
-            part: reference.revision().and_then(|revision| revision.split_once(':')).map(|(_, part)| part),
-            fragment: reference.fragment(),
-            want,
-        }
+        Self { location: Location::of(reference), fragment: reference.fragment(), want }
     }
 
     /// The name of its files.
     pub(super) fn key(&self) -> String {
         let want = if self.want == Want::Model { "model" } else { "adapter" };
-        // An empty one is none, as a ref has it.
-        hex_of([self.scheme, self.locator, self.part.unwrap_or(""), self.fragment.unwrap_or(""), want])
+        let location = self.location.parts().into_iter();
+        hex_of(location.chain([self.fragment.unwrap_or(""), want]))
     }
 }
 
@@ -46,5 +75,115 @@ pub(super) fn hex_of<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
 
 /// The revision that `reference` asks for, without the part behind it.
 pub(super) fn asked(reference: &ArtifactRef) -> Option<&str> {
-    reference.revision().map(|revision| revision.split_once(':').map_or(revision, |(asked, _)| asked))
+    reference.revision().map(|revision| split(revision).0)
+}
+
+/// Whether `which` asks for what is where `reference` is: in any revision, if it names none, or in the one that
+/// `reference` asks for, or in one of which `is_at` says that it is that. Of fragments it says nothing.
+pub(super) fn asks_for(which: &ArtifactRef, reference: &ArtifactRef, is_at: impl Fn(&str) -> bool) -> bool {
+    let there = Location::of(reference);
+    let is_it = |revision: &str| is_at(revision) || asked(reference) == Some(revision);
+    Location::of(which) == there && asked(which).is_none_or(is_it)
+        || Location::of_pinned(which) == there && which.revision().is_some_and(is_at)
+}
+
+/// `reference` at `version`, with the part where it was. A path, which has no versions, as it is.
+pub(super) fn at_version(reference: &ArtifactRef, version: &str) -> ArtifactRef {
+    let part = reference.revision().and_then(|revision| split(revision).1);
+    let revision = part.map_or_else(|| version.to_owned(), |part| format!("{version}:{part}"));
+    reference.clone().with_revision(revision).unwrap_or_else(|_| reference.clone())
+}
+
+/// What is before the first `:` and what is behind it. A part that is empty is none.
+fn split(text: &str) -> (&str, Option<&str>) {
+    text.split_once(':').map_or((text, None), |(before, part)| (before, Some(part).filter(|part| !part.is_empty())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(text: &str) -> (String, String) {
+        let reference: ArtifactRef = text.parse().unwrap();
+        let group = Group::of(&reference, Want::Adapter);
+        (group.key(), format!("{group:?}"))
+    }
+
+    #[test]
+    fn a_part_is_the_same_behind_the_locator_and_behind_the_revision() {
+        for (one, other) in [
+            ("hf:org/name:sub@main", "hf:org/name@main:sub"),
+            ("hf:org/name:sub", "hf:org/name@c0ffee:sub"),
+            ("hf:org/name:a/b:c@v1", "hf:org/name@v2:a/b:c"),
+            ("hf:org/name:sub@v1#m.gguf", "hf:org/name@v1:sub#m.gguf"),
+            ("hf:org/name", "hf:org/name@v1"),
+            ("hf:org/name:", "hf:org/name@v1:"),
+        ] {
+            assert_eq!(group(one), group(other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_part_tells_artifacts_apart() {
+        let all = [
+            "hf:org/name",
+            "hf:org/name:sub",
+            "hf:org/name:other",
+            "hf:org/name:sub/sub",
+            "hf:org/name:sub#sub",
+            "hf:org/name#sub",
+            "hf:org/sub:name",
+            "gh:org/name:sub",
+            // Both, which is for the source to refuse.
+            "hf:org/name:sub@v1:other",
+            "hf:org/name@v1:sub:other",
+            // Paths, of which no colon is a separator.
+            "file:C:\\x",
+            "file:C:\\y",
+            "file:D:\\x",
+            "file:C",
+            "file:/a:b",
+            "file:/a",
+            "file:/a:",
+            "file:/a:c",
+        ];
+        for (i, one) in all.iter().enumerate() {
+            for other in &all[i + 1..] {
+                let (one, other) = (group(one), group(other));
+                assert!(one.0 != other.0 && one.1 != other.1, "{one:?} {other:?}");
+            }
+        }
+        assert_eq!(group("C:\\x"), group("file:C:\\x"));
+    }
+
+    #[test]
+    fn a_ref_asks_for_a_part_by_either_spelling_and_for_a_pinned_revision_by_all_of_it() {
+        let asks = |which: &str, reference: &str| {
+            let is_pinned = |revision: &str| revision == "7:1";
+            asks_for(&which.parse().unwrap(), &reference.parse().unwrap(), is_pinned)
+        };
+        for reference in ["gh:o/r:sub@v1", "gh:o/r@v1:sub"] {
+            for which in ["gh:o/r:sub", "gh:o/r:sub@v1", "gh:o/r@v1:sub", "gh:o/r:sub@7:1"] {
+                assert!(asks(which, reference), "{which} {reference}");
+            }
+            for which in ["gh:o/r", "gh:o/r@v1", "gh:o/r@7:1", "gh:o/r:sub@v2", "gh:o/r@v2:sub", "gh:o/r@v1:other"] {
+                assert!(!asks(which, reference), "{which} {reference}");
+            }
+        }
+        assert!(asks("gh:o/r@7:1", "gh:o/r@latest") && asks("gh:o/r", "gh:o/r@latest"));
+        assert!(!asks("gh:o/r@7:2", "gh:o/r@latest") && !asks("gh:o/r:sub", "gh:o/r@latest"));
+    }
+
+    #[test]
+    fn another_version_of_a_part_is_asked_for_as_the_part_was() {
+        for (text, expected) in [
+            ("gh:o/r@main:sub", "gh:o/r@v1:sub"),
+            ("gh:o/r:sub@main", "gh:o/r:sub@v1"),
+            ("gh:o/r:sub", "gh:o/r:sub@v1"),
+            ("gh:o/r", "gh:o/r@v1"),
+            ("/a:b", "file:/a:b"),
+        ] {
+            assert_eq!(at_version(&text.parse().unwrap(), "v1").to_string(), expected);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::{
     Came, Hold, Store,
     below::{Below, real},
     entry::{Origin, Place, RecordFile, place},
-    group::hex_of,
+    group::{Location, hex_of},
     hold::Held,
     record::Record,
     tree,
@@ -44,7 +44,7 @@ pub(crate) fn made_key(manifest: &Manifest) -> Result<String> {
     let r = &manifest.reference;
     let how = serde_json::to_string(&(manifest.want, &manifest.files, &manifest.unpack));
     let how = how.map_err(|e| Error::invalid_spec(format!("manifest of {r}"), e.to_string()))?;
-    Ok(hex_of([r.scheme(), r.locator(), &manifest.revision, &how]))
+    Ok(hex_of(Location::of(r).parts().into_iter().chain([manifest.revision.as_str(), &how])))
 }
 
 impl Store {
@@ -185,13 +185,12 @@ impl Store {
 impl Record {
     /// Whether it is of what is made of `manifest`, by whatever ref.
     fn is_made_of(&self, manifest: &Manifest) -> bool {
-        let (ours, theirs) = (&self.reference, &manifest.reference);
         let listed = |(origin, file): (&Origin, &ManifestFile)| {
             // A digest that nobody told at first may be known since, as one that something was locked to.
             let same = file.digest.is_none_or(|digest| origin.digest.or(origin.computed) == Some(digest));
             same && (&origin.path, origin.size) == (&file.path, file.size)
         };
-        (ours.scheme(), ours.locator()) == (theirs.scheme(), theirs.locator())
+        Location::of(&self.reference) == Location::of(&manifest.reference)
             && (self.want, &self.revision, &self.unpack) == (manifest.want, &manifest.revision, &manifest.unpack)
             && self.origins.len() == manifest.files.len()
             && self.origins.iter().zip(&manifest.files).all(listed)

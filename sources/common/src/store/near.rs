@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use llm_local_core::ArtifactRef;
 
-use super::record::Record;
+use super::{group::Location, record::Record};
 
 /// So many are named.
 const MOST: usize = 5;
@@ -14,7 +14,8 @@ pub(super) fn what_there_is(records: &[Record], which: &ArtifactRef) -> String {
     if records.is_empty() {
         return "nothing is kept here yet".into();
     }
-    let same: Vec<_> = records.iter().filter(|r| r.reference.locator() == which.locator()).collect();
+    let locator = |r| Location::of(r).locator;
+    let same: Vec<_> = records.iter().filter(|r| locator(&r.reference) == locator(which)).collect();
     if !same.is_empty() {
         let same = same.iter().map(|r| format!("`{}` at {}", r.reference, r.revision));
         return format!("this store has {}", some(same.collect()));

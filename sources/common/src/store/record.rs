@@ -15,6 +15,7 @@ use super::{
     Store,
     below::Below,
     entry::{Fetched, Origin, Place, RecordFile, place},
+    group::asks_for,
 };
 
 /// The version of the form that is written. 2 knew no archives; 1 said of an artifact as a whole whether it was brought
@@ -282,11 +283,7 @@ impl Record {
     /// Whether `which` names it: the same place and part, and its revision, as it was asked for, named or pinned, if
     /// `which` has one.
     pub(super) fn is(&self, which: &ArtifactRef) -> bool {
-        let r = &self.reference;
-        (r.scheme(), r.locator(), r.fragment()) == (which.scheme(), which.locator(), which.fragment())
-            && which
-                .revision()
-                .is_none_or(|it| it == self.revision || Some(it) == r.revision() || Some(it) == self.named.as_deref())
+        self.reference.fragment() == which.fragment() && asks_for(which, &self.reference, |it| self.is_at(it))
     }
 
     /// The path through which `file` is used.

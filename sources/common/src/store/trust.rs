@@ -2,7 +2,7 @@
 //! the same, and nothing but this holds him to it. It outlasts the files themselves, and goes when a user deletes the
 //! version.
 //!
-//! What a file was is remembered for all refs of a place, and which files a version has for each group of refs: another
+//! What a file was is remembered for all refs of a location, and which files a version has for each group of refs: another
 //! file under another name would otherwise be one of which nothing is known.
 
 use std::{
@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 
 use super::{
     Store,
-    group::{Group, hex_of},
+    group::{Group, Location, asks_for, at_version, hex_of},
     ledger::{Ledger, files_ending},
     record::{Record, from_millis, to_millis},
     tree,
@@ -70,9 +70,8 @@ impl Trusted {
     /// Whether `which` names it.
     pub(super) fn is(&self, which: &ArtifactRef) -> bool {
         let r = &self.reference;
-        (r.scheme(), r.locator()) == (which.scheme(), which.locator())
-            && which.fragment().is_none_or(|it| Some(it) == r.fragment() || it == self.path)
-            && which.revision().is_none_or(|it| self.is_at(it) || Some(it) == r.revision())
+        which.fragment().is_none_or(|it| Some(it) == r.fragment() || it == self.path)
+            && asks_for(which, r, |it| self.is_at(it))
     }
 
     /// Whether `revision` is the pinned one that it came from, or the version.
@@ -87,8 +86,7 @@ impl Trusted {
 
     /// Whether `record` has this file.
     fn is_of(&self, record: &Record) -> bool {
-        let r = &record.reference;
-        (r.scheme(), r.locator()) == (self.reference.scheme(), self.reference.locator())
+        Location::of(&record.reference) == Location::of(&self.reference)
             && record.named.as_deref() == Some(self.version.as_str())
             && record.manifest().is_ok_and(|manifest| manifest.file(&self.path).is_some())
     }
@@ -201,8 +199,8 @@ impl Store {
         let records = self.ledger().map(|ledger| ledger.records).unwrap_or_default();
         let refs = trusted.iter().flat_map(|trusted| {
             let refs = records.iter().filter(|record| trusted.is_of(record)).map(|record| &record.reference);
-            let named = |r: &ArtifactRef| r.clone().with_revision(&trusted.version).unwrap_or_else(|_| r.clone());
-            refs.chain([&trusted.reference]).map(named).collect::<Vec<_>>()
+            let named = refs.chain([&trusted.reference]).map(|r| at_version(r, &trusted.version));
+            named.collect::<Vec<_>>()
         });
         let refs: BTreeSet<_> = refs.map(|reference| reference.to_string()).collect();
         Vec::from_iter(refs.iter().map(|reference| format!("`{reference}`"))).join(" and ")
@@ -278,7 +276,8 @@ impl Store {
     }
 
     fn trust_path(&self, reference: &ArtifactRef, version: &str, path: &str) -> PathBuf {
-        let name = hex_of([reference.scheme(), reference.locator(), version, path]);
+        let Location { scheme, locator, part } = Location::of(reference);
+        let name = hex_of([Some(scheme), Some(locator), part, Some(version), Some(path)].into_iter().flatten());
         self.trust_folder().join(format!("{name}.json"))
     }
 

@@ -334,3 +334,87 @@ fn a_deletion_that_was_cut_off_leaves_nothing_selected_of_what_goes() {
     f.store.delete(&reference("gh:o/r@v2")).unwrap();
     assert_eq!((f.kept("gh:o/r"), f.selected().0), (vec!["v1".to_owned()], vec!["v1".to_owned()]));
 }
+
+#[test]
+fn a_part_is_one_artifact_whether_it_is_named_behind_the_locator_or_the_revision() {
+    let f = Fixture::new();
+    let behind_revision = f.release("gh:o/r@v1:sub", "7:1", "v1", 1);
+    let behind_locator = f.release("gh:o/r:sub@v2", "8:1", "v2", 2);
+    f.release("gh:o/r@v1", "7:1", "v1", 3);
+    let spellings = ["gh:o/r:sub", "gh:o/r@main:sub", "gh:o/r:sub@main"];
+    let selection = |text: &str| f.store.selection(&reference(text), Want::Adapter).unwrap();
+    f.select(&behind_revision, None);
+    f.select(&behind_locator, None);
+    for text in spellings {
+        assert_eq!(f.kept(text), ["v2", "v1"], "{text}");
+        assert_eq!(selection(text).history.len(), 2, "{text}");
+        let remembered = f.store.remembered(&reference(text), Want::Adapter).unwrap();
+        assert_eq!(remembered.len(), 2, "{text}");
+        let mut other = behind_locator.clone();
+        (other.reference, other.files[1].digest) = (reference(text), None);
+        assert_eq!(f.store.digests(&other).unwrap()["adapter.safetensors"], sha256("v2"), "{text}");
+    }
+    assert_eq!((f.kept("gh:o/r"), selection("gh:o/r").history.len()), (vec!["v1".to_owned()], 0));
+    // By the other spelling than it was recorded under.
+    assert_eq!(f.store.roll_back(&reference("gh:o/r:sub"), Want::Adapter).unwrap().manifest, behind_revision);
+    let delete = |text: &str| f.store.delete(&reference(text));
+    assert!(delete("gh:o/r:sub@v1").unwrap_err().to_string().contains("rolled back to"));
+    f.store.release(&reference("gh:o/r:sub@v1"), Want::Adapter).unwrap();
+    f.store.pin(&reference("gh:o/r:sub@v1")).unwrap();
+    let pinned: Vec<_> = f.store.list().unwrap().artifacts.into_iter().filter(|a| a.pinned).collect();
+    assert_eq!((pinned.len(), &pinned[0].reference), (1, &behind_revision.reference));
+    assert_eq!(delete("gh:o/r:sub@v1").unwrap().artifacts, 1);
+    assert_eq!(f.store.delete_kept(&reference("gh:o/r@main:sub"), Want::Adapter, "v2").unwrap().artifacts, 1);
+    assert!(f.kept("gh:o/r:sub").is_empty() && f.kept("gh:o/r") == ["v1"]);
+    // What is there is named by whatever spelling.
+    f.release("gh:o/r@v3:sub", "9:1", "v3", 4);
+    let error = delete("gh:o/r:sub@v9").unwrap_err().to_string();
+    assert!(error.contains("`gh:o/r@v3:sub` at 9:1"), "{error}");
+    assert_eq!(delete("gh:o/r:sub").unwrap().artifacts, 1);
+    assert_eq!(f.kept("gh:o/r"), ["v1"]);
+}
+
+#[test]
+fn what_a_part_was_is_remembered_for_both_spellings_and_for_no_other_part() {
+    let f = Fixture::new();
+    f.release("gh:o/r@v1:sub", "7:1", "v1", 1);
+    let told = |text: &str, content: &str| {
+        let files = [("config.json", "{}"), ("adapter.safetensors", content)];
+        let mut made = manifest(text, "7:2", &files).with_version("v1");
+        made.want = Want::Adapter;
+        f.store.check_trust(&made)
+    };
+    for text in ["gh:o/r:sub@v1", "gh:o/r@v1:sub"] {
+        told(text, "v1").unwrap();
+        let error = told(text, "v2").unwrap_err().to_string();
+        assert!(error.contains("`gh:o/r@v1:sub`"), "{error}");
+    }
+    // Its files have the same names, and are others.
+    for text in ["gh:o/r@v1", "gh:o/r:other@v1", "gh:o/r@v1:other"] {
+        told(text, "v2").unwrap();
+    }
+    f.store.delete(&reference("gh:o/r:sub@v1")).unwrap();
+    told("gh:o/r@v1:sub", "v2").unwrap();
+}
+
+#[test]
+fn what_was_unpacked_of_a_part_is_found_by_both_spellings_and_by_no_other_part() {
+    use crate::store::{Output, made_key};
+    let f = Fixture::new();
+    let archive = |text: &str| {
+        let mut made = manifest(text, "7:1", &[("a.zip", "archive")]);
+        made.files[0].digest = None;
+        made.with_unpack(vec![llm_local_core::Unpack::Archive { file: "a.zip".into() }]).unwrap()
+    };
+    let (one, other) = (archive("gh:o/r@v1:sub"), archive("gh:o/r:sub@v1"));
+    let outputs = [("x".to_owned(), Output::Content(6, sha256("output")))].into();
+    let made = f.store.make(&one, &outputs, &BTreeMap::new()).unwrap();
+    write(&f.blob("output"), "output");
+    f.store.record_made(&one, made, true, at(1)).unwrap();
+    assert!(f.store.made(&one).unwrap().is_some() && f.store.made(&other).unwrap().is_some());
+    assert_eq!(made_key(&one).unwrap(), made_key(&other).unwrap());
+    for text in ["gh:o/r@v1", "gh:o/r@v1:other", "gh:o/r:other@v1"] {
+        assert!(f.store.made(&archive(text)).unwrap().is_none(), "{text}");
+        assert_ne!(made_key(&one).unwrap(), made_key(&archive(text)).unwrap(), "{text}");
+    }
+}
