@@ -2,11 +2,12 @@
 
 use std::fs;
 
-use llm_local::{ArtifactRef, ModelSpec, PinnedBy, lock};
-use llm_local_testkit::github::Asset;
+use llm_local::{ArtifactRef, ModelSpec, PinnedBy, core::Want, lock};
+use llm_local_testkit::github::{Asset, Host, Release};
 use pollster::block_on;
+use sha2::{Digest as _, Sha256};
 
-use crate::world::{World, adapter_files, answers, assert_adapter_error, assert_reference, loose, spec, zipped};
+use crate::world::*;
 
 const LATEST: &str = "github:acme/lora@latest";
 
@@ -18,20 +19,13 @@ fn locked(world: &World) -> ModelSpec {
     spec(LATEST).with_lock(lock::read(&path).unwrap())
 }
 
-/// Nothing that was fetched is here any more.
-fn forget(world: &World) {
-    for folder in ["store", "hub", "answers"] {
-        let _ = fs::remove_dir_all(world.folder.path().join(folder));
-    }
-}
-
 #[test]
 fn a_locked_spec_gives_the_first_bytes_when_there_is_a_newer_release() {
     for release in [loose("v1", "peft"), zipped("v1", "peft")] {
         let world = World::new(release);
         let spec = locked(&world);
         world.github.publish("acme/lora", loose("v2", "rslora"));
-        forget(&world);
+        world.forget();
         let engine = world.engine();
         let plan = block_on(engine.plan(&spec)).unwrap();
         assert_eq!(plan.adapters[0].0.pinned_by, PinnedBy::Lock);
@@ -54,7 +48,7 @@ fn other_bytes_under_the_locked_tag_are_an_error() {
     let (name, mut bytes) = adapter_files("peft").swap_remove(1);
     *bytes.last_mut().unwrap() ^= 1;
     world.github.upload("acme/lora", "v1", Asset::new(name, bytes));
-    forget(&world);
+    world.forget();
     assert_adapter_error(answers(&world.engine(), &spec), "integrity_failed", &["as it was locked at v1"]);
     world.github.delete_release("acme/lora", "v1");
     assert_adapter_error(answers(&world.engine(), &spec), "not_found", &["v1"]);
@@ -80,4 +74,53 @@ fn files_of_this_machine_that_changed_since_they_were_locked_are_an_error() {
     assert_reference(&answers(&world.engine(), &locked).unwrap(), "peft");
     place("rslora");
     assert_adapter_error(answers(&world.engine(), &locked), "integrity_failed", &["as it was locked"]);
+}
+
+/// An archive of which GitHub tells no digest.
+fn untold(archive: Vec<u8>) -> Asset {
+    Asset::new("pirate.zip", archive).without_digest()
+}
+
+#[test]
+fn an_archive_whose_source_tells_no_digest_is_locked_to_the_one_that_it_came_with() {
+    let archive = zip_of("peft");
+    let world = World::new(Release::new("v1").with_asset(untold(archive.clone())));
+    let spec = locked(&world);
+    let digest: String = Sha256::digest(&archive).iter().map(|byte| format!("{byte:02x}")).collect();
+    let artifacts = &spec.lock.as_ref().unwrap().artifacts;
+    let files = &artifacts.iter().find(|artifact| artifact.want == Want::Adapter).unwrap().files;
+    let [file] = files.as_slice() else { panic!("{files:?}") };
+    assert_eq!((file.path.as_str(), file.size), ("pirate.zip", archive.len() as u64));
+    assert_eq!(file.digest.unwrap().to_string(), format!("sha256:{digest}"));
+    let text = fs::read_to_string(world.folder.path().join("spec.lock")).unwrap();
+    assert!(text.contains(&digest), "{text}");
+
+    // From the store that has unpacked it, and then from another one.
+    world.requests();
+    assert_reference(&answers(&world.engine(), &spec).unwrap(), "peft");
+    assert_eq!(world.github.wait_until_idle().len(), 0);
+    world.forget();
+    assert_reference(&answers(&world.engine(), &spec).unwrap(), "peft");
+
+    // The same size, so that only the bytes can tell; more bytes; and another archive altogether.
+    let mut flipped = archive.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let longer = [archive.clone(), vec![0]].concat();
+    for (other, says) in
+        [(flipped, digest.as_str()), (longer, "bytes, as it was locked"), (zip_of("rslora"), "pirate.zip")]
+    {
+        let is_of_one_size = other.len() == archive.len();
+        world.github.upload("acme/lora", "v1", untold(other));
+        world.forget();
+        world.requests();
+        assert_adapter_error(answers(&world.engine(), &spec), "integrity_failed", &["pirate.zip", says]);
+        // Another size is seen in the list already.
+        let asked = world.github.wait_until_idle();
+        assert_eq!(asked.iter().any(|r| r.host == Host::Cdn), is_of_one_size, "{asked:?}");
+        assert!(!world.contents().iter().any(|content| content.starts_with(b"PK")), "{:?}", world.stored());
+        assert!(block_on(world.engine().adapters().list()).unwrap().is_empty());
+    }
+    world.github.upload("acme/lora", "v1", untold(archive));
+    world.forget();
+    assert_reference(&answers(&world.engine(), &spec).unwrap(), "peft");
 }

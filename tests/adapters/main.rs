@@ -4,6 +4,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+
+mod assets;
+mod attacks;
 mod errors;
 mod holds;
 mod locks;
@@ -12,5 +15,6 @@ mod meanwhile;
 mod moving;
 mod named;
 mod policy;
+mod policy_kept;
 mod reports;
 mod world;

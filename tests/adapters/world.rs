@@ -96,6 +96,39 @@ impl World {
         self.builder().offline(true).build().unwrap()
     }
 
+    /// Nothing that was fetched is here any more.
+    pub(crate) fn forget(&self) {
+        for folder in ["store", "hub", "answers"] {
+            let _ = fs::remove_dir_all(self.folder.path().join(folder));
+        }
+    }
+
+    /// The files below the store, but its locks with their marks, and what tells backups that it is a cache.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        let root = self.folder.path().join("store");
+        let (mut folders, mut found) = (vec![root.clone()], Vec::new());
+        while let Some(folder) = folders.pop() {
+            for path in fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+                match path.is_dir() {
+                    true => folders.push(path),
+                    false => found.push(path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned()),
+                }
+            }
+        }
+        found.retain(|path| !path.starts_with("locks/") && path != "CACHEDIR.TAG");
+        found.sort();
+        found
+    }
+
+    /// The contents of the store, sorted.
+    pub(crate) fn contents(&self) -> Vec<Vec<u8>> {
+        let stored = self.stored().into_iter().filter(|path| path.starts_with("blobs/"));
+        let mut contents: Vec<_> =
+            stored.map(|path| fs::read(self.folder.path().join("store").join(path)).unwrap()).collect();
+        contents.sort();
+        contents
+    }
+
     /// How many requests there were to either server since this was called last.
     pub(crate) fn requests(&self) -> usize {
         let count = self.github.wait_until_idle().len() + self.hub.wait_until_idle().len();
