@@ -102,14 +102,10 @@ impl Steps<'_> {
 
     fn join(&self, parts: &[File], into: &str, at: PathBuf) -> Result<File> {
         let parts: Vec<_> = parts.iter().map(|part| part.path().to_owned()).collect();
-        match join(&parts, &at, self.call.config.unpack.total_bytes, self.cancel) {
-            Ok((size, digest)) => Ok(File::Made { path: at, size, digest }),
-            // Where it was to be is nothing to its user.
-            Err(Error::LoadFailed { reason, source, .. }) => {
-                Err(Error::LoadFailed { model: name(self.manifest, into), reason, source })
-            }
-            Err(error) => Err(error),
-        }
+        // Where it is to be is nothing to its user.
+        let name = name(self.manifest, into);
+        let (size, digest) = join(&parts, &name, &at, &self.call.config.unpack, self.cancel)?;
+        Ok(File::Made { path: at, size, digest })
     }
 
     fn gone(&self, name: &str) -> Error {

@@ -176,7 +176,7 @@ pub(super) fn estimate(manifest: &Manifest) -> u64 {
 
 /// Whether `error` says that what was unpacked is not as it has to be, so that it would fail again.
 fn is_bad(error: &Error) -> bool {
-    matches!(error, Error::LoadFailed { .. } | Error::UnsupportedModelFormat { .. })
+    matches!(error, Error::LoadFailed { .. } | Error::UnsupportedModelFormat { .. } | Error::NotAllowed { .. })
 }
 
 /// A folder that goes when it is dropped.

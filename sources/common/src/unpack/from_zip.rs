@@ -11,6 +11,7 @@ use zip::{
 use super::{
     intake::Intake,
     job::{Job, Source},
+    limits::Setting,
 };
 
 mod directory;

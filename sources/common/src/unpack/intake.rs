@@ -13,6 +13,7 @@ use super::{
     Unpacked,
     job::Job,
     kind::{Kind, kind},
+    limits::Setting,
     names::{Names, wrapping},
     written::{BUFFER, Written},
 };
@@ -51,7 +52,8 @@ impl<'a> Intake<'a> {
         self.entries += 1;
         let most = self.job.limits.entries;
         if self.entries > most {
-            return Err(self.job.too_much(format!("it has more than {most} entries")));
+            let reason = format!("it has more than {most} entries");
+            return Err(self.job.too_much(reason, Setting::Limits("with_entries")));
         }
         Ok(())
     }
@@ -95,13 +97,15 @@ impl<'a> Intake<'a> {
         let limits = self.job.limits;
         if raw.len() > limits.path_bytes {
             let most = limits.path_bytes;
-            return Err(self.job.too_much(format!("the name `{}...` in it has more than {most} bytes", shown())));
+            let reason = format!("the name `{}...` in it has more than {most} bytes", shown());
+            return Err(self.job.too_much(reason, Setting::Limits("with_path_bytes")));
         }
         let name = std::str::from_utf8(raw).map_err(|_| self.job.bad(format!("the name `{}` is no text", shown())))?;
         let name = name.trim_start_matches("./");
         if name.trim_end_matches('/').split('/').count() > limits.depth {
             let most = limits.depth;
-            return Err(self.job.too_much(format!("the path `{}` in it has more than {most} parts", shown())));
+            let reason = format!("the path `{}` in it has more than {most} parts", shown());
+            return Err(self.job.too_much(reason, Setting::Limits("with_depth")));
         }
         Ok(name)
     }
@@ -113,15 +117,16 @@ impl<'a> Intake<'a> {
 
     /// Refuses `size` bytes of one file, `more` of them new.
     fn allow(&self, path: &str, size: u64, more: u64) -> Result<()> {
-        let limits = self.job.limits;
         let name = path.escape_debug();
-        if size > limits.file_bytes {
-            let most = limits.file_bytes;
-            return Err(self.job.too_much(format!("`{name}` in it has more than the {most} bytes allowed for a file")));
+        let (most, setting) = self.job.limits.file_bound();
+        if size > most {
+            let reason = format!("`{name}` in it has more than the {most} bytes allowed for a file");
+            return Err(self.job.too_much(reason, setting));
         }
-        if more > limits.total_bytes - self.total {
-            let most = limits.total_bytes;
-            return Err(self.job.too_much(format!("with `{name}` it has more than the {most} bytes allowed in all")));
+        let (most, setting) = self.job.limits.total_bound();
+        if more > most - self.total {
+            let reason = format!("with `{name}` it has more than the {most} bytes allowed in all");
+            return Err(self.job.too_much(reason, setting));
         }
         Ok(())
     }

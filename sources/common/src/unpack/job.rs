@@ -12,7 +12,7 @@ use std::{
 use llm_local_core::{Error, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
+use super::limits::{Limits, Setting};
 
 /// What everything that takes part in one unpacking has to know.
 pub(super) struct Job<'a> {
@@ -45,10 +45,10 @@ impl<'a> Job<'a> {
         Error::load(self.name, format!("{reason}; the archive was not unpacked, ask its author for a plain one"))
     }
 
-    /// The error for an archive that holds more than is allowed.
-    pub(super) fn too_much(&self, reason: impl fmt::Display) -> Error {
-        let fix = "if you trust it, unpack it yourself and use the folder, or allow more";
-        Error::load(self.name, format!("{reason}; the archive was not unpacked: {fix}"))
+    /// The error for an archive that holds more than `setting` allows.
+    pub(super) fn too_much(&self, reason: impl fmt::Display, setting: Setting<'_>) -> Error {
+        let reason = format!("{reason}; the archive was not unpacked");
+        setting.exceeded(self.name, reason, "unpack it yourself and use the folder")
     }
 
     /// The error for an archive, or something in it, of a kind that is not read.

@@ -9,25 +9,36 @@ use std::{
 use llm_local_core::{Digest, Error, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::written::{BUFFER, Written};
+use super::{
+    limits::Limits,
+    written::{BUFFER, Written},
+};
 
-/// Writes `parts`, one after the other, into the new file `into`, and says how large it is and what its SHA-256 is. It is
-/// on disk (synced) when this returns; its folder is not. Blocks.
+/// Writes `parts`, one after the other, into the new file `into`, which is called `name` in messages, and says how large it
+/// is and what its SHA-256 is. It is on disk (synced) when this returns; its folder is not. Blocks. Of `limits`, the bytes
+/// of all files together are the bound.
 ///
 /// # Errors
 /// In each case there is no file at `into`, unless there was one before.
-/// - [`Error::LoadFailed`] if there are no parts, or more than `limit` bytes in them.
+/// - [`Error::LoadFailed`] if there are no parts, or more than `limits` allow in them.
+/// - [`Error::NotAllowed`] if there is more in them than a policy allows ([`Limits::with_policy`]).
 /// - [`Error::Io`] if a part cannot be read or the file not be written, and if something is at `into`.
 /// - [`Error::Cancelled`].
-pub fn join(parts: &[PathBuf], into: &Path, limit: u64, cancel: &CancellationToken) -> Result<(u64, Digest)> {
+pub fn join(
+    parts: &[PathBuf],
+    name: &str,
+    into: &Path,
+    limits: &Limits,
+    cancel: &CancellationToken,
+) -> Result<(u64, Digest)> {
     if parts.is_empty() {
-        return Err(Error::load(into.display(), "there are no parts to join"));
+        return Err(Error::load(name, "there are no parts to join"));
     }
     let mut written = Written::create(into)?;
     let mut append = || {
         let mut buffer = vec![0; BUFFER];
         for part in parts {
-            append_part(part, into, limit, cancel, &mut written, &mut buffer)?;
+            append_part(part, name, limits, cancel, &mut written, &mut buffer)?;
         }
         Ok(())
     };
@@ -42,13 +53,14 @@ pub fn join(parts: &[PathBuf], into: &Path, limit: u64, cancel: &CancellationTok
 
 fn append_part(
     part: &Path,
-    into: &Path,
-    limit: u64,
+    name: &str,
+    limits: &Limits,
     cancel: &CancellationToken,
     written: &mut Written,
     buffer: &mut [u8],
 ) -> Result<()> {
     let mut file = File::open(part).map_err(|e| Error::io("open", part, e))?;
+    let (most, setting) = limits.total_bound();
     loop {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -58,9 +70,9 @@ fn append_part(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             read => read.map_err(|e| Error::io("read", part, e))?,
         };
-        if read as u64 > limit - written.size() {
-            let reason = format!("its parts have more than the {limit} bytes that are allowed");
-            return Err(Error::load(into.display(), reason));
+        if read as u64 > most - written.size() {
+            let reason = format!("its parts have more than the {most} bytes that are allowed, and were not joined");
+            return Err(setting.exceeded(name, reason, "join them yourself and use the file"));
         }
         written.append(&buffer[..read])?;
     }
@@ -71,6 +83,10 @@ mod tests {
     use sha2::{Digest as _, Sha256};
 
     use super::*;
+
+    fn most(bytes: u64) -> Limits {
+        Limits::default().with_total_bytes(bytes)
+    }
 
     fn parts(folder: &Path, contents: &[&[u8]]) -> Vec<PathBuf> {
         let write = |(i, bytes): (usize, &&[u8])| {
@@ -88,7 +104,7 @@ mod tests {
         let mut parts = parts(folder.path(), &[b"one", &large, b"", b"two"]);
         parts.reverse();
         let into = folder.path().join("whole");
-        let (size, digest) = join(&parts, &into, 1 << 20, &CancellationToken::new()).unwrap();
+        let (size, digest) = join(&parts, "whole", &into, &most(1 << 20), &CancellationToken::new()).unwrap();
         let expected = [b"two", &large[..], b"one"].concat();
         assert_eq!(fs::read(&into).unwrap(), expected);
         assert_eq!((size, digest), (expected.len() as u64, Digest::Sha256(Sha256::digest(&expected).into())));
@@ -100,18 +116,27 @@ mod tests {
         let cancel = CancellationToken::new();
         let into = folder.path().join("whole");
         let mut parts = parts(folder.path(), &[b"one", b"two"]);
-        assert_eq!(join(&parts, &into, 6, &cancel).unwrap().0, 6);
+        let join = |parts: &[PathBuf], limits: &Limits| join(parts, "gh:o/r#whole", &into, limits, &cancel);
+        assert_eq!(join(&parts, &most(6)).unwrap().0, 6);
         fs::remove_file(&into).unwrap();
-        let error = join(&parts, &into, 5, &cancel).unwrap_err();
-        assert!(error.to_string().contains("5 bytes"), "{error}");
-        assert!(!into.exists());
-        assert_eq!(join(&[], &into, 5, &cancel).unwrap_err().code(), "load_failed");
+        for (limits, code, says) in [
+            (most(5), "load_failed", "`TransferConfig::with_unpack` (`Limits::with_total_bytes`)"),
+            (most(6).with_policy("`Policy::max_model_bytes`", 6, 5), "not_allowed", "`Policy::max_model_bytes`"),
+        ] {
+            let error = join(&parts, &limits).unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+            for says in [says, "5 bytes", "gh:o/r#whole"] {
+                assert!(error.to_string().contains(says), "{error}");
+            }
+            assert!(!into.exists());
+        }
+        assert_eq!(join(&[], &most(5)).unwrap_err().code(), "load_failed");
         parts.push(folder.path().join("missing"));
-        let error = join(&parts, &into, 100, &cancel).unwrap_err();
+        let error = join(&parts, &most(100)).unwrap_err();
         assert!(error.to_string().contains("missing"), "{error}");
         assert!(!into.exists());
         cancel.cancel();
-        assert_eq!(join(&parts, &into, 100, &cancel).unwrap_err().code(), "cancelled");
+        assert_eq!(join(&parts, &most(100)).unwrap_err().code(), "cancelled");
         assert!(!into.exists());
     }
 
@@ -121,7 +146,7 @@ mod tests {
         let into = folder.path().join("whole");
         fs::write(&into, "mine").unwrap();
         let parts = parts(folder.path(), &[b"one"]);
-        assert_eq!(join(&parts, &into, 100, &CancellationToken::new()).unwrap_err().code(), "io");
+        assert_eq!(join(&parts, "whole", &into, &most(100), &CancellationToken::new()).unwrap_err().code(), "io");
         assert_eq!(fs::read(&into).unwrap(), b"mine");
     }
 }

@@ -7,7 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `format` | [`ArchiveFormat`]: which archives there are, by name and by first bytes |
-//! | `limits` | [`Limits`]: how much may come out of one |
+//! | `limits` | [`Limits`]: how much may come out of one, and who says so |
 //! | `job` | one unpacking: its name in messages, its cancellation, and the file it reads |
 //! | `from_zip` | the way through a zip |
 //! | `from_tar` | the way through a tar, with a bound on its headers |
@@ -71,7 +71,8 @@ pub struct Unpacked {
 /// - [`Error::UnsupportedModelFormat`] for a name or bytes of no archive that is read here, encryption, a compression or a
 ///   kind of file that is not, and a pickle.
 /// - [`Error::LoadFailed`] for an archive that is broken, or that is no plain collection of files: names that leave the
-///   folder or meet, links, more than `limits` allow. It names the entry.
+///   folder or meet, links, more than `limits` allow. It names the entry, and the setting that allows more.
+/// - [`Error::NotAllowed`] for more than a policy allows ([`Limits::with_policy`]). It names the entry and the rule.
 /// - [`Error::Io`] if a file cannot be read or written, and if `into` is not an empty folder.
 /// - [`Error::Cancelled`].
 pub fn unpack(

@@ -147,6 +147,57 @@ fn a_bad_archive_leaves_nothing() {
 }
 
 #[test]
+fn what_allows_more_is_named_where_an_archive_or_parts_have_too_much() {
+    let (archive, parts) = (good(), ["w.gguf.001", "w.gguf.002"]);
+    let assets = || Assets::new(&[(ARCHIVE, archive.clone()), (parts[0], b"GG".to_vec()), (parts[1], b"UF".to_vec())]);
+    let join = Unpack::Join { parts: parts.map(str::to_owned).into(), into: "w.gguf".into() };
+    let limits = Limits::default;
+    for (limits, want, code, joined, says) in [
+        (limits().with_file_bytes(600_000), Want::Model, "load_failed", false, "`Limits::with_file_bytes`"),
+        (limits().with_total_bytes(600_000), Want::Model, "load_failed", false, "`TransferConfig::with_unpack`"),
+        (
+            limits().with_policy("`max_model_bytes`", 600_000, 1 << 30),
+            Want::Model,
+            "not_allowed",
+            false,
+            "by `max_model_",
+        ),
+        (
+            limits().with_policy("`max_model_bytes`", 1 << 30, 600_000),
+            Want::Model,
+            "not_allowed",
+            false,
+            "by `max_model_",
+        ),
+        (
+            limits().with_policy("`max_it`", 600_000, 1 << 30),
+            Want::Adapter,
+            "adapter_merge_failed",
+            false,
+            "by `max_it`",
+        ),
+        (limits().with_total_bytes(3), Want::Model, "load_failed", true, "`Limits::with_total_bytes`"),
+        (limits().with_policy("`max_model_bytes`", 9, 3), Want::Model, "not_allowed", true, "by `max_model_bytes`"),
+    ] {
+        let mut assets = assets();
+        (assets.want, assets.config) = (want, assets.config.with_unpack(limits));
+        let manifest = match joined {
+            true => assets.manifest(V1, "7:1,2", &parts, true).with_unpack(vec![join.clone()]).unwrap(),
+            false => assets.archive(V1, ARCHIVE),
+        };
+        let error = assets.fetch(&manifest).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        for says in [says, V1, if joined { "w.gguf" } else { WEIGHTS }] {
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        if let Error::AdapterMergeFailed { source: Some(cause), .. } = &error {
+            assert_eq!(cause.downcast_ref::<Error>().unwrap().code(), "not_allowed");
+        }
+        assets.assert_has(&[]);
+    }
+}
+
+#[test]
 fn of_a_bad_archive_that_another_artifact_is_the_bytes_stay() {
     let bad = b"no archive at all".to_vec();
     let assets = Assets::new(&[(ARCHIVE, bad.clone())]);

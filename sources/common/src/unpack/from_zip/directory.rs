@@ -7,7 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 use llm_local_core::Result;
 
-use super::{Job, read_at};
+use super::{Job, Setting, read_at};
 
 /// The record at the end, without its comment, which has at most as many bytes as its length can say.
 const END: usize = 22;
@@ -61,10 +61,12 @@ pub(super) fn check(source: &mut (impl Read + Seek), job: &Job<'_>) -> Result<()
     };
     let most = job.limits.entries as u64;
     if directory.entries > most {
-        return Err(job.too_much(format!("it has {} entries, and {most} are allowed", directory.entries)));
+        let reason = format!("it has {} entries, and {most} are allowed", directory.entries);
+        return Err(job.too_much(reason, Setting::Limits("with_entries")));
     }
     if directory.size > DIRECTORY_BYTES {
-        return Err(job.too_much(format!("its directory has {} bytes, and {DIRECTORY_BYTES} are read", directory.size)));
+        let reason = format!("its directory has {} bytes, and {DIRECTORY_BYTES} are read", directory.size);
+        return Err(job.too_much(reason, Setting::Fixed));
     }
     if directory.start.checked_add(directory.size) != Some(directory.end) {
         return Err(job.bad("its directory is not where it says"));

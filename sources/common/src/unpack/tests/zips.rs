@@ -181,10 +181,18 @@ fn the_limits_on_all_files_hold_for_what_comes_out() {
     assert_eq!(paths("a.zip", &zip_of(&files[..3])).len(), 3);
     let many: Vec<_> = (0..21).map(|i| (format!("{i}.json"), CONFIG)).collect();
     let many: Vec<_> = many.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
-    assert_refused("a.zip", &zip_of(&many), &["21 entries, and 20 are allowed"]);
+    assert_refused("a.zip", &zip_of(&many), &["21 entries, and 20 are allowed", "`Limits::with_entries`"]);
     assert_eq!(paths("a.zip", &zip_of(&many[..20])).len(), 20);
-    assert_refused("a.zip", &zip_of(&[("a/b/c/d/e/f/g/h/i.json", CONFIG)]), &["more than 8 parts"]);
-    assert_refused("a.zip", &zip_of(&[("x".repeat(600).as_str(), CONFIG)]), &["more than 512 bytes"]);
+    assert_refused(
+        "a.zip",
+        &zip_of(&[("a/b/c/d/e/f/g/h/i.json", CONFIG)]),
+        &["more than 8 parts", "`Limits::with_depth`"],
+    );
+    assert_refused(
+        "a.zip",
+        &zip_of(&[("x".repeat(600).as_str(), CONFIG)]),
+        &["more than 512 bytes", "`Limits::with_path_bytes`"],
+    );
 }
 
 /// A zip that says `entries` and `size` of its directory in records of zip64.
