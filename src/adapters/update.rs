@@ -8,14 +8,15 @@ use llm_local_source_common::store::{HoldKind, Selection};
 use super::{AdapterVersion, Adapters, Copies, versions::is_same};
 use crate::{
     blocking::blocking,
-    engine::{Pin, Versions, names},
+    engine::{Pin, Versions, names, with_used_last},
     lora,
     plan::PinnedBy,
 };
 
 impl Adapters {
     /// Makes a moving ref mean what its source says now: fetches that version, verifies that it is an adapter, and notes it
-    /// as the current one. A [rollback](Adapters::rollback) is over then. Of a ref that names a version, that version is
+    /// as the current one; the version before, which can be gone back to, is then the one that was, or if none was, the one
+    /// that was used last. A [rollback](Adapters::rollback) is over then. Of a ref that names a version, that version is
     /// fetched, if it is not here. The files at a path are copied into the store, so that what they are now can be gone
     /// back to.
     ///
@@ -99,6 +100,7 @@ impl Adapters {
                 if (now.hold.is_some() || seen.hold.is_some()) && !now.is_as(&seen) {
                     return Err(chosen_meanwhile(&of, &now));
                 }
+                let now = with_used_last(&store, &manifest, &of, now)?;
                 if store.select_if(&of, Want::Adapter, &manifest, None, &now)? {
                     return Ok(());
                 }

@@ -18,8 +18,11 @@ impl Adapters {
     }
 
     /// Whether `reference` means something else than what was used last: its source is asked. Of an adapter of which nothing
-    /// was used yet, this is so. A ref that names a version never means another, kept or not, whatever others are, and is
-    /// asked for nonetheless.
+    /// is kept and nothing was used yet, this is so. A ref that names a version never means another, kept or not, whatever
+    /// others are, and is asked for nonetheless.
+    ///
+    /// The files at a path are used where they lie, and no load notes what they were: they are compared with the last copy of
+    /// them ([`Adapters::update`], [`Adapters::pin`]), and as long as there is none, this is so.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around what the source says: [`Error::Offline`]; [`Error::IntegrityFailed`] if the
@@ -91,7 +94,7 @@ impl Versions {
     /// What is kept of the version that the ref names, or of the one that was used last if it names none.
     fn named_or_current(&self) -> Option<&Kept> {
         if self.is_moving() {
-            return self.current().and_then(|current| self.find(&current.revision));
+            return self.used_last();
         }
         self.fixed().and_then(|revision| self.find(revision))
     }

@@ -30,7 +30,7 @@ pub use model::{LoadStats, Model};
 pub(crate) use identity::{Identity, hex};
 pub(crate) use model::WeakModel;
 pub(crate) use resolve::Pin;
-pub(crate) use versions::{Versions, could_not_ask, is_of_one, names};
+pub(crate) use versions::{Versions, could_not_ask, is_of_one, names, with_used_last};
 
 use std::{
     fmt,

@@ -78,6 +78,15 @@ impl Versions {
         self.kept.iter().find(|kept| kept.whole && kept.manifest.revision == current.revision)
     }
 
+    /// What is kept of the version that was chosen last, or of the one that was used last if none was: a ref that names a
+    /// version chooses none.
+    pub(crate) fn used_last(&self) -> Option<&Kept> {
+        match self.current() {
+            Some(current) => self.find(&current.revision),
+            None => used_last_but(&self.kept, None),
+        }
+    }
+
     /// Whether the ref is known to mean the newest of something, before its source is asked.
     pub(crate) fn is_moving(&self) -> bool {
         match self.fixed() {
@@ -91,6 +100,32 @@ impl Versions {
         let mut kept = self.kept.iter().map(|kept| &kept.manifest);
         kept.any(|m| asked(&m.reference) == Some(revision))
     }
+}
+
+/// Of `kept` the version that was used last and is whole, but for the one at `revision`.
+fn used_last_but<'a>(kept: &'a [Kept], revision: Option<&str>) -> Option<&'a Kept> {
+    let usable = kept.iter().filter(|kept| kept.whole && Some(kept.manifest.revision.as_str()) != revision);
+    // Of one moment the newest: a clock may stand still.
+    usable.rev().max_by_key(|kept| kept.last_used)
+}
+
+/// `seen`, what was selected before `next` is to be. Nothing is noted of the use of a version by its name, so where
+/// nothing was selected, the version that was used last is now: what comes first can be rolled back, too.
+///
+/// # Errors
+/// Those of [`Store::select_if`].
+pub(crate) fn with_used_last(store: &Store, next: &Manifest, of: &ArtifactRef, seen: Selection) -> Result<Selection> {
+    let want = next.want;
+    if !seen.history.is_empty() {
+        return Ok(seen);
+    }
+    let kept = store.kept(of, want)?;
+    let Some(last) = used_last_but(&kept, Some(&next.revision)) else { return Ok(seen) };
+    store.select_if(of, want, &last.manifest, None, &seen)?;
+    let now = store.selection(of, want)?;
+    let is_last = now.hold.is_none() && now.current().is_some_and(|current| current.revision == last.manifest.revision);
+    // Who chose something meanwhile is not overruled.
+    Ok(if is_last { now } else { seen })
 }
 
 /// Whether `reference` names the version called `version`, or pinned to `revision`, and can mean no other.
@@ -156,6 +191,7 @@ impl super::Inner {
             if is_current || seen.hold.is_some() || !is_kept()? {
                 return Ok(());
             }
+            let seen = with_used_last(&store, &manifest, reference, seen)?;
             store.select_if(reference, want, &manifest, None, &seen).map(drop)
         })
         .await

@@ -8,6 +8,7 @@ mod common;
 mod assets;
 mod attacks;
 mod errors;
+mod history;
 mod holds;
 mod locks;
 mod locks_bytes;
