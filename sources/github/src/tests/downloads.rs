@@ -8,7 +8,8 @@ use llm_local_testkit::github::{Fault, Host};
 
 use super::*;
 
-fn fetch(setup: &Setup, root: &TempDir, manifest: Manifest) -> Result<Vec<u8>> {
+/// The bytes of the first file of `manifest`, fetched into the store at `root`.
+pub(super) fn fetch(setup: &Setup, root: &TempDir, manifest: Manifest) -> Result<Vec<u8>> {
     let network = Network::new(NetworkConfig::new()).with_timer(Arc::new(FakeTimer::new()));
     let transfer = Transfer::new(network, Store::new(root.path()), TransferConfig::default());
     let path = manifest.files[0].path.clone();

@@ -1,6 +1,7 @@
 //! Against the server of the testkit that speaks GitHub's API.
 
 mod downloads;
+mod moved;
 mod releases;
 mod requests;
 

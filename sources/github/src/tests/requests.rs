@@ -138,3 +138,36 @@ fn an_enterprise_server_has_its_api_below_a_path() {
     assert_eq!(manifest.version.as_deref(), Some("v1"));
     assert_eq!(setup.asked()[0], "/api/v3/repos/acme/lora/releases/tags/v1");
 }
+
+#[test]
+fn a_list_that_goes_on_at_another_host_is_not_asked_for_there_and_no_token_goes_there() {
+    let path = "repos/acme/lora/releases?per_page=100&page=2";
+    for origin in ["{other}", "//{other_host}", "http://localhost:{port}", "{api}@{other_host}", "{cdn}"] {
+        let (setup, other) = (setup(server().with_repository(one()), TOKEN), server().with_repository(one()).start());
+        let origin = origin
+            .replace("{other}", &other.api_url())
+            .replace("{other_host}", &other.api_address().to_string())
+            .replace("{port}", &setup.server.api_address().port().to_string())
+            .replace("{api}", &setup.server.api_url())
+            .replace("{cdn}", &setup.server.cdn_url());
+        let link = format!("<{origin}/{path}>; rel=\"next\", <{origin}/{path}>; rel=\"last\"");
+        setup.server.fault(Fault::header("Link", link).on(Host::Api).path("/repos/acme/lora/releases"));
+        let reference = "github:acme/lora".parse().unwrap();
+        let listed = block_on(setup.source.revisions(&reference, &FetchContext::new()));
+        let error = said(listed, "download_failed", &["github:acme/lora", "another host, which is not asked"]);
+        assert!(!error.is_retryable());
+        assert_eq!(setup.asked(), ["/repos/acme/lora/releases"], "{origin}");
+        assert_eq!(other.wait_until_idle().len(), 0, "{origin}");
+    }
+    // Of the same host it is asked for, with the token.
+    let setup = setup(server().with_repository(one()), TOKEN);
+    let link = format!("<{}/{path}>; rel=\"next\"", setup.server.api_url());
+    setup.server.fault(Fault::header("Link", link).on(Host::Api).path("/repos/acme/lora/releases").once());
+    assert_eq!(setup.tags("github:acme/lora"), ["v1"]);
+    let requests = setup.server.wait_until_idle();
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert_eq!(
+        (requests[1].query.as_str(), header(&requests[1], "authorization").is_some()),
+        ("per_page=100&page=2", true)
+    );
+}

@@ -1,0 +1,83 @@
+//! Tags that mean something else than they did.
+
+use llm_local_source_common::store::Store;
+use llm_local_testkit::github::Asset;
+
+use super::{downloads::fetch, *};
+
+const V1: &str = "github:acme/lora@v1";
+const NAME: &str = "a.gguf";
+
+/// An asset of always the same size, of which GitHub tells the digest, or does not.
+fn asset(byte: u8, told: bool) -> Asset {
+    let asset = Asset::new(NAME, vec![byte; 3000]);
+    if told { asset } else { asset.without_digest() }
+}
+
+fn with_asset(told: bool) -> Setup {
+    let release = Release::new("v1").with_asset(asset(7, told));
+    setup(server().with_repository(Repository::new("acme/lora").with_release(release)), TOKEN)
+}
+
+#[test]
+fn a_tag_that_moved_is_another_revision_whose_bytes_are_refused_until_the_first_are_deleted() {
+    let moves: [fn(&Server, Asset) -> u64; 2] = [
+        |server, asset| server.publish("acme/lora", Release::new("v1").with_asset(asset)),
+        |server, asset| server.upload("acme/lora", "v1", asset),
+    ];
+    for (i, to) in moves.into_iter().enumerate() {
+        for told in [true, false] {
+            let (setup, root) = (with_asset(told), tempfile::tempdir().unwrap());
+            let first = setup.resolve(V1).unwrap();
+            assert_eq!(fetch(&setup, &root, first.clone()).unwrap(), vec![7; 3000]);
+            let release = setup.server.release_id("acme/lora", "v1");
+            to(&setup.server, asset(8, told));
+            assert_eq!(setup.server.release_id("acme/lora", "v1") == release, i == 1);
+
+            let moved = setup.resolve(V1).unwrap();
+            assert_ne!(moved.revision, first.revision);
+            assert_eq!((&moved.version, moved.files[0].size), (&first.version, first.files[0].size));
+            setup.asked();
+            let parts = ["first fetched under `v1`", NAME, "was replaced in the release", "delete (`rm`)", V1];
+            let error = said(fetch(&setup, &root, moved.clone()), "adapter_merge_failed", &parts);
+            let Error::AdapterMergeFailed { source: Some(cause), .. } = &error else { panic!("{error:?}") };
+            assert_eq!(cause.downcast_ref::<Error>().unwrap().code(), "integrity_failed");
+            assert!(!error.is_retryable());
+            assert_eq!(setup.asked().is_empty(), told, "a digest that is told spares the bytes");
+
+            // What the tag was first is kept as it was, and needs nobody.
+            assert_eq!(fetch(&setup, &root, first.clone()).unwrap(), vec![7; 3000]);
+            assert_eq!(setup.asked(), Vec::<String>::new());
+            Store::new(root.path()).delete(&V1.parse().unwrap()).unwrap();
+            assert_eq!(fetch(&setup, &root, moved).unwrap(), vec![8; 3000]);
+
+            // And who still wants the first ones is not given the others.
+            let elsewhere = tempfile::tempdir().unwrap();
+            said(fetch(&setup, &elsewhere, first), "adapter_merge_failed", &["the asset is gone"]);
+            assert!(!elsewhere.path().join("artifacts").exists());
+        }
+    }
+}
+
+#[test]
+fn a_tag_whose_commit_alone_moved_has_the_assets_that_it_had() {
+    let setup = with_asset(false);
+    let first = setup.resolve(V1).unwrap();
+    setup.server.move_tag("acme/lora", "v1", &"e".repeat(40));
+    assert_eq!(setup.resolve(V1).unwrap(), first);
+    setup.server.delete_tag("acme/lora", "v1");
+    said(setup.resolve(V1), "not_found", &["no release `v1`"]);
+}
+
+#[test]
+fn the_same_bytes_under_a_tag_that_moved_are_taken() {
+    for told in [true, false] {
+        let (setup, root) = (with_asset(told), tempfile::tempdir().unwrap());
+        let first = setup.resolve(V1).unwrap();
+        fetch(&setup, &root, first.clone()).unwrap();
+        setup.server.publish("acme/lora", Release::new("v1").with_asset(asset(7, told)));
+        let moved = setup.resolve(V1).unwrap();
+        assert_ne!(moved.revision, first.revision);
+        assert_eq!(fetch(&setup, &root, moved).unwrap(), vec![7; 3000]);
+    }
+}
