@@ -4,7 +4,12 @@
 //! looks into, and each file of that becomes a content of the store under its own digest. A crash leaves that folder, or
 //! contents that nobody records, or all of it.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use llm_local_core::{Digest, Error, FetchContext, Manifest, Result, Unpack};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +20,7 @@ use super::{
     steps::{File, Steps, name},
 };
 use crate::{
-    disk::{FileKey, FileLock, digest_file, if_full, sweep},
+    disk::{FileKey, FileLock, Folders, Target, digest_file, if_full, link, sweep},
     progress::FileMeter,
     store::{Made, Store, made_key},
 };
@@ -132,14 +137,10 @@ impl Unpacking {
         let folders = &self.call.folders;
         for file in made {
             let File::Made { path, size, digest } = file else { continue };
-            let blob = self.store.blob(&FileKey::of_digest(digest));
-            if fs::metadata(&blob).is_ok_and(|m| m.is_file() && m.len() == *size) {
-                continue;
+            let target = Target { blob: self.store.blob(&FileKey::of_digest(digest)), link: None };
+            if !target.has_blob(*size) {
+                move_to(target, path, *size, folders, |from, to| fs::rename(from, to))?;
             }
-            let folder = blob.parent().unwrap_or(self.store.root());
-            folders.make(folder)?;
-            fs::rename(path, &blob).map_err(|e| Error::io("move what was unpacked to", &blob, e))?;
-            folders.changed(folder);
         }
         folders.sync()
     }
@@ -154,6 +155,34 @@ impl Unpacking {
         self.store.remove_origins(manifest, |file| !files.contains_key(&file.path))?;
         Ok(files)
     }
+}
+
+/// Moves the file at `path`, of `size` bytes that are on disk, to `target`, which is no link, by `rename`. On another file
+/// system it becomes a copy, as a download does.
+///
+/// # Errors
+/// [`Error::Io`] that names the target, or the file if it is not whole.
+fn move_to(
+    target: Target,
+    path: &Path,
+    size: u64,
+    folders: &Folders,
+    rename: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<()> {
+    let blob = &target.blob;
+    let folder = blob.parent().unwrap_or(blob).to_owned();
+    folders.make(&folder)?;
+    match rename(path, blob) {
+        Ok(()) => folders.changed(&folder),
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+            if !link(&[target], size, Some(path), folders)? {
+                let why = format!("it should have {size} bytes, and was changed while it was unpacked; try again");
+                return Err(Error::io("copy", path, io::Error::new(io::ErrorKind::InvalidData, why)));
+            }
+        }
+        Err(e) => return Err(Error::io("move what was unpacked to", blob, e)),
+    }
+    Ok(())
 }
 
 /// Bytes of the disk that it takes to make the files of `manifest`, beside those of the files themselves. What is in an
@@ -186,7 +215,7 @@ impl Folder {
     /// The folder at `path`, without what a crash left in it. Only for who has its lock.
     fn fresh(path: PathBuf) -> Result<Self> {
         match fs::remove_dir_all(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("delete", path, e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("delete", path, e)),
             _ => {}
         }
         fs::create_dir_all(&path).map_err(|e| Error::io("create the folder", &path, e))?;
@@ -210,6 +239,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        disk::steps_below,
         network::{Network, NetworkConfig},
         transfer::{Job, Transfer, TransferConfig},
     };
@@ -246,6 +276,35 @@ mod tests {
         assert_eq!(estimate(&manifest(vec![join(), archive("ab"), archive("c")])), 2000 + 3000 + 1500);
     }
 
+    #[test]
+    fn what_was_unpacked_gets_to_another_file_system_as_a_copy_and_a_failure_is_named() {
+        const CONTENT: &[u8] = b"what was unpacked";
+        let size = CONTENT.len() as u64;
+        let folder = tempfile::tempdir().unwrap();
+        let (path, blobs) = (folder.path().join("unpacking/0"), folder.path().join("blobs"));
+        let (blob, folders) = (blobs.join("sha256-5a"), Folders::default());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, CONTENT).unwrap();
+        let move_by = |size: u64, kind: io::ErrorKind| {
+            let target = Target { blob: blob.clone(), link: None };
+            move_to(target, &path, size, &folders, |_, _| Err(kind.into()))
+        };
+        let there = || fs::read_dir(&blobs).unwrap().count();
+        let error = move_by(size, io::ErrorKind::PermissionDenied).unwrap_err().to_string();
+        assert!(error.contains(&blob.display().to_string()), "{error}");
+        let error = move_by(size + 1, io::ErrorKind::CrossesDevices).unwrap_err().to_string();
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        assert_eq!(there(), 0);
+        move_by(size, io::ErrorKind::CrossesDevices).unwrap();
+        assert_eq!((fs::read(&blob).unwrap().as_slice(), there()), (CONTENT, 1));
+        // One that was cut off is replaced.
+        fs::write(&blob, "what").unwrap();
+        move_by(size, io::ErrorKind::CrossesDevices).unwrap();
+        assert_eq!((fs::read(&blob).unwrap().as_slice(), there()), (CONTENT, 1));
+        let copies = steps_below(&blobs).into_iter().map(|step| step.what);
+        assert_eq!(Vec::from_iter(copies), ["sync", "rename", "sync", "rename"], "no name before the disk has it");
+    }
+
     /// One that is cancelled while it unpacks: as far as the first look at the token, which is inside of an archive or of
     /// a part.
     #[test]
@@ -256,9 +315,9 @@ mod tests {
         ] {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::new(folder.path());
-            let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+            let mut zip = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
             zip.start_file("config.json", zip::write::SimpleFileOptions::default()).unwrap();
-            std::io::Write::write_all(&mut zip, b"{}").unwrap();
+            io::Write::write_all(&mut zip, b"{}").unwrap();
             let bytes = zip.finish().unwrap().into_inner();
             let digest = crate::disk::digest_bytes(&bytes, None).unwrap();
             let file = ManifestFile::new("a.zip", bytes.len() as u64).with_digest(digest);
