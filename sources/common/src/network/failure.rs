@@ -104,7 +104,8 @@ impl Failure {
             }
             // `Network::get` follows them.
             301 | 302 | 303 | 307 | 308 => {
-                let reason = "it redirects to another host, port or scheme, which is not followed; name that one instead; name that host instead";
+                let reason =
+                    "it redirects to another host, port or scheme, which is not followed; name that one instead";
                 return Self::permanent(what, format!("{answered}: {reason}"));
             }
             // It will not know the method or the version of HTTP at another time either.

@@ -1,15 +1,18 @@
 //! One GET request: redirects followed by hand, credentials for the named host only, and the answer.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use llm_local_core::{Refusal, Request};
 use reqwest::{
     Url,
     header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION},
 };
 
-use super::{Failure, MAX_REDIRECTS, Network, NetworkConfig, address, rate::wait_asked};
+use super::{
+    Failure, MAX_REDIRECTS, Network, NetworkConfig, address,
+    rate::{may_say_more, wait_asked, wait_said},
+};
 
 /// The headers of a source that go to hosts it did not name. All others stay back, since any may be a credential:
 /// `Authorization` and `Cookie`, but also `X-Api-Key` or `PRIVATE-TOKEN`.
@@ -18,19 +21,27 @@ const HARMLESS: [&str; 2] = ["accept", "user-agent"];
 /// What is read of the body of a redirect, so that its connection can be used again.
 const REDIRECT_BODY: u64 = 16 << 10;
 
+/// What is read of the body of a refusal, to find out whether it is one for long.
+const REFUSAL_BODY: usize = 16 << 10;
+
 /// An answer: status, headers, and a body that is still to be read.
 pub struct Response {
     inner: reqwest::Response,
     network: Network,
     address: String,
     named: bool,
+    /// What was read of the body and is still to be given.
+    head: Bytes,
+    /// The wait that the body asks for in words, where no header does.
+    said: Option<Duration>,
 }
 
 impl Network {
     /// One GET of `request`, with the headers `extra` besides. At most ten redirects are followed, never from `https` to
     /// `http`; what the source put into `request` but for `Accept` and `User-Agent` is not sent to another host, port or
     /// scheme, nor ever again after that. Any status but a redirect is an answer. Not tried again. A host that asked for a
-    /// pause, by `Retry-After` to any request of this network, is not asked before that is over.
+    /// pause, by `Retry-After` or GitHub's words for too many requests, to any request of this network, is not asked before
+    /// that is over.
     ///
     /// # Errors
     /// [`Failure`] if there is no answer, or a URL that may not be asked.
@@ -49,11 +60,13 @@ impl Network {
                 None => return Err(Failure::passing(shown, self.stalled())),
             };
             let Some(next) = redirect(&answer, &url, self.config())? else {
-                let response = Response { inner: answer, network: self.clone(), address: shown, named: !foreign };
-                if response.status() >= 400
-                    && let Some(wait) = wait_asked(&response.as_refusal(), self.timer().wall())
-                {
-                    self.pause_url(&url, wait);
+                let (network, named, head) = (self.clone(), !foreign, Bytes::new());
+                let mut response = Response { inner: answer, network, address: shown, named, head, said: None };
+                if response.status() >= 400 {
+                    response.listen().await;
+                    if let Some(wait) = response.wait_asked() {
+                        self.pause_url(&url, wait);
+                    }
                 }
                 return Ok(response);
             };
@@ -147,11 +160,34 @@ impl Response {
         &self.address
     }
 
-    /// Status and headers, as sources explain them.
+    /// Status and headers, as sources explain them. A wait that the host asks for in words alone, as GitHub does where
+    /// requests come too fast, is a `retry-after` among them.
     pub fn as_refusal(&self) -> Refusal {
         let text = |v: &HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
-        let headers = self.inner.headers().iter().map(|(n, v)| (n.as_str().to_owned(), text(v))).collect();
-        Refusal::new(self.status(), headers)
+        let headers = self.inner.headers().iter().map(|(n, v)| (n.as_str().to_owned(), text(v)));
+        let said = self.said.map(|wait| ("retry-after".to_owned(), wait.as_secs().to_string()));
+        // Before one that could not be read.
+        Refusal::new(self.status(), said.into_iter().chain(headers).collect())
+    }
+
+    fn wait_asked(&self) -> Option<Duration> {
+        wait_asked(&self.as_refusal(), self.network.timer().wall())
+    }
+
+    /// Reads the begin of a refusal that asks for no wait, but may do so in its words.
+    async fn listen(&mut self) {
+        if !may_say_more(self.status(), self.header("content-type")) || self.wait_asked().is_some() {
+            return;
+        }
+        let mut read = BytesMut::new();
+        // If no more can be had the answer is a refusal all the same.
+        while read.len() < REFUSAL_BODY
+            && let Ok(Some(chunk)) = self.chunk().await
+        {
+            read.extend_from_slice(&chunk);
+        }
+        self.said = wait_said(self.status(), &read);
+        self.head = read.freeze();
     }
 
     /// The failure of a request for `what` that this answer refuses.
@@ -165,6 +201,9 @@ impl Response {
     /// # Errors
     /// [`Failure`] if the connection breaks, or stays without a byte for too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        if !self.head.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.head)));
+        }
         match self.network.within_stall(self.inner.chunk()).await {
             Some(chunk) => chunk.map_err(|e| Failure::connection(&self.address, e)),
             None => Err(Failure::passing(&self.address, self.network.stalled())),
