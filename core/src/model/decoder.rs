@@ -130,6 +130,15 @@ impl Architecture {
         }
     }
 
+    /// What a norm's weight lacks in `layout`: 1 for Gemma in the Hugging Face layout ([`DecoderConfig::norm_offset`]); in
+    /// GGUF files it is in the weight.
+    pub fn norm_offset(self, layout: Layout) -> f64 {
+        match layout {
+            Layout::HuggingFace => self.family().norm_offset,
+            Layout::Gguf => 0.0,
+        }
+    }
+
     /// Whether rows of its query and key projections are permuted in GGUF files: head by head, dimension `i` and
     /// `i + head_dim / 2` of the Hugging Face layout stand side by side (llama.cpp, `convert_hf_to_gguf.py`, `permute`).
     pub fn permutes_query_key_in_gguf(self) -> bool {

@@ -13,6 +13,7 @@ mod layers_json;
 mod names;
 mod rope;
 mod rope_json;
+mod row_order;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ pub use frequencies::{ResolvedRope, RopeFrequencies};
 pub use gguf::{GgufMetadata, GgufValue};
 pub use names::{BaseTensor, Layout, ModuleRole, rename};
 pub use rope::{Rope, RopeScaling};
+pub use row_order::RowOrder;
 
 use std::sync::Arc;
 
