@@ -9,7 +9,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     answers::{Answer, Answers},
-    refusal::Asked,
+    reference::Which,
+    refusal::{Asked, Listed},
     settings::Settings,
 };
 
@@ -64,13 +65,6 @@ struct License {
 /// What GitHub says of a licence that it does not know.
 const NO_LICENSE: &str = "NOASSERTION";
 
-/// A release that is asked for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Which<'a> {
-    Tag(&'a str),
-    Latest,
-}
-
 /// The API, and what it answered before.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
@@ -80,18 +74,23 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// One release.
+    /// The release that is asked for.
     ///
     /// # Errors
     /// [`Error::NotFound`] and the other refusals, as [`Asked`] says them.
-    pub(crate) async fn release(&self, asked: &Asked, which: Which<'_>) -> Result<Release> {
-        let path = match which {
+    pub(crate) async fn release(&self, asked: &Asked) -> Result<Release> {
+        let id;
+        let path = match &asked.at.which {
             Which::Tag(tag) => vec!["releases", "tags", tag],
             Which::Latest => vec!["releases", "latest"],
+            Which::Pinned(pinned) => {
+                id = pinned.release.to_string();
+                vec!["releases", &id]
+            }
         };
         match self.get(asked, self.url(asked, &path)).await? {
             Some(answer) => read(asked, &answer.body),
-            None => Err(self.missing(asked, which).await),
+            None => Err(self.missing(asked).await),
         }
     }
 
@@ -111,7 +110,7 @@ impl Api {
     /// As [`Api::release`].
     pub(crate) async fn releases(&self, asked: &Asked) -> Result<Vec<Release>> {
         let mut releases: Vec<Release> = Vec::new();
-        let first = self.url(asked, &["releases"]) + "?per_page=" + PER_PAGE;
+        let first = self.releases_url(asked);
         let mut next = Some(first.clone());
         for _ in 0..MOST_PAGES {
             let Some(url) = next.take() else { break };
@@ -155,46 +154,45 @@ impl Api {
         }
     }
 
-    /// The error where a release is not there: what is.
-    async fn missing(&self, asked: &Asked, which: Which<'_>) -> Error {
-        // Whatever goes wrong here must not hide that the release is missing.
-        match (which, self.releases(asked).await) {
-            (_, Err(error @ (Error::NotFound { .. } | Error::Unauthorized { .. } | Error::RateLimited { .. }))) => {
-                error
+    /// The error where the release that is asked for is not there: it says which are, as far as one page of them tells.
+    async fn missing(&self, asked: &Asked) -> Error {
+        let url = self.releases_url(asked);
+        // That it is not there is known. What goes wrong with the list takes nothing from that, and is not waited for.
+        let listed = match self.ask(asked, &url).await {
+            Ok(Some(Answer { body, link, .. })) => {
+                let more = link.is_some_and(|link| !matches!(next_page(&link, &url), Ok(None)));
+                read(asked, &body).map(|releases| Listed { releases, more })
             }
-            (Which::Tag(tag), listed) => asked.no_release(tag, listed.as_deref().unwrap_or_default()),
-            (Which::Latest, listed) => asked.no_latest(listed.as_deref().unwrap_or_default()),
-        }
+            Ok(None) => return asked.no_repository(),
+            Err(failure) => Err(failure.error),
+        };
+        asked.no_release(listed)
     }
 
-    /// What GitHub answers to `url`; `None` for 404. An answer that was kept and is still true costs a request, but
-    /// nothing of the limit.
+    /// What GitHub answers to `url`; `None` for 404. Tried again where that may help.
     async fn get(&self, asked: &Asked, url: String) -> Result<Option<Answer>> {
-        let known = self.answers.get(&url);
+        retrying(&self.network, &asked.reference, || self.ask(asked, &url)).await
+    }
+
+    /// As [`Api::get`], tried once. An answer that was kept and is still true costs a request, but nothing of the limit.
+    async fn ask(&self, asked: &Asked, url: &str) -> Result<Option<Answer>, Failure> {
+        let known = self.answers.get(url);
         let mut extra = vec![("Accept", JSON), VERSION];
         if let Some(known) = &known {
             extra.push(("If-None-Match", &known.etag));
         }
-        let request = with_token(Request::new(&url), self.settings.token.as_ref());
-        let answer = retrying(&self.network, &asked.reference, || async {
-            let mut response = self.network.get(&request, &extra).await?;
-            match response.status() {
-                304 => Ok(None),
-                200 => {
-                    let bytes =
-                        response.bytes(LARGEST_ANSWER).await.map_err(|failure| failure.about(&asked.reference))?;
-                    let text = String::from_utf8(bytes).map_err(|_| asked.unreadable("its answer is no text"))?;
-                    let header = |name| response.header(name).map(str::to_owned);
-                    let (etag, link) = (header("etag").unwrap_or_default(), header("link"));
-                    Ok(Some(Some(Answer { url: url.clone(), etag, link, body: text })))
-                }
-                404 => Ok(Some(None)),
-                _ => Err(refused(asked, &response, &asked.reference)),
-            }
-        })
-        .await?;
-        match (answer, known) {
-            (Some(Some(answer)), _) => {
+        let request = with_token(Request::new(url), self.settings.token.as_ref());
+        let mut response =
+            self.network.get(&request, &extra).await.map_err(|failure| failure.about(&asked.reference))?;
+        match (response.status(), known) {
+            (304, Some(known)) => Ok(Some(known)),
+            (304, None) => Err(asked.unreadable("it says that nothing changed, but nothing was known").into()),
+            (200, _) => {
+                let bytes = response.bytes(LARGEST_ANSWER).await.map_err(|failure| failure.about(&asked.reference))?;
+                let body = String::from_utf8(bytes).map_err(|_| asked.unreadable("its answer is no text"))?;
+                let header = |name| response.header(name).map(str::to_owned);
+                let (etag, link) = (header("etag").unwrap_or_default(), header("link"));
+                let answer = Answer { url: url.to_owned(), etag, link, body };
                 if !answer.etag.is_empty()
                     && let Err(error) = self.answers.put(&answer)
                 {
@@ -202,10 +200,13 @@ impl Api {
                 }
                 Ok(Some(answer))
             }
-            (Some(None), _) => Ok(None),
-            (None, Some(known)) => Ok(Some(known)),
-            (None, None) => Err(asked.unreadable("it says that nothing changed, but nothing was known")),
+            (404, _) => Ok(None),
+            _ => Err(refused(asked, &response, &asked.reference)),
         }
+    }
+
+    fn releases_url(&self, asked: &Asked) -> String {
+        self.url(asked, &["releases"]) + "?per_page=" + PER_PAGE
     }
 
     fn url(&self, asked: &Asked, path: &[&str]) -> String {
@@ -243,7 +244,7 @@ fn refused(asked: &Asked, response: &Response, what: &str) -> Failure {
     match &mut failure.error {
         _ if !response.from_named_host() => failure,
         Error::RateLimited { what, .. } => {
-            *what = asked.limited();
+            *what = asked.limited(&response.as_refusal());
             failure
         }
         _ => match asked.explain(&response.as_refusal()) {

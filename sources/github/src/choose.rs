@@ -9,7 +9,8 @@ use llm_local_weights::{
 
 use crate::{
     api::{Asset, Release},
-    reference::ReleaseRef,
+    pinned::Pinned,
+    reference::{ReleaseRef, Which},
 };
 
 /// How many names a message lists.
@@ -38,8 +39,16 @@ pub(crate) fn choose<'a>(
     want: Want,
     release: &'a Release,
 ) -> Result<Chosen<'a>> {
-    let at = ReleaseRef { tag: Some(release.tag_name.clone()), ..at.clone() };
-    let listing = Listing::new(reference, &at, &release.assets);
+    let pinned = match &at.which {
+        Which::Pinned(pinned) => Some(pinned),
+        _ => None,
+    };
+    let assets = match pinned {
+        Some(pinned) => of_pinned(reference, pinned, release)?,
+        None => release.assets.iter().collect(),
+    };
+    let at = at.at_tag(&release.tag_name);
+    let listing = Listing::new(reference, &at, &assets);
     let units = match (want, &at.asset) {
         (Want::Adapter | Want::Model, Some(name)) => listing.asked(want, name)?,
         (Want::Adapter, None) => listing.only(want, listing.adapters())?,
@@ -48,7 +57,50 @@ pub(crate) fn choose<'a>(
             return Err(Error::unsupported(format!("{other:?} from GitHub"), "it gives an adapter or a model"));
         }
     };
-    listing.chosen(&units)
+    let chosen = listing.chosen(&units)?;
+    match pinned {
+        Some(pinned) if chosen.pinned(release) != *pinned => Err(Error::not_found(
+            reference,
+            format!(
+                "these assets are not {} as it is chosen now, which would be `{}`; were they renamed?",
+                called(want),
+                chosen.pinned(release)
+            ),
+        )),
+        _ => Ok(chosen),
+    }
+}
+
+/// The assets that `pinned` names.
+///
+/// # Errors
+/// [`Error::NotFound`] if the release does not have them any more.
+fn of_pinned<'a>(reference: &ArtifactRef, pinned: &Pinned, release: &'a Release) -> Result<Vec<&'a Asset>> {
+    let assets: Vec<_> = release.assets.iter().filter(|asset| pinned.assets.contains(&asset.id)).collect();
+    let is_gone = |id: &&u64| !assets.iter().any(|asset| asset.id == **id);
+    let gone: Vec<_> = pinned.assets.iter().filter(is_gone).map(u64::to_string).collect();
+    if gone.is_empty() {
+        return Ok(assets);
+    }
+    let (tag, has) = (release.tag_name.escape_debug(), release.assets.iter().map(|asset| asset.name.clone()));
+    let reason = format!(
+        "of this revision the release `{tag}` no longer has the assets with the ids {}: they were deleted, or replaced by \
+         others; it has {}",
+        gone.join(", "),
+        listed(has.collect()),
+    );
+    Err(Error::not_found(reference, reason))
+}
+
+fn called(want: Want) -> &'static str {
+    if want == Want::Adapter { "an adapter" } else { "a model" }
+}
+
+impl Chosen<'_> {
+    /// They as the text of a revision has them.
+    pub(crate) fn pinned(&self, release: &Release) -> Pinned {
+        Pinned { release: release.id, assets: self.assets.iter().map(|asset| asset.id).collect() }
+    }
 }
 
 /// A file that a release has: an asset, or several that are its parts.
@@ -66,13 +118,13 @@ struct Listing<'r, 'a> {
 }
 
 impl<'r, 'a> Listing<'r, 'a> {
-    fn new(reference: &'r ArtifactRef, at: &'r ReleaseRef, assets: &'a [Asset]) -> Self {
+    fn new(reference: &'r ArtifactRef, at: &'r ReleaseRef, assets: &[&'a Asset]) -> Self {
         let names: Vec<_> = assets.iter().map(|asset| asset.name.as_str()).collect();
         let split = split_parts(&names);
-        let by_name = |name: &String| assets.iter().find(|asset| asset.name == *name);
-        let is_whole = |asset: &&Asset| !split.iter().any(|split| split.parts.contains(&asset.name));
+        let by_name = |name: &String| assets.iter().copied().find(|asset| asset.name == *name);
+        let is_whole = |asset: &&'a Asset| !split.iter().any(|split| split.parts.contains(&asset.name));
         let whole = |asset: &'a Asset| Unit { name: asset.name.clone(), parts: vec![asset], split: None };
-        let mut units: Vec<_> = assets.iter().filter(is_whole).map(whole).collect();
+        let mut units: Vec<_> = assets.iter().copied().filter(is_whole).map(whole).collect();
         units.extend(split.into_iter().map(|split| Unit {
             name: split.name.clone(),
             parts: split.parts.iter().filter_map(by_name).collect(),
@@ -162,7 +214,7 @@ impl<'r, 'a> Listing<'r, 'a> {
 
     /// The one of `found`, if there is one alone.
     fn only<'b>(&'b self, want: Want, mut found: Vec<Vec<&'b Unit<'a>>>) -> Result<Vec<&'b Unit<'a>>> {
-        let what = if want == Want::Adapter { "an adapter" } else { "a model" };
+        let what = called(want);
         if found.len() > 1 {
             let mut names: Vec<_> = found
                 .iter()
@@ -296,6 +348,23 @@ mod tests {
         assert_eq!(named.unwrap().0, PAIR);
         let joined = names("github:o/r#a.gguf", Want::Adapter, &["a.gguf.001", "a.gguf.002", "b.zip"]).unwrap();
         assert_eq!(joined, (vec!["a.gguf.001".into(), "a.gguf.002".into()], 1));
+    }
+
+    #[test]
+    fn a_revision_of_the_source_means_its_assets_whatever_else_there_is_now() {
+        let assets = [PAIR[0], PAIR[1], "b.zip", "notes.txt"];
+        assert_eq!(names("github:o/r@1~0,1", Want::Adapter, &assets).unwrap().0, PAIR);
+        assert_eq!(names("github:o/r@1~2", Want::Adapter, &assets).unwrap(), (vec!["b.zip".into()], 1));
+        for (text, part) in [
+            ("github:o/r@1~0,7,9", "no longer has the assets with the ids 7, 9"),
+            ("github:o/r@1~2,3", "would be `1~2`"),
+            ("github:o/r@1~1,0", "would be `1~0,1`"),
+            ("github:o/r@1~3", "no asset of the release can be an adapter"),
+        ] {
+            let error = names(text, Want::Adapter, &assets).unwrap_err();
+            assert!(error.code() == "not_found" && error.to_string().contains(part), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+        }
     }
 
     #[test]

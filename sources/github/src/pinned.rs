@@ -5,7 +5,8 @@ use std::fmt;
 use llm_local_core::Manifest;
 
 /// The ids of a release and of the assets that are the files of a manifest, in their order. GitHub gives a new id to an
-/// asset whose bytes are replaced, so the same ids are the same bytes. As text: `release:asset,asset`.
+/// asset whose bytes are replaced, so the same ids are the same bytes. As text, also in a ref: `release~asset,asset`, which
+/// no tag can be called: git allows no `~` in names. Nor can it hold a `:`, which in refs sets off a part of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pinned {
     pub(crate) release: u64,
@@ -14,7 +15,7 @@ pub(crate) struct Pinned {
 
 impl Pinned {
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (release, assets) = text.split_once(':')?;
+        let (release, assets) = text.split_once('~')?;
         let assets = assets.split(',').map(|id| id.parse().ok()).collect::<Option<_>>()?;
         Some(Self { release: release.parse().ok()?, assets })
     }
@@ -29,7 +30,7 @@ impl Pinned {
 
 impl fmt::Display for Pinned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.release)?;
+        write!(f, "{}~", self.release)?;
         for (i, id) in self.assets.iter().enumerate() {
             write!(f, "{}{id}", if i == 0 { "" } else { "," })?;
         }
@@ -46,14 +47,14 @@ mod tests {
     #[test]
     fn the_asset_of_a_file_is_found_by_its_place() {
         let revision = Pinned { release: 7, assets: vec![1, 22] }.to_string();
-        assert_eq!(revision, "7:1,22");
+        assert_eq!(revision, "7~1,22");
         assert_eq!(Pinned::parse(&revision).unwrap().assets, [1, 22]);
         let files = vec![ManifestFile::new("a", 1), ManifestFile::new("b", 1)];
         let reference = "github:o/r@v1".parse().unwrap();
         let mut manifest = Manifest::new(reference, Want::Adapter, revision, files).unwrap();
         assert_eq!(Pinned::asset(&manifest, "b"), Some(22));
         assert_eq!(Pinned::asset(&manifest, "c"), None);
-        for broken in ["7:1", "7", "7:1,x", "", "x:1,2"] {
+        for broken in ["7~1", "7", "7~1,x", "", "x~1,2", "7:1,2"] {
             manifest.revision = broken.into();
             assert_eq!(Pinned::asset(&manifest, "b"), None, "{broken}");
         }

@@ -4,10 +4,21 @@ use std::fmt;
 
 use llm_local_core::{ArtifactRef, Error, Result, manifest::check_relative_path};
 
+use crate::pinned::Pinned;
+
 /// The scheme of this source.
 pub(crate) const SCHEME: &str = "github";
 /// The revision that means the newest release that is neither a draft nor a prerelease.
 pub(crate) const LATEST: &str = "latest";
+/// The release that a ref means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Which {
+    Tag(String),
+    Latest,
+    /// The one of a revision that the source gave, with the assets that it had.
+    Pinned(Pinned),
+}
+
 /// What a ref may look like, for messages.
 const FORMS: &str = "expected `github:owner/repo`, then `@tag` or `@latest`, and `#asset` if the release has several \
                      that it could be";
@@ -17,8 +28,7 @@ const FORMS: &str = "expected `github:owner/repo`, then `@tag` or `@latest`, and
 pub(crate) struct ReleaseRef {
     pub(crate) owner: String,
     pub(crate) repo: String,
-    /// The tag of the release; `None` for the latest one.
-    pub(crate) tag: Option<String>,
+    pub(crate) which: Which,
     /// The asset that is asked for.
     pub(crate) asset: Option<String>,
 }
@@ -49,8 +59,11 @@ impl ReleaseRef {
         {
             return Err(bad(format!("`{}` is not the name of an asset", asset.escape_debug())));
         }
-        let tag = reference.revision().filter(|revision| *revision != LATEST).map(str::to_owned);
-        Ok(Self { owner: owner.to_owned(), repo: repo.to_owned(), tag, asset })
+        let which = match reference.revision() {
+            None | Some(LATEST) => Which::Latest,
+            Some(text) => Pinned::parse(text).map_or_else(|| Which::Tag(text.to_owned()), Which::Pinned),
+        };
+        Ok(Self { owner: owner.to_owned(), repo: repo.to_owned(), which, asset })
     }
 
     /// The ref of `asset` in this release.
@@ -60,19 +73,34 @@ impl ReleaseRef {
 
     /// The ref of the release `tag`.
     pub(crate) fn with_tag(&self, tag: &str) -> String {
-        Self { tag: Some(tag.to_owned()), ..self.clone() }.to_string()
+        self.at_tag(tag).to_string()
+    }
+
+    /// The release `tag` of the same repository.
+    pub(crate) fn at_tag(&self, tag: &str) -> Self {
+        Self { which: Which::Tag(tag.to_owned()), ..self.clone() }
+    }
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => f.write_str(tag),
+            Self::Latest => f.write_str(LATEST),
+            Self::Pinned(pinned) => pinned.fmt(f),
+        }
     }
 }
 
 impl fmt::Display for ReleaseRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let made = ArtifactRef::new(SCHEME, format!("{}/{}", self.owner, self.repo))
-            .and_then(|r| r.with_revision(self.tag.as_deref().unwrap_or(LATEST)))
+            .and_then(|r| r.with_revision(self.which.to_string()))
             .and_then(|r| self.asset.iter().try_fold(r, |r, asset| r.with_fragment(asset)));
         match made {
             Ok(reference) => reference.fmt(f),
             // A tag or a name of GitHub's that no ref can hold.
-            Err(_) => write!(f, "the release `{}`", self.tag.as_deref().unwrap_or(LATEST).escape_debug()),
+            Err(_) => write!(f, "the release `{}`", self.which.to_string().escape_debug()),
         }
     }
 }
@@ -89,16 +117,20 @@ mod tests {
     fn a_ref_names_repository_release_and_asset() {
         let read = |text: &str| {
             let r = parse(text).unwrap();
-            (format!("{}/{}", r.owner, r.repo), r.tag, r.asset)
+            (format!("{}/{}", r.owner, r.repo), r.which, r.asset)
         };
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(read("github:o/r"), ("o/r".into(), None, None));
-        assert_eq!(read("github:o/r@latest"), ("o/r".into(), None, None));
+        let tag = |text: &str| Which::Tag(text.to_owned());
+        assert_eq!(read("github:o/r"), ("o/r".into(), Which::Latest, None));
+        assert_eq!(read("github:o/r@latest"), ("o/r".into(), Which::Latest, None));
         assert_eq!(
             read("github:O-1/r.x_y@v1.0+a/b c#x y.zip"),
-            ("O-1/r.x_y".into(), some("v1.0+a/b c"), some("x y.zip"))
+            ("O-1/r.x_y".into(), tag("v1.0+a/b c"), some("x y.zip"))
         );
-        assert_eq!(read("github:o/r#a%23b.gguf"), ("o/r".into(), None, some("a#b.gguf")));
+        assert_eq!(read("github:o/r#a%23b.gguf"), ("o/r".into(), Which::Latest, some("a#b.gguf")));
+        let pinned = Pinned { release: 7, assets: vec![1, 22] };
+        assert_eq!(read("github:o/r@7~1,22"), ("o/r".into(), Which::Pinned(pinned), None));
+        assert_eq!(read("github:o/r@7~1,x"), ("o/r".into(), tag("7~1,x"), None));
     }
 
     #[test]
@@ -125,5 +157,6 @@ mod tests {
         assert_eq!(reference.with_asset("x#y"), "github:o/r@a@b#x#y");
         assert_eq!(parse(&reference.with_asset("x#y")).unwrap().asset.as_deref(), Some("x#y"));
         assert_eq!(reference.with_tag("v/1"), "github:o/r@v/1");
+        assert_eq!(parse("github:o/r@7~1,2").unwrap().to_string(), "github:o/r@7~1,2");
     }
 }

@@ -1,14 +1,26 @@
 //! What GitHub means by an answer that refuses, in words that say what to do.
 
-use llm_local_core::{ArtifactRef, Error, Refusal};
+use llm_local_core::{ArtifactRef, Error, Refusal, Result};
 
-use crate::{api::Release, reference::ReleaseRef, settings::Settings};
+use crate::{
+    api::Release,
+    reference::{ReleaseRef, Which},
+    settings::Settings,
+};
 
 /// How a token is given.
 const GIVE_TOKEN: &str =
     "give a token that may read it by the environment variable GH_TOKEN, or by GITHUB_TOKEN where that is not set";
 /// How many tags a message lists.
 const LISTED: usize = 20;
+
+/// Releases of a repository, the newest first.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) releases: Vec<Release>,
+    /// Whether there are more.
+    pub(crate) more: bool,
+}
 
 /// What was asked of GitHub.
 #[derive(Debug, Clone)]
@@ -50,10 +62,12 @@ impl Asked {
     }
 
     /// What is rate limited, and how to be less so.
-    pub(crate) fn limited(&self) -> String {
-        let hint = match self.with_token {
-            true => "",
-            false => " (60 requests an hour without a token, 5,000 with one: set GITHUB_TOKEN)",
+    pub(crate) fn limited(&self, refusal: &Refusal) -> String {
+        let is_hourly = refusal.header("x-ratelimit-remaining") == Some("0");
+        let hint = match (is_hourly, self.with_token) {
+            (true, true) => "",
+            (true, false) => " (60 requests an hour without a token, 5,000 with one: set GITHUB_TOKEN)",
+            (false, _) => " (too many requests in a short time)",
         };
         format!("{} for {}{hint}", self.host, self.reference)
     }
@@ -67,22 +81,33 @@ impl Asked {
         )
     }
 
-    /// The error where there is no release `tag`, but those `listed`.
-    pub(crate) fn no_release(&self, tag: &str, listed: &[Release]) -> Error {
-        let shown = tag.escape_debug();
-        if listed.iter().any(|release| release.draft && release.tag_name == tag) {
-            let reason = format!("the release `{shown}` is a draft; it can be had once it is published");
-            return Error::not_found(&self.reference, reason);
-        }
-        let reason = format!("the repository has no release `{shown}`, or it was deleted; {}", self.tags(listed));
+    /// The error where the release `tag` is a draft.
+    pub(crate) fn draft(&self, tag: &str) -> Error {
+        let reason = format!("the release `{}` is a draft; it can be had once it is published", tag.escape_debug());
         Error::not_found(&self.reference, reason)
     }
 
-    /// The error where there is no latest release.
-    pub(crate) fn no_latest(&self, listed: &[Release]) -> Error {
-        let reason =
-            format!("the repository has no release that is neither a draft nor a prerelease; {}", self.tags(listed));
-        Error::not_found(&self.reference, reason)
+    /// The error where the release that is asked for is not there, but those `listed`, if they could be asked for.
+    pub(crate) fn no_release(&self, listed: Result<Listed>) -> Error {
+        let there = match &listed {
+            Ok(listed) => self.tags(listed),
+            Err(error) => format!("which it has could not be found out: {error}"),
+        };
+        let shown = |tag: &str| tag.escape_debug().to_string();
+        let lacks = match &self.at.which {
+            Which::Latest => "no release that is neither a draft nor a prerelease".to_owned(),
+            Which::Tag(tag) => {
+                if listed.is_ok_and(|listed| listed.releases.iter().any(|r| r.draft && r.tag_name == *tag)) {
+                    return self.draft(tag);
+                }
+                // GitHub shows drafts to those alone who may change them.
+                format!("no release `{}`, or it was deleted or is a draft", shown(tag))
+            }
+            Which::Pinned(pinned) => {
+                format!("no release with the id {} of this revision, or it was deleted or is a draft", pinned.release)
+            }
+        };
+        Error::not_found(&self.reference, format!("the repository has {lacks}; {there}"))
     }
 
     /// The error for an answer that cannot be read.
@@ -91,14 +116,17 @@ impl Asked {
         Error::DownloadFailed { what: self.reference.clone(), reason, retryable: false, source: None }
     }
 
-    fn tags(&self, listed: &[Release]) -> String {
-        let mut tags: Vec<_> = listed.iter().filter(|r| !r.draft).map(|r| self.at.with_tag(&r.tag_name)).collect();
+    fn tags(&self, listed: &Listed) -> String {
+        let mut tags: Vec<_> =
+            listed.releases.iter().filter(|r| !r.draft).map(|r| self.at.with_tag(&r.tag_name)).collect();
         let more = tags.len().saturating_sub(LISTED);
         tags.truncate(LISTED);
-        match (tags.is_empty(), more) {
-            (true, _) => "it has no published release".into(),
-            (_, 0) => format!("it has {}", tags.join(", ")),
-            (_, more) => format!("it has {} and {more} more", tags.join(", ")),
+        match (tags.is_empty(), more, listed.more) {
+            (true, _, false) => "it has no published release".into(),
+            (true, _, true) => "the newest that it has are drafts".into(),
+            (_, _, true) => format!("it has {} and more", tags.join(", ")),
+            (_, 0, _) => format!("it has {}", tags.join(", ")),
+            (_, more, _) => format!("it has {} and {more} more", tags.join(", ")),
         }
     }
 

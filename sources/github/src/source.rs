@@ -16,7 +16,7 @@ use llm_local_source_common::network::{Network, NetworkConfig};
 
 use crate::{
     answers::Answers,
-    api::{Api, Asset, Release, Which},
+    api::{Api, Asset, Release},
     choose::choose,
     pinned::Pinned,
     reference::{LATEST, ReleaseRef, SCHEME},
@@ -27,8 +27,8 @@ use crate::{
 
 /// The source of adapters and models in the assets of GitHub releases. Cheap to clone.
 ///
-/// Refs are `github:owner/repo`, with `@tag` (without one, or with `@latest`, the latest release), and `#asset` where the
-/// release has several that it could be. An asset is an archive of the folder, a `.gguf` or `.safetensors` file, the latter
+/// Refs are `github:owner/repo`, with `@tag` (without one, or with `@latest`, the latest release; with a revision that the
+/// source gave, the assets that it then had), and `#asset` where the release has several that it could be. An asset is an archive of the folder, a `.gguf` or `.safetensors` file, the latter
 /// with an `adapter_config.json` beside it, or numbered parts of one of these.
 ///
 /// Assets are verified by the SHA-256 that GitHub tells, else by a list of digests among the assets (`SHA256SUMS`), else
@@ -157,8 +157,8 @@ impl GitHub {
         let mut browser = self.0.browser.lock().unwrap_or_else(PoisonError::into_inner);
         browser.extend(chosen.assets.iter().map(|asset| (asset.id, asset.browser_download_url.clone())));
         drop(browser);
-        let pinned = Pinned { release: release.id, assets: chosen.assets.iter().map(|asset| asset.id).collect() };
-        let manifest = Manifest::new(reference.clone(), want, pinned.to_string(), files)?.with_unpack(chosen.unpack)?;
+        let pinned = chosen.pinned(release).to_string();
+        let manifest = Manifest::new(reference.clone(), want, pinned, files)?.with_unpack(chosen.unpack)?;
         // A tag of that name is made to move: nobody promises that it means the same for ever.
         Ok(if release.tag_name == LATEST { manifest } else { manifest.with_version(&release.tag_name) })
     }
@@ -212,10 +212,9 @@ impl ArtifactSource for GitHub {
         }
         let (asked, source, reference) = (self.asked(reference, &at), self.clone(), reference.clone());
         self.run(cx, async move {
-            let which = at.tag.as_deref().map_or(Which::Latest, Which::Tag);
-            let release = source.0.api.release(&asked, which).await?;
+            let release = source.0.api.release(&asked).await?;
             if release.draft {
-                return Err(asked.no_release(&release.tag_name.clone(), &[release]));
+                return Err(asked.draft(&release.tag_name));
             }
             let manifest = source.manifest(&reference, want, &asked, &release).await?;
             Ok(match source.0.api.license(&asked).await {
@@ -267,9 +266,8 @@ impl ArtifactSource for GitHub {
             let releases = source.0.api.releases(&asked).await?;
             let published: Vec<_> = releases.iter().filter(|release| !release.draft).collect();
             let revision = |release: &Release, want| {
-                let chosen = choose(&reference, &at, want, release).ok()?;
-                let pinned = Pinned { release: release.id, assets: chosen.assets.iter().map(|a| a.id).collect() };
-                Some(Revision::new(&release.tag_name, pinned.to_string()))
+                let chosen = choose(&reference, &at.at_tag(&release.tag_name), want, release).ok()?;
+                Some(Revision::new(&release.tag_name, chosen.pinned(release).to_string()))
             };
             let of = |want| published.iter().filter_map(|release| revision(release, want)).collect::<Vec<_>>();
             let adapters = of(Want::Adapter);

@@ -1,7 +1,10 @@
 //! Against the server of the testkit that speaks GitHub's API.
 
 mod downloads;
+mod limits;
+mod missing;
 mod moved;
+mod pinned;
 mod releases;
 mod requests;
 

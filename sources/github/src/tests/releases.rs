@@ -10,7 +10,7 @@ fn a_tag_is_pinned_to_its_release_and_the_assets_of_it() {
     let manifest = setup.resolve("github:acme/lora@v1").unwrap();
     let release = setup.server.release_id("acme/lora", "v1");
     let asset = setup.server.asset_id("acme/lora", "v1", "pirate.zip");
-    assert_eq!(manifest.revision, format!("{release}:{asset}"));
+    assert_eq!(manifest.revision, format!("{release}~{asset}"));
     assert_eq!(manifest.version.as_deref(), Some("v1"));
     assert_eq!(manifest.license.as_deref(), Some("MIT"));
     assert_eq!((manifest.files[0].path.as_str(), manifest.files[0].size), ("pirate.zip", 2));
@@ -52,7 +52,7 @@ fn what_is_not_there_says_what_is() {
     said(
         setup.resolve("github:acme/lora@v9"),
         "not_found",
-        &["no release `v9`, or it was deleted", "github:acme/lora@v1"],
+        &["no release `v9`, or it was deleted or is a draft", "github:acme/lora@v1"],
     );
     said(setup.resolve("github:acme/lora@v2"), "not_found", &["no release `v2`"]);
     said(setup.resolve("github:acme/none@v1"), "not_found", &["no repository acme/none", "GITHUB_TOKEN"]);
