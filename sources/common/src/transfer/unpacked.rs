@@ -132,15 +132,22 @@ impl Unpacking {
         }
     }
 
-    /// Moves what was made to the contents of the store. One that is there stays.
+    /// Moves what was made to the contents of the store. One that is there stays, if it is what its name says: who was told
+    /// that it is damaged, and deleted it where another artifact needs it, too, gets it whole.
     fn publish<'a>(&self, made: impl Iterator<Item = &'a File>) -> Result<()> {
         let folders = &self.call.folders;
         for file in made {
             let File::Made { path, size, digest } = file else { continue };
             let target = Target { blob: self.store.blob(&FileKey::of_digest(digest)), link: None };
-            if !target.has_blob(*size) {
-                move_to(target, path, *size, folders, |from, to| fs::rename(from, to))?;
+            if target.has_blob(*size) {
+                let found = digest_file(&target.blob, Some(digest))?;
+                if found == *digest {
+                    continue;
+                }
+                tracing::warn!(path = %target.blob.display(), %found, "what is there was changed or damaged, and is replaced");
+                fs::remove_file(&target.blob).map_err(|e| Error::io("delete", &target.blob, e))?;
             }
+            move_to(target, path, *size, folders, |from, to| fs::rename(from, to))?;
         }
         folders.sync()
     }
@@ -341,11 +348,15 @@ mod tests {
             cancel.cancel();
             let key = made_key(&manifest).unwrap();
             assert!(matches!(unpacking().make(&key, &cancel), Err(Error::Cancelled)));
-            let blobs = || fs::read_dir(blob.parent().unwrap()).unwrap().count();
-            assert!(blob.exists() && blobs() == 1 && !store.making(&key).exists());
+            let names = |folder: &Path| {
+                let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+                entries.collect::<Vec<_>>()
+            };
+            let blobs = || names(blob.parent().unwrap());
+            assert!(blob.exists() && blobs().len() == 1 && !store.making(&key).exists());
             assert!(store.list().unwrap().artifacts.is_empty());
             unpacking().make(&key, &CancellationToken::new()).unwrap();
-            assert!(!store.making(&key).exists() && blobs() == 1);
+            assert!(blobs().len() == 1 && !store.making(&key).exists(), "{:?} {:?}", blobs(), names(folder.path()));
             assert_eq!(store.list().unwrap().artifacts.len(), 1);
             // Whoever comes with an archive that somebody removed meanwhile is told so.
             store.delete(&manifest.reference).unwrap();

@@ -274,6 +274,33 @@ fn what_two_artifacts_are_unpacked_from_and_into_is_shared() {
     assets.assert_has(&[JSON, &weights(), &good()]);
 }
 
+/// What is locked to its archive is held to this: the engine reads the digest of a file from its name.
+#[test]
+fn what_was_unpacked_is_called_by_its_digest_and_is_not_used_where_other_bytes_are_under_that_name() {
+    let (assets, one) = setup();
+    let files = assets.fetch(&one).unwrap();
+    let mut changed = weights();
+    changed[9] ^= 1;
+    for (name, content) in [(CONFIG, JSON.to_vec()), (WEIGHTS, weights())] {
+        let digest = sha256_of(&content).to_string().replace(':', "-");
+        assert_eq!(files[name].file_name().unwrap().to_str().unwrap(), digest);
+    }
+    fs::write(&files[WEIGHTS], &changed).unwrap();
+    let verified = || assets.store().verify(None, &CancellationToken::new()).unwrap();
+    let outcome = Outcome::WrongDigest { expected: sha256_of(&weights()), found: sha256_of(&changed) };
+    assert!(verified().iter().any(|v| v.path == WEIGHTS && v.outcome == outcome), "{:?}", verified());
+    // Another artifact has the same content, so that it stays when this one goes: what is unpacked then replaces it.
+    assets.fetch(&assets.archive("test:org/fork@v1", ARCHIVE)).unwrap();
+    assets.assert_has(&[JSON, &weights()]);
+    fs::write(&files[WEIGHTS], &changed).unwrap();
+    assets.store().delete(&one.reference).unwrap();
+    assert_eq!(fs::read(&files[WEIGHTS]).unwrap(), changed);
+    assert_eq!(assets.fetch(&one).unwrap(), files);
+    assets.assert_has(&[JSON, &weights()]);
+    assert_eq!(verified().len(), 4);
+    assert!(verified().iter().all(|v| v.outcome == Outcome::Intact), "{:?}", verified());
+}
+
 /// The lock under which the archive of [`setup`] is unpacked: its name does not depend on the store.
 fn lock_name() -> PathBuf {
     let (assets, manifest) = setup();
