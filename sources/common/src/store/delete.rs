@@ -40,7 +40,8 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] if there is none; [`Error::Io`], of kind `ResourceBusy` where [`Store::hold`] has it, or where
     /// it is the version that is kept selected ([`HoldKind`](super::HoldKind)) and others would stay;
-    /// [`Error::InvalidSpec`] where a link would lead the deletion elsewhere.
+    /// [`Error::InvalidSpec`] where a link would lead the deletion elsewhere; [`Error::Cancelled`] as
+    /// [`Store::with_cancel`].
     pub fn delete(&self, which: &ArtifactRef) -> Result<Deleted> {
         self.delete_named(&Named::Ref(which))
     }

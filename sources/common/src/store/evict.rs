@@ -25,7 +25,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::InsufficientStorage`] with `needed` and what the quota leaves beside all that must stay, and then
-    /// nothing was evicted; [`Error::Io`]; [`Error::InvalidSpec`] as [`Store::delete`].
+    /// nothing was evicted; [`Error::Io`]; [`Error::InvalidSpec`] and [`Error::Cancelled`] as [`Store::delete`].
     pub fn evict(&self, quota: u64, needed: u64) -> Result<Deleted> {
         let _changing = self.change()?;
         let (ledger, held) = (self.ledger()?, self.held()?);

@@ -46,7 +46,8 @@ impl Store {
     /// somebody else, who can write there, from deleting it.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] as [`Store::record`]; [`Error::Io`], also where the file system knows no locks.
+    /// [`Error::InvalidSpec`] as [`Store::record`]; [`Error::Io`], also where the file system knows no locks;
+    /// [`Error::Cancelled`] as [`Store::with_cancel`].
     pub fn hold(&self, manifest: &Manifest, placement: Option<&Placement>) -> Result<Hold> {
         self.hold_as(self.needs(manifest, placement)?)
     }

@@ -54,8 +54,8 @@ impl Store {
     /// If nothing came and the record cannot be written, as in a store that is read-only, that is logged and no error.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] if a file lies nowhere, or a path cannot be written
-    /// as text; [`Error::Io`].
+    /// [`Error::InvalidSpec`] if a file lies nowhere, or a path cannot be written as text; [`Error::Io`];
+    /// [`Error::Cancelled`] as [`Store::with_cancel`].
     pub fn record_files(
         &self,
         manifest: &Manifest,
@@ -152,7 +152,7 @@ impl Store {
     /// Keeps what `which` names from eviction: all its revisions, unless it names one.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none; [`Error::Io`].
+    /// [`Error::NotFound`] if there is none; [`Error::Io`]; [`Error::Cancelled`] as [`Store::with_cancel`].
     pub fn pin(&self, which: &ArtifactRef) -> Result<()> {
         self.set_pinned(which, true)
     }

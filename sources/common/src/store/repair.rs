@@ -21,7 +21,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`], of kind `ResourceBusy` where somebody holds an artifact that uses one; [`Error::InvalidSpec`]
-    /// where a link would lead the removal elsewhere. What was removed before that stays removed.
+    /// where a link would lead the removal elsewhere; [`Error::Cancelled`] as [`Store::with_cancel`]. What was removed
+    /// before that stays removed.
     pub fn remove_damaged(&self, verified: &[Verified]) -> Result<Deleted> {
         let mut deleted = Deleted::default();
         let damaged: Vec<_> = verified.iter().filter(|v| v.outcome.is_damage()).collect();

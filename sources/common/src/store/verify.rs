@@ -75,8 +75,8 @@ impl Store {
     /// done, what it reads is in use.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if `which` names nothing; [`Error::Cancelled`], soon after `cancel`, between two files;
-    /// [`Error::Io`] where records cannot be read.
+    /// [`Error::NotFound`] if `which` names nothing; [`Error::Cancelled`], soon after `cancel`, between two files, and as
+    /// [`Store::with_cancel`]; [`Error::Io`] where records cannot be read; those of [`Store::hold`].
     pub fn verify(&self, which: Option<&ArtifactRef>, cancel: &CancellationToken) -> Result<Vec<Verified>> {
         let ledger = self.ledger()?;
         let numbers = match which {
