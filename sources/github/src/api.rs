@@ -1,5 +1,7 @@
 //! What GitHub is asked.
 
+use std::fmt;
+
 use llm_local_core::{Error, Request, Result};
 use llm_local_source_common::{
     access::Token,
@@ -27,6 +29,9 @@ const VERSION: (&str, &str) = ("X-GitHub-Api-Version", "2022-11-28");
 const JSON: &str = "application/vnd.github+json";
 const BYTES: &str = "application/octet-stream";
 
+/// The state of an asset that is whole.
+pub(crate) const UPLOADED: &str = "uploaded";
+
 /// A release, as far as it is read.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Release {
@@ -49,6 +54,18 @@ pub(crate) struct Asset {
     /// `sha256:` and 64 hex digits, for assets since June 2025.
     pub(crate) digest: Option<String>,
     pub(crate) browser_download_url: String,
+}
+
+impl Asset {
+    /// # Errors
+    /// [`Error::DownloadFailed`] for `reference`, which may be tried again, if it is still being uploaded.
+    pub(crate) fn check_uploaded(&self, reference: &dyn fmt::Display) -> Result<()> {
+        if self.state == UPLOADED {
+            return Ok(());
+        }
+        let reason = format!("its asset `{}` is still being uploaded ({}); try again later", self.name, self.state);
+        Err(Error::DownloadFailed { what: reference.to_string(), reason, retryable: true, source: None })
+    }
 }
 
 /// A repository, as far as it is read.
@@ -127,19 +144,28 @@ impl Api {
     /// The text of the asset `asset`, which holds digests.
     ///
     /// # Errors
-    /// As [`Api::release`]; [`Error::DownloadFailed`] if it is too long for that or no text.
+    /// As [`Api::release`]; [`Error::DownloadFailed`] if it is too long for that, no text, or a web page.
     pub(crate) async fn sums(&self, asked: &Asked, asset: &Asset) -> Result<String> {
         let request = self.asset(asked, asset.id, Some(&asset.browser_download_url));
         let what = format!("`{}` of {}", asset.name, asked.reference);
         let bytes = retrying(&self.network, &what, || async {
             let mut response = self.network.get(&request, &[]).await?;
+            let kind = response.header("content-type").unwrap_or_default().trim_start().to_ascii_lowercase();
             match response.status() {
+                200 if kind.starts_with("text/html") => {
+                    let reason =
+                        format!("{} answered with a web page; is there a login or a proxy?", response.address());
+                    Err(Failure::permanent(&what, reason))
+                }
                 200 => response.bytes(LARGEST_SUMS).await.map_err(|failure| failure.about(&what)),
                 _ => Err(refused(asked, &response, &what)),
             }
         })
         .await?;
-        String::from_utf8(bytes).map_err(|_| asked.unreadable(&format!("`{}` is no text", asset.name)))
+        String::from_utf8(bytes).map_err(|_| {
+            let reason = "it should list the digests of the other assets, but is no text in UTF-8";
+            Failure::permanent(&what, reason).error
+        })
     }
 
     /// The request for the bytes of an asset. With a token it goes to the API, which knows private repositories; else to

@@ -15,8 +15,6 @@ use crate::{
 
 /// How many names a message lists.
 const LISTED: usize = 40;
-/// The state of an asset that is whole.
-const UPLOADED: &str = "uploaded";
 
 /// The assets that are an artifact.
 #[derive(Debug)]
@@ -115,6 +113,8 @@ struct Listing<'r, 'a> {
     reference: &'r ArtifactRef,
     at: &'r ReleaseRef,
     units: Vec<Unit<'a>>,
+    /// The parts of files that are there whole too, which are what is used.
+    spare: Vec<Parts>,
 }
 
 impl<'r, 'a> Listing<'r, 'a> {
@@ -125,13 +125,14 @@ impl<'r, 'a> Listing<'r, 'a> {
         let is_whole = |asset: &&'a Asset| !split.iter().any(|split| split.parts.contains(&asset.name));
         let whole = |asset: &'a Asset| Unit { name: asset.name.clone(), parts: vec![asset], split: None };
         let mut units: Vec<_> = assets.iter().copied().filter(is_whole).map(whole).collect();
+        let (spare, split): (Vec<_>, Vec<_>) = split.into_iter().partition(|split| by_name(&split.name).is_some());
         units.extend(split.into_iter().map(|split| Unit {
             name: split.name.clone(),
             parts: split.parts.iter().filter_map(by_name).collect(),
             split: Some(split),
         }));
         units.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { reference, at, units }
+        Self { reference, at, units, spare }
     }
 
     fn get(&self, name: &str) -> Option<&Unit<'a>> {
@@ -176,7 +177,10 @@ impl<'r, 'a> Listing<'r, 'a> {
 
     /// The file that has an asset called `name`: a part, as GitHub shows it, stands for its whole.
     fn with_part(&self, name: &str) -> Option<&Unit<'a>> {
-        self.units.iter().find(|unit| unit.parts.iter().any(|asset| asset.name == name))
+        let has_it = |unit: &&Unit<'_>| unit.parts.iter().any(|asset| asset.name == name);
+        let is_spare = |parts: &&Parts| parts.parts.iter().any(|part| part == name);
+        let whole = || self.spare.iter().find(is_spare).and_then(|parts| self.get(&parts.name));
+        self.units.iter().find(has_it).or_else(whole)
     }
 
     /// The files of the asset `name` that the ref asks for.
@@ -239,17 +243,7 @@ impl<'r, 'a> Listing<'r, 'a> {
             return Err(Error::not_found(self.reference, flaw.to_string()));
         }
         let mut assets: Vec<_> = units.iter().flat_map(|unit| unit.parts.iter().copied()).collect();
-        if let Some(asset) = assets.iter().find(|asset| asset.state != UPLOADED) {
-            return Err(Error::DownloadFailed {
-                what: self.reference.to_string(),
-                reason: format!(
-                    "its asset `{}` is still being uploaded ({}); try again later",
-                    asset.name, asset.state
-                ),
-                retryable: true,
-                source: None,
-            });
-        }
+        assets.iter().try_for_each(|asset| asset.check_uploaded(self.reference))?;
         assets.sort_by(|a, b| a.name.cmp(&b.name));
         let joins = units.iter().filter(|unit| unit.split.is_some()).map(|unit| Unpack::Join {
             parts: unit.parts.iter().map(|asset| asset.name.clone()).collect(),
@@ -291,6 +285,7 @@ fn listed(mut names: Vec<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::UPLOADED;
 
     fn release(names: &[&str]) -> Release {
         let asset = |(id, name): (usize, &&str)| Asset {
@@ -335,6 +330,16 @@ mod tests {
             assert_eq!(found, (vec!["a.gguf.001".into(), "a.gguf.002".into()], 1), "{name}");
         }
         assert_eq!(names("github:o/r#a.gguf.003", Want::Adapter, &assets).unwrap_err().code(), "not_found");
+    }
+
+    #[test]
+    fn parts_of_what_is_there_whole_are_left() {
+        let assets = ["config.json", "m.safetensors", "m.safetensors.001", "m.safetensors.002"];
+        for text in ["github:o/r", "github:o/r#m.safetensors", "github:o/r#m.safetensors.002"] {
+            assert_eq!(names(text, Want::Adapter, &assets).unwrap(), (vec!["m.safetensors".into()], 0), "{text}");
+        }
+        let model = names("github:o/r", Want::Model, &assets).unwrap();
+        assert_eq!(model, (vec!["config.json".into(), "m.safetensors".into()], 0));
     }
 
     #[test]

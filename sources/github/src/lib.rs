@@ -7,7 +7,7 @@
 //! | `reference` | what a ref means: repository, release, asset |
 //! | `api`, `answers` | what GitHub is asked, and what it answered before |
 //! | `choose` | which assets are the adapter or the model |
-//! | `sums` | digests that a release has in an asset of its own |
+//! | `digests`, `sums` | the digests of assets: GitHub's, or of a list among them |
 //! | `pinned` | a release and its assets as a revision |
 //! | `refusal` | what GitHub's refusals mean, and what to do |
 //!
@@ -16,6 +16,7 @@
 mod answers;
 mod api;
 mod choose;
+mod digests;
 mod pinned;
 mod reference;
 mod refusal;

@@ -9,20 +9,20 @@ use std::{
 };
 
 use llm_local_core::{
-    AdapterSource, ArtifactRef, ArtifactSource, Digest, Error, FetchContext, Manifest, ManifestFile, ModelSource,
-    Opened, Refusal, Result, Revision, Want, async_trait,
+    AdapterSource, ArtifactRef, ArtifactSource, Error, FetchContext, Manifest, ManifestFile, ModelSource, Opened,
+    Refusal, Result, Revision, Want, async_trait,
 };
 use llm_local_source_common::network::{Network, NetworkConfig};
 
 use crate::{
     answers::Answers,
-    api::{Api, Asset, Release},
+    api::{Api, Release},
     choose::choose,
+    digests::Digests,
     pinned::Pinned,
     reference::{LATEST, ReleaseRef, SCHEME},
     refusal::Asked,
     settings::{Settings, endpoint, given_token},
-    sums,
 };
 
 /// The source of adapters and models in the assets of GitHub releases. Cheap to clone.
@@ -146,10 +146,11 @@ impl GitHub {
         release: &Release,
     ) -> Result<Manifest> {
         let chosen = choose(reference, &asked.at, want, release)?;
+        let mut digests = Digests::new(&self.0.api, asked, release);
         let mut files = Vec::with_capacity(chosen.assets.len());
         for asset in &chosen.assets {
             let file = ManifestFile::new(&asset.name, asset.size);
-            files.push(match self.digest(asked, release, asset).await? {
+            files.push(match digests.of(asset).await? {
                 Some(digest) => file.with_digest(digest),
                 None => file,
             });
@@ -161,38 +162,6 @@ impl GitHub {
         let manifest = Manifest::new(reference.clone(), want, pinned, files)?.with_unpack(chosen.unpack)?;
         // A tag of that name is made to move: nobody promises that it means the same for ever.
         Ok(if release.tag_name == LATEST { manifest } else { manifest.with_version(&release.tag_name) })
-    }
-
-    /// The digest of `asset`: GitHub's, else that of another asset which lists digests.
-    ///
-    /// # Errors
-    /// Those of the request; [`Error::IntegrityFailed`] if such an asset tells two.
-    async fn digest(&self, asked: &Asked, release: &Release, asset: &Asset) -> Result<Option<Digest>> {
-        if let Some(digest) = &asset.digest {
-            match digest.parse() {
-                Ok(digest) => return Ok(Some(digest)),
-                Err(_) => {
-                    tracing::warn!(asset = asset.name, digest, "GitHub tells a digest of a kind that is not known")
-                }
-            }
-        }
-        let names: Vec<_> = release.assets.iter().map(|a| a.name.as_str()).filter(|n| sums::is_sums(n)).collect();
-        for name in sums::of(&asset.name, &names) {
-            let Some(list) = release.assets.iter().find(|a| a.name == name) else { continue };
-            let text = self.0.api.sums(asked, list).await?;
-            match sums::digest(&text, name, &asset.name) {
-                Ok(None) => {}
-                Ok(digest) => return Ok(digest),
-                Err((one, other)) => {
-                    return Err(Error::IntegrityFailed {
-                        what: format!("`{name}` of {}", asked.reference),
-                        expected: format!("one digest of `{}`", asset.name),
-                        found: format!("{one} and {other}; ask the owner of the release which is right"),
-                    });
-                }
-            }
-        }
-        Ok(None)
     }
 }
 

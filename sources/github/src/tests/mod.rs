@@ -7,6 +7,8 @@ mod moved;
 mod pinned;
 mod releases;
 mod requests;
+mod sums;
+mod warned;
 
 use std::sync::Arc;
 
@@ -39,6 +41,7 @@ fn server() -> ServerBuilder {
 }
 
 fn setup(server: ServerBuilder, token: &str) -> Setup {
+    warned::hear();
     let (server, answers, timer) = (server.start(), tempfile::tempdir().unwrap(), FakeTimer::new());
     let network = Network::new(NetworkConfig::new()).with_timer(Arc::new(timer.clone()));
     let source = GitHub::builder().token(token).api(server.api_url()).answers(answers.path()).network(network);
