@@ -28,12 +28,18 @@ const REFUSAL_BODY: usize = 16 << 10;
 pub struct Response {
     inner: reqwest::Response,
     network: Network,
-    address: String,
+    address: Box<str>,
     named: bool,
-    /// What was read of the body and is still to be given.
+    /// What was found out of a refusal. Few answers are one.
+    heard: Option<Box<Heard>>,
+}
+
+/// The begin of a body that was read.
+struct Heard {
+    /// What is still to be given of it.
     head: Bytes,
-    /// The wait that the body asks for in words, where no header does.
-    said: Option<Duration>,
+    /// The wait that it asks for in words, where no header does.
+    wait: Option<Duration>,
 }
 
 impl Network {
@@ -60,8 +66,8 @@ impl Network {
                 None => return Err(Failure::passing(shown, self.stalled())),
             };
             let Some(next) = redirect(&answer, &url, self.config())? else {
-                let (network, named, head) = (self.clone(), !foreign, Bytes::new());
-                let mut response = Response { inner: answer, network, address: shown, named, head, said: None };
+                let (network, address, named) = (self.clone(), shown.into(), !foreign);
+                let mut response = Response { inner: answer, network, address, named, heard: None };
                 if response.status() >= 400 {
                     response.listen().await;
                     if let Some(wait) = response.wait_asked() {
@@ -165,7 +171,11 @@ impl Response {
     pub fn as_refusal(&self) -> Refusal {
         let text = |v: &HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
         let headers = self.inner.headers().iter().map(|(n, v)| (n.as_str().to_owned(), text(v)));
-        let said = self.said.map(|wait| ("retry-after".to_owned(), wait.as_secs().to_string()));
+        let said = self
+            .heard
+            .as_ref()
+            .and_then(|heard| heard.wait)
+            .map(|wait| ("retry-after".to_owned(), wait.as_secs().to_string()));
         // Before one that could not be read.
         Refusal::new(self.status(), said.into_iter().chain(headers).collect())
     }
@@ -186,8 +196,8 @@ impl Response {
         {
             read.extend_from_slice(&chunk);
         }
-        self.said = wait_said(self.status(), &read);
-        self.head = read.freeze();
+        let wait = wait_said(self.status(), &read);
+        self.heard = Some(Box::new(Heard { head: read.freeze(), wait }));
     }
 
     /// The failure of a request for `what` that this answer refuses.
@@ -201,12 +211,12 @@ impl Response {
     /// # Errors
     /// [`Failure`] if the connection breaks, or stays without a byte for too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        if !self.head.is_empty() {
-            return Ok(Some(std::mem::take(&mut self.head)));
+        if let Some(heard) = self.heard.as_mut().filter(|heard| !heard.head.is_empty()) {
+            return Ok(Some(std::mem::take(&mut heard.head)));
         }
         match self.network.within_stall(self.inner.chunk()).await {
-            Some(chunk) => chunk.map_err(|e| Failure::connection(&self.address, e)),
-            None => Err(Failure::passing(&self.address, self.network.stalled())),
+            Some(chunk) => chunk.map_err(|e| Failure::connection(&*self.address, e)),
+            None => Err(Failure::passing(&*self.address, self.network.stalled())),
         }
     }
 
@@ -219,7 +229,7 @@ impl Response {
         let mut bytes = Vec::new();
         while let Some(chunk) = self.chunk().await? {
             if bytes.len() + chunk.len() > most {
-                return Err(Failure::permanent(&self.address, format!("it answered with more than {most} bytes")));
+                return Err(Failure::permanent(&*self.address, format!("it answered with more than {most} bytes")));
             }
             bytes.extend_from_slice(&chunk);
         }
