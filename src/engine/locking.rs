@@ -6,7 +6,9 @@ use std::{
     time::SystemTime,
 };
 
-use llm_local_core::{Digest, Error, FetchContext, LockedArtifact, Manifest, ModelSpec, Result, SpecLock, Want};
+use llm_local_core::{
+    ArtifactRef, Digest, Error, FetchContext, LockedArtifact, Manifest, ModelSpec, Result, SpecLock, Want,
+};
 use llm_local_source_common::transfer::{Files, Job};
 
 use super::{Engine, Inner, Pin};
@@ -83,9 +85,18 @@ impl Inner {
     }
 }
 
-/// Files that were read and are what they were locked to, each with what it was before.
+/// Files that were read and are what they were locked to.
 #[derive(Debug, Default)]
-pub(super) struct Proven(Vec<(PathBuf, Seen)>);
+pub(super) struct Proven(Vec<Proof>);
+
+/// A file that was read, and what it was before.
+#[derive(Debug)]
+struct Proof {
+    path: PathBuf,
+    seen: Seen,
+    /// The adapter that it is of, if it is of one.
+    adapter: Option<ArtifactRef>,
+}
 
 /// What tells that a file at a path is still the one that was there.
 #[derive(Debug, PartialEq, Eq)]
@@ -117,7 +128,8 @@ impl Proven {
                     found: format!("{found}; {}", remedy(manifest)),
                 });
             }
-            proven.0.push((path.clone(), seen));
+            let adapter = Some(&manifest.reference).filter(|_| manifest.want == Want::Adapter).cloned();
+            proven.0.push(Proof { path: path.clone(), seen, adapter });
         }
         Ok(proven)
     }
@@ -131,18 +143,26 @@ impl Proven {
     /// Checks that each path still has the file that was read: to be called once all that is used of it was opened.
     ///
     /// # Errors
-    /// [`Error::IntegrityFailed`] that names the file; [`Error::Io`].
+    /// [`Error::IntegrityFailed`] that names the file; [`Error::Io`]; within [`Error::AdapterMergeFailed`] for one of an
+    /// adapter.
     pub(super) fn check_unchanged(&self) -> Result<()> {
-        for (path, seen) in &self.0 {
-            if Seen::now(path)? != *seen {
-                return Err(Error::IntegrityFailed {
-                    what: path.display().to_string(),
-                    expected: "the file that was held to its lock".into(),
-                    found: "another, or one that was written meanwhile; load it again".into(),
-                });
-            }
+        self.0.iter().try_for_each(|proof| match (proof.check_unchanged(), &proof.adapter) {
+            (Err(error), Some(adapter)) => Err(error.into_adapter(adapter)),
+            (checked, _) => checked,
+        })
+    }
+}
+
+impl Proof {
+    fn check_unchanged(&self) -> Result<()> {
+        if Seen::now(&self.path)? == self.seen {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::IntegrityFailed {
+            what: self.path.display().to_string(),
+            expected: "the file that was held to its lock".into(),
+            found: "another, or one that was written meanwhile; load it again".into(),
+        })
     }
 }
 

@@ -103,6 +103,15 @@ impl ProgressHandler for Replace {
     }
 }
 
+/// Loads `locked`, of which another file is put in the place of the one with this content meanwhile.
+#[track_caller]
+fn load_while_replaced(engine: &Engine, locked: &ModelSpec, folder: &Path, content: &[u8]) -> Result<()> {
+    let replace = Arc::new(Replace(Mutex::new(Some(holding(folder, content)))));
+    let loaded = block_on(engine.load_with_progress(locked, Some(replace.clone())));
+    assert!(replace.0.lock().unwrap().is_none(), "it was replaced");
+    loaded.map(drop)
+}
+
 #[test]
 fn a_locked_file_that_is_replaced_while_it_is_loaded_is_an_error() {
     let world = World::new(loose("v1", "peft"));
@@ -111,11 +120,13 @@ fn a_locked_file_that_is_replaced_while_it_is_loaded_is_an_error() {
     block_on(engine.download(&locked, None)).unwrap();
     let (_, content) =
         files(&fixture("models/tiny-llama")).into_iter().find(|(n, _)| n == "model.safetensors").unwrap();
-    let path = holding(&world.folder.path().join("hub"), &content);
-    let replace = Arc::new(Replace(Mutex::new(Some(path))));
-    let error = block_on(engine.load_with_progress(&locked, Some(replace.clone()))).unwrap_err();
-    assert!(replace.0.lock().unwrap().is_none());
+    let error = load_while_replaced(&engine, &locked, &world.folder.path().join("hub"), &content).unwrap_err();
     assert_eq!(error.code(), "integrity_failed", "{error}");
     assert!(error.to_string().contains("load it again"), "{error}");
+    // What is wrong with an adapter's file is wrong with the adapter.
+    for (_, content) in adapter_files("peft") {
+        let loaded = load_while_replaced(&engine, &locked, &world.folder.path().join("store"), &content);
+        assert_adapter_error(loaded, "integrity_failed", &[ADAPTER, "load it again"]);
+    }
     assert_reference(&answers(&engine, &locked).unwrap(), "peft");
 }
