@@ -88,7 +88,9 @@ pub(crate) fn absolute(reference: &ArtifactRef) -> Result<ArtifactRef> {
             .join(rest.trim_start_matches(std::path::is_separator)),
         _ => PathBuf::from(locator),
     };
-    ArtifactRef::file(std::path::absolute(Path::new(&path)).map_err(|e| Error::io("find", &path, e))?)
+    let whole = std::path::absolute(Path::new(&path)).map_err(|e| Error::io("find", &path, e))?;
+    // Without a separator at its end, which would make it another text.
+    ArtifactRef::file(whole.components().collect::<PathBuf>())
 }
 
 #[cfg(test)]
@@ -114,6 +116,8 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!(text("a/b"), format!("file:{}", here.join("a/b").display()));
         assert_eq!(text("./a/b"), text("a/b"));
+        assert_eq!(text("./a/b/"), text("a/b"));
+        assert_eq!(text("~/x/"), text("~/x"));
         assert_eq!(text("github:o/r@v1"), "github:o/r@v1");
         assert!(!text("~/x").contains('~'));
     }

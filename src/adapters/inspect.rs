@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     blocking::blocking,
-    engine::Pin,
+    engine::{Asked, Pin},
     lora::{self, AdapterOutline},
 };
 
@@ -32,7 +32,7 @@ impl Adapters {
 
     async fn report(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterReport> {
         let inner = &self.engine.inner;
-        let pin = inner.pin(self.source(reference)?, reference, Want::Adapter, None, cx).await?;
+        let pin = inner.pin(self.source(reference)?, reference, Want::Adapter, None, &mut Asked::default(), cx).await?;
         let job = pin.job();
         let here = inner.transfer.present(&job, cx).await?;
         let gguf = job.manifest.files.iter().any(|file| is_gguf(&file.path));

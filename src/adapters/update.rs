@@ -23,7 +23,7 @@ impl Adapters {
     /// A model that is loaded keeps the version it has; the next load of its spec loads anew.
     ///
     /// # Errors
-    /// [`Error::AdapterMergeFailed`] around [`Error::Unsupported`] for an adapter that is pinned, what its source says, and
+    /// [`Error::AdapterMergeFailed`] around [`Error::Unsupported`] for a moving ref to an adapter that is pinned, what its source says, and
     /// those of the transfer; what the files are if they are no adapter. The version before stays the current one.
     pub async fn update(
         &self,
@@ -38,9 +38,9 @@ impl Adapters {
     async fn update_to_newest(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterVersion> {
         self.engine.inner.policy.check_ref(reference)?;
         let versions = self.kept(reference).await?;
-        if let (Some(HoldKind::Pinned), Some(current)) = (versions.hold(), versions.current()) {
-            let reason = format!("it is pinned to {}; unpin it first", current.title());
-            return Err(Error::unsupported(format!("updating {reference}"), reason));
+        // A ref that names a version is never what is pinned; that another one moves is known once its source was asked.
+        if versions.is_moving() {
+            check_unpinned(&versions)?;
         }
         if let Some(kept) = versions.named(&*self.source(reference)?)? {
             let manifest = kept.manifest.clone();
@@ -49,6 +49,10 @@ impl Adapters {
             return self.version(reference, &manifest.revision).await;
         }
         let manifest = self.ask(&versions, cx).await?;
+        let is_named = names(reference, manifest.version.as_deref(), &manifest.revision);
+        if !is_named {
+            check_unpinned(&versions)?;
+        }
         if let Some(kept) =
             versions.find(&manifest.revision).or_else(|| versions.find(super::versions::title(&manifest)))
         {
@@ -56,7 +60,7 @@ impl Adapters {
             is_same(&kept.manifest, &manifest)?;
         }
         self.bring(&versions.reference, manifest.clone(), cx).await?;
-        if !names(reference, manifest.version.as_deref(), &manifest.revision) {
+        if !is_named {
             self.follow(&versions, &manifest).await?;
             self.engine.inner.detach(reference, Some(&manifest.revision));
         }
@@ -66,11 +70,10 @@ impl Adapters {
     /// Makes `manifest` present, and reads it: what is no adapter must not become what a ref means.
     pub(super) async fn bring(&self, reference: &ArtifactRef, manifest: Manifest, cx: &FetchContext) -> Result<()> {
         let source: Arc<dyn ArtifactSource> = self.source(reference)?;
-        let (source, by): (Arc<dyn ArtifactSource>, _) = match reference.is_file() {
-            true => (Arc::new(Copies(source)), PinnedBy::Hold(HoldKind::Pinned)),
-            false => (source, PinnedBy::Source),
-        };
-        let pin = Pin { reference: reference.clone(), source, manifest, by, seen: Selection::default() };
+        let is_copy = reference.is_file();
+        let source: Arc<dyn ArtifactSource> = if is_copy { Arc::new(Copies(source)) } else { source };
+        let (reference, by, seen) = (reference.clone(), PinnedBy::Source, Selection::default());
+        let pin = Pin { reference, source, manifest, by, is_copy, seen };
         let files = self.engine.inner.fetch(&pin, cx).await?;
         blocking("adapters", move || lora::read(&pin.reference, &files).map(drop)).await
     }
@@ -114,6 +117,18 @@ impl Adapters {
         let versions = self.kept(reference).await?;
         let kept = versions.find(revision).ok_or_else(|| not_kept(&versions, revision))?;
         Ok(AdapterVersion::kept(kept, &versions))
+    }
+}
+
+/// # Errors
+/// [`Error::Unsupported`] that says what to do, if the adapter is pinned.
+fn check_unpinned(versions: &Versions) -> Result<()> {
+    match (versions.hold(), versions.current()) {
+        (Some(HoldKind::Pinned), Some(current)) => {
+            let reason = format!("it is pinned to {}; unpin it first", current.title());
+            Err(Error::unsupported(format!("updating {}", versions.reference), reason))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use llm_local_source_common::{
     transfer::Files,
 };
 
-use super::{Engine, Inner, Pin};
+use super::{Asked, Engine, Inner, Pin};
 use crate::{blocking::blocking, lora};
 
 impl Engine {
@@ -63,9 +63,10 @@ impl Inner {
     async fn download_artifact(&self, reference: &ArtifactRef, want: Want, cx: FetchContext) -> Result<()> {
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         let pin = if want == Want::Adapter {
-            self.pin(self.registry.adapter_source(reference)?, reference, want, None, &cx).await?
+            self.pin(self.registry.adapter_source(reference)?, reference, want, None, &mut Asked::default(), &cx)
+                .await?
         } else {
-            self.pin(self.registry.model_source(reference)?, reference, want, None, &cx).await?
+            self.pin(self.registry.model_source(reference)?, reference, want, None, &mut Asked::default(), &cx).await?
         };
         let files = self.fetch(&pin, &cx).await?;
         // What is no adapter that can be used must not become the one that is.

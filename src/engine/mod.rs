@@ -6,9 +6,11 @@
 //! 2. [`Engine::load`]: the backend reads the tensors, adapters merged in as they are read.
 //! 3. [`Model::generate`] gives tokens.
 //!
-//! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source. [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
+//! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source, which is asked once of
+//! refs that move together (`asked`). [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
 //! spec, and `identity` tells loaded models apart by their content.
 
+mod asked;
 mod builder;
 mod choose;
 mod download;
@@ -27,6 +29,7 @@ pub use builder::{CACHE_VARIABLE, EngineBuilder};
 pub use identity::ModelDigest;
 pub use model::{LoadStats, Model};
 
+pub(crate) use asked::Asked;
 pub(crate) use identity::{Identity, hex};
 pub(crate) use model::WeakModel;
 pub(crate) use resolve::Pin;

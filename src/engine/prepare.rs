@@ -74,7 +74,10 @@ impl Inner {
         let proven = self.check_locked(spec, &jobs, &files).await?;
         let mut judged = self.judge(spec, &pinned, &files, cx).await?;
         self.make_room(&jobs, cx).await?;
-        let fetched = self.transfer.fetch(jobs.clone(), cx).await?;
+        let fetched = match self.transfer.fetch(jobs.clone(), cx).await {
+            Err(error) => return Err(self.of_adapters(error, &jobs, cx).await),
+            fetched => fetched?,
+        };
         for (job, files) in jobs.iter().zip(&fetched) {
             self.policy.check_unpacked(&job.manifest, files)?;
         }

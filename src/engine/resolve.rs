@@ -9,6 +9,7 @@ use llm_local_source_common::{store::Selection, transfer::Job};
 
 use super::{
     Inner,
+    asked::Asked,
     prepare::{Pinned, resolving},
     versions::{Versions, could_not_ask, names},
 };
@@ -22,6 +23,8 @@ pub(crate) struct Pin {
     pub(crate) source: Arc<dyn ArtifactSource>,
     pub(crate) manifest: Manifest,
     pub(crate) by: PinnedBy,
+    /// Whether it is a path of whose files the copies in the store are used.
+    pub(crate) is_copy: bool,
     /// What was selected of its versions before that.
     pub(crate) seen: Selection,
 }
@@ -33,7 +36,7 @@ impl Pin {
 
     /// Whether its files are their owner's, and used where they lie.
     pub(crate) fn is_where_it_lies(&self) -> bool {
-        self.reference.is_file() && !matches!(self.by, PinnedBy::Hold(_))
+        self.reference.is_file() && !self.is_copy
     }
 }
 
@@ -44,53 +47,61 @@ impl std::fmt::Debug for Pin {
 }
 
 impl Inner {
-    /// Pins the refs of `spec`: to what its lock says, if it has one.
+    /// Pins the refs of `spec`: to what its lock says, if it has one. Refs that move together, as two to assets of the
+    /// newest release of a repository, are of one release.
     pub(super) async fn resolve(&self, spec: &ModelSpec, cx: &FetchContext) -> Result<Pinned> {
         spec.validate()?;
         let resolution = self.registry.resolve(spec)?;
         let locked = |reference, want| spec.lock.as_ref().map(|lock| lock.artifact(reference, want)).transpose();
-        let lock = locked(&spec.base, Want::Model)?;
-        let base = self.pin(resolution.model_source.clone(), &spec.base, Want::Model, lock, cx).await?;
+        let (lock, mut asked) = (locked(&spec.base, Want::Model)?, Asked::default());
+        let base = self.pin(resolution.model_source.clone(), &spec.base, Want::Model, lock, &mut asked, cx).await?;
         let mut adapters = Vec::new();
         for (adapter, source) in spec.adapters.iter().zip(&resolution.adapter_sources) {
             let reference = &adapter.reference;
             let pinning = async {
                 let lock = locked(reference, Want::Adapter)?;
-                self.pin(source.clone(), reference, Want::Adapter, lock, cx).await
+                self.pin(source.clone(), reference, Want::Adapter, lock, &mut asked, cx).await
             };
             adapters.push(pinning.await.map_err(|e| e.into_adapter(reference))?);
         }
         Ok(Pinned { resolution, base, adapters })
     }
 
-    /// Pins `reference`, to what `lock` says if there is one, if the policy allows it.
+    /// Pins `reference`, to what `lock` says if there is one, if the policy allows it. `asked` is what sources have said of
+    /// refs that are to mean the same.
     pub(crate) async fn pin(
         &self,
         source: Arc<dyn ArtifactSource>,
         reference: &ArtifactRef,
         want: Want,
         lock: Option<&LockedArtifact>,
+        asked: &mut Asked,
         cx: &FetchContext,
     ) -> Result<Pin> {
         self.policy.check_ref(reference)?;
         resolving(reference, cx);
         let unseen = Selection::default;
+        let mut is_copy = false;
         let (manifest, by, seen) = match lock {
-            Some(lock) => (self.resolve_locked(&*source, reference, lock, cx).await?, PinnedBy::Lock, unseen()),
+            Some(lock) => {
+                let (manifest, is_kept) = self.resolve_locked(&*source, reference, lock, cx).await?;
+                is_copy = reference.is_file() && is_kept;
+                (manifest, PinnedBy::Lock, unseen())
+            }
             // The files of a model are used where they lie, and no others of it are kept.
             None if reference.is_file() && want == Want::Model => {
                 (source.resolve(reference, want, cx).await?, PinnedBy::Source, unseen())
             }
             None => {
                 let versions = Versions::of(self.transfer.store(), reference, want).await?;
-                let (manifest, by) = self.resolve_now(&*source, reference, &versions, cx).await?;
+                let (manifest, by) = self.resolve_now(&*source, reference, &versions, asked, cx).await?;
+                is_copy = reference.is_file() && matches!(by, PinnedBy::Hold(_));
                 (manifest, by, versions.selection)
             }
         };
         self.policy.check_manifest(&manifest)?;
-        let is_copy = reference.is_file() && matches!(by, PinnedBy::Hold(_));
         let source = if is_copy { Arc::new(Copies(source)) } else { source };
-        Ok(Pin { reference: reference.clone(), source, manifest, by, seen })
+        Ok(Pin { reference: reference.clone(), source, manifest, by, is_copy, seen })
     }
 
     /// What `reference` means now, and who says so.
@@ -99,6 +110,7 @@ impl Inner {
         source: &dyn ArtifactSource,
         reference: &ArtifactRef,
         versions: &Versions,
+        asked: &mut Asked,
         cx: &FetchContext,
     ) -> Result<(Manifest, PinnedBy)> {
         let want = versions.want;
@@ -110,11 +122,25 @@ impl Inner {
         {
             return Ok(held);
         }
+        if let Some(version) = asked.version(reference) {
+            let manifest = match versions.find(version).filter(|kept| kept.whole) {
+                Some(kept) if source.placement(&kept.manifest)?.is_none() => kept.manifest.clone(),
+                _ => {
+                    let mut manifest = source.resolve(&source.at_revision(reference, version)?, want, cx).await?;
+                    manifest.reference = reference.clone();
+                    manifest
+                }
+            };
+            return Ok((manifest, PinnedBy::Source));
+        }
         match source.resolve(reference, want, cx).await {
             // That it is a branch is known only now.
             Ok(manifest) if !names(reference, manifest.version.as_deref(), &manifest.revision) => {
                 let held = if reference.is_file() { None } else { self.held(source, versions, cx).await? };
-                Ok(held.unwrap_or((manifest, PinnedBy::Source)))
+                Ok(held.unwrap_or_else(|| {
+                    asked.note(reference, &manifest);
+                    (manifest, PinnedBy::Source)
+                }))
             }
             Ok(manifest) => Ok((manifest, PinnedBy::Source)),
             Err(error) => last_used(source, versions, error),
@@ -150,15 +176,17 @@ impl Inner {
         })
     }
 
-    /// What `lock` says that `reference` was.
+    /// What `lock` says that `reference` was, and whether that is kept.
     async fn resolve_locked(
         &self,
         source: &dyn ArtifactSource,
         reference: &ArtifactRef,
         lock: &LockedArtifact,
         cx: &FetchContext,
-    ) -> Result<Manifest> {
-        let mut manifest = match self.kept_locked(source, reference, lock).await? {
+    ) -> Result<(Manifest, bool)> {
+        let kept = self.kept_locked(source, reference, lock).await?;
+        let is_kept = kept.is_some();
+        let mut manifest = match kept {
             Some(manifest) => manifest,
             // Paths have no revisions: what is there must be what was.
             None if reference.is_file() => source.resolve(reference, lock.want, cx).await?,
@@ -166,17 +194,17 @@ impl Inner {
         };
         manifest.reference = reference.clone();
         lock.hold(&mut manifest)?;
-        Ok(manifest)
+        Ok((manifest, is_kept))
     }
 
-    /// What `lock` says, if it is kept.
+    /// What `lock` says, if it is kept: of a path, as a copy.
     async fn kept_locked(
         &self,
         source: &dyn ArtifactSource,
         reference: &ArtifactRef,
         lock: &LockedArtifact,
     ) -> Result<Option<Manifest>> {
-        if reference.is_file() {
+        if reference.is_file() && lock.want == Want::Model {
             return Ok(None);
         }
         let versions = Versions::of(self.transfer.store(), reference, lock.want).await?;

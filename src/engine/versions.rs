@@ -15,7 +15,7 @@ use super::Pin;
 use crate::{adapters::absolute, blocking::blocking, plan::PinnedBy};
 
 /// The revision that means the newest, in refs of any source.
-const LATEST: &str = "latest";
+pub(super) const LATEST: &str = "latest";
 
 /// What is kept of what a ref names, and which of it was chosen.
 #[derive(Debug)]

@@ -36,6 +36,13 @@ fn what_is_pinned_is_used_until_it_is_unpinned() {
 
     let updated = block_on(adapters.update(&reference, None));
     assert_adapter_error(updated, "unsupported", &["it is pinned to v1; unpin it first"]);
+    // A ref that names a version is not what is pinned: it is fetched.
+    world.github.publish("acme/lora", loose("v3", "qv-last2"));
+    let fetched = block_on(adapters.update(&"github:acme/lora@v3".parse().unwrap(), None)).unwrap();
+    assert_eq!((fetched.title(), fetched.installed, fetched.current), ("v3", true, false));
+    assert_eq!(block_on(adapters.update(&"github:acme/lora@v2".parse().unwrap(), None)).unwrap().title(), "v2");
+    assert_eq!(block_on(engine.plan(&spec)).unwrap().adapters[0].0.version.as_deref(), Some("v1"), "it stays pinned");
+    world.github.delete_release("acme/lora", "v3");
     let named = crate::world::spec("github:acme/lora@v2");
     assert_reference(&answers(&engine, &named).unwrap(), "rslora");
     block_on(adapters.unpin(&reference)).unwrap();
