@@ -141,7 +141,7 @@ impl Named<'_> {
         match self {
             Self::Ref(which) => record.is(which),
             Self::Kept { reference, want, revision } => {
-                record.group() == Group::of(reference, *want) && record.is_at(revision)
+                record.is_version_of(reference, *want) && record.is_at(revision)
             }
         }
     }

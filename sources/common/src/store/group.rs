@@ -19,9 +19,10 @@ impl<'a> Location<'a> {
         Self::at(reference, reference.revision())
     }
 
-    /// The location of `reference`, if its revision is a pinned one, which may have a `:` of its own.
-    fn of_pinned(reference: &'a ArtifactRef) -> Self {
-        Self::at(reference, None)
+    /// The location of `reference`, which was resolved to `revision`: if it asks for just that, it may have a `:` of its
+    /// own.
+    pub(super) fn of_resolved(reference: &'a ArtifactRef, revision: &str) -> Self {
+        Self::at(reference, reference.revision().filter(|asked| *asked != revision))
     }
 
     fn at(reference: &'a ArtifactRef, revision: Option<&'a str>) -> Self {
@@ -55,6 +56,11 @@ impl<'a> Group<'a> {
         Self { location: Location::of(reference), fragment: reference.fragment(), want }
     }
 
+    /// The group of `reference`, which was resolved to `revision`.
+    pub(super) fn of_resolved(reference: &'a ArtifactRef, revision: &str, want: Want) -> Self {
+        Self { location: Location::of_resolved(reference, revision), ..Self::of(reference, want) }
+    }
+
     /// The name of its files.
     pub(super) fn key(&self) -> String {
         let want = if self.want == Want::Model { "model" } else { "adapter" };
@@ -78,18 +84,18 @@ pub(super) fn asked(reference: &ArtifactRef) -> Option<&str> {
     reference.revision().map(|revision| split(revision).0)
 }
 
-/// Whether `which` asks for what is where `reference` is: in any revision, if it names none, or in the one that
-/// `reference` asks for, or in one of which `is_at` says that it is that. Of fragments it says nothing.
-pub(super) fn asks_for(which: &ArtifactRef, reference: &ArtifactRef, is_at: impl Fn(&str) -> bool) -> bool {
-    let there = Location::of(reference);
-    let is_it = |revision: &str| is_at(revision) || asked(reference) == Some(revision);
-    Location::of(which) == there && asked(which).is_none_or(is_it)
-        || Location::of_pinned(which) == there && which.revision().is_some_and(is_at)
+/// Whether `which` asks for what `reference` was resolved to, which is at `revision` and may be called `name`: the same
+/// location, and no revision but that, its name, or the one that `reference` asks for. Of fragments it says nothing.
+pub(super) fn asks_for(which: &ArtifactRef, reference: &ArtifactRef, revision: &str, name: Option<&str>) -> bool {
+    let known = [Some(revision), name, asked(reference)];
+    Location::of_resolved(which, revision) == Location::of_resolved(reference, revision)
+        && (which.revision() == Some(revision) || asked(which).is_none_or(|it| known.contains(&Some(it))))
 }
 
-/// `reference` at `version`, with the part where it was. A path, which has no versions, as it is.
-pub(super) fn at_version(reference: &ArtifactRef, version: &str) -> ArtifactRef {
-    let part = reference.revision().and_then(|revision| split(revision).1);
+/// `reference`, which was resolved to `revision`, at `version`, with the part where it was. A path, which has no versions,
+/// as it is.
+pub(super) fn at_version(reference: &ArtifactRef, revision: &str, version: &str) -> ArtifactRef {
+    let part = reference.revision().filter(|asked| *asked != revision).and_then(|asked| split(asked).1);
     let revision = part.map_or_else(|| version.to_owned(), |part| format!("{version}:{part}"));
     reference.clone().with_revision(revision).unwrap_or_else(|_| reference.clone())
 }
@@ -158,10 +164,8 @@ mod tests {
 
     #[test]
     fn a_ref_asks_for_a_part_by_either_spelling_and_for_a_pinned_revision_by_all_of_it() {
-        let asks = |which: &str, reference: &str| {
-            let is_pinned = |revision: &str| revision == "7:1";
-            asks_for(&which.parse().unwrap(), &reference.parse().unwrap(), is_pinned)
-        };
+        let asks =
+            |which: &str, reference: &str| asks_for(&which.parse().unwrap(), &reference.parse().unwrap(), "7:1", None);
         for reference in ["gh:o/r:sub@v1", "gh:o/r@v1:sub"] {
             for which in ["gh:o/r:sub", "gh:o/r:sub@v1", "gh:o/r@v1:sub", "gh:o/r:sub@7:1"] {
                 assert!(asks(which, reference), "{which} {reference}");
@@ -170,7 +174,11 @@ mod tests {
                 assert!(!asks(which, reference), "{which} {reference}");
             }
         }
-        assert!(asks("gh:o/r@7:1", "gh:o/r@latest") && asks("gh:o/r", "gh:o/r@latest"));
+        for (which, reference) in
+            [("gh:o/r@7:1", "gh:o/r@latest"), ("gh:o/r", "gh:o/r@7:1"), ("gh:o/r@7:1", "gh:o/r@7:1")]
+        {
+            assert!(asks(which, reference), "{which} {reference}");
+        }
         assert!(!asks("gh:o/r@7:2", "gh:o/r@latest") && !asks("gh:o/r:sub", "gh:o/r@latest"));
     }
 
@@ -181,9 +189,10 @@ mod tests {
             ("gh:o/r:sub@main", "gh:o/r:sub@v1"),
             ("gh:o/r:sub", "gh:o/r:sub@v1"),
             ("gh:o/r", "gh:o/r@v1"),
+            ("gh:o/r@7:1", "gh:o/r@v1"),
             ("/a:b", "file:/a:b"),
         ] {
-            assert_eq!(at_version(&text.parse().unwrap(), "v1").to_string(), expected);
+            assert_eq!(at_version(&text.parse().unwrap(), "7:1", "v1").to_string(), expected);
         }
     }
 }

@@ -54,7 +54,7 @@ impl Store {
     pub fn digests(&self, manifest: &Manifest) -> Result<BTreeMap<String, Digest>> {
         let mut digests = BTreeMap::new();
         let ledger = self.ledger()?;
-        let group = Group::of(&manifest.reference, manifest.want);
+        let group = Group::of_resolved(&manifest.reference, &manifest.revision, manifest.want);
         for record in ledger.of_group(&group).filter(|record| record.revision == manifest.revision) {
             for (path, size, digest) in record.sourced() {
                 let is_of = manifest.file(path).is_some_and(|file| file.size == size);
@@ -67,7 +67,7 @@ impl Store {
 
     pub(super) fn kept_of(&self, ledger: &Ledger, reference: &ArtifactRef, want: Want) -> Result<Vec<Kept>> {
         let mut revisions = BTreeMap::<_, Vec<&Record>>::new();
-        for record in ledger.of_group(&Group::of(reference, want)) {
+        for record in ledger.records.iter().filter(|record| record.is_version_of(reference, want)) {
             revisions.entry(record.revision.as_str()).or_default().push(record);
         }
         let mut kept = revisions.values().filter_map(|records| self.one(records)).collect::<Result<Vec<_>>>()?;
@@ -129,9 +129,14 @@ impl Ledger {
 }
 
 impl Record {
+    /// Whether it is a version of what `reference` names, wanted as `want`, whatever revision that asks for.
+    pub(super) fn is_version_of(&self, reference: &ArtifactRef, want: Want) -> bool {
+        self.group() == Group::of_resolved(reference, &self.revision, want)
+    }
+
     /// The group that it is a version in.
     pub(super) fn group(&self) -> Group<'_> {
-        Group::of(&self.reference, self.want)
+        Group::of_resolved(&self.reference, &self.revision, self.want)
     }
 
     /// Whether `revision` is its pinned one or the name of that.

@@ -44,7 +44,9 @@ pub(crate) fn made_key(manifest: &Manifest) -> Result<String> {
     let r = &manifest.reference;
     let how = serde_json::to_string(&(manifest.want, &manifest.files, &manifest.unpack));
     let how = how.map_err(|e| Error::invalid_spec(format!("manifest of {r}"), e.to_string()))?;
-    Ok(hex_of(Location::of(r).parts().into_iter().chain([manifest.revision.as_str(), &how])))
+    Ok(hex_of(
+        Location::of_resolved(r, &manifest.revision).parts().into_iter().chain([manifest.revision.as_str(), &how]),
+    ))
 }
 
 impl Store {
@@ -190,7 +192,8 @@ impl Record {
             let same = file.digest.is_none_or(|digest| origin.digest.or(origin.computed) == Some(digest));
             same && (&origin.path, origin.size) == (&file.path, file.size)
         };
-        Location::of(&self.reference) == Location::of(&manifest.reference)
+        let location = |r| Location::of_resolved(r, &manifest.revision);
+        location(&self.reference) == location(&manifest.reference)
             && (self.want, &self.revision, &self.unpack) == (manifest.want, &manifest.revision, &manifest.unpack)
             && self.origins.len() == manifest.files.len()
             && self.origins.iter().zip(&manifest.files).all(listed)

@@ -283,7 +283,8 @@ impl Record {
     /// Whether `which` names it: the same place and part, and its revision, as it was asked for, named or pinned, if
     /// `which` has one.
     pub(super) fn is(&self, which: &ArtifactRef) -> bool {
-        self.reference.fragment() == which.fragment() && asks_for(which, &self.reference, |it| self.is_at(it))
+        self.reference.fragment() == which.fragment()
+            && asks_for(which, &self.reference, &self.revision, self.named.as_deref())
     }
 
     /// The path through which `file` is used.

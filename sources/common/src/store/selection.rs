@@ -106,6 +106,7 @@ impl Selected {
 
 /// What is left of a selection when some versions go.
 pub(super) struct Left {
+    path: PathBuf,
     reference: ArtifactRef,
     want: Want,
     /// `None` if nothing is.
@@ -253,7 +254,7 @@ impl Store {
             let stays = |record: &Record| going.iter().all(|i| ledger.records[*i].key() != record.key());
             let staying: Vec<_> = ledger.of_group(&group).filter(|record| stays(record)).collect();
             if staying.is_empty() {
-                all.push(Left { reference, want, selection: None });
+                all.push(Left { path, reference, want, selection: None });
                 continue;
             }
             let mut selection = read(&path)?;
@@ -272,7 +273,7 @@ impl Store {
             }
             if selection.history.iter().any(goes) {
                 selection.history.retain(|selected| !goes(selected));
-                all.push(Left { reference, want, selection: Some(selection) });
+                all.push(Left { path, reference, want, selection: Some(selection) });
             }
         }
         Ok(all)
@@ -281,7 +282,7 @@ impl Store {
     /// Writes what is left.
     pub(super) fn leave(&self, left: &Left) -> Result<()> {
         let selection = left.selection.clone().unwrap_or_default();
-        self.write_selection(&left.reference, left.want, selection)
+        write(&left.path, &left.reference, left.want, selection)
     }
 
     /// The numbers of the records of versions that are held.
@@ -303,18 +304,8 @@ impl Store {
         Ok(numbers)
     }
 
-    fn write_selection(&self, reference: &ArtifactRef, want: Want, mut selection: Selection) -> Result<()> {
-        let path = self.selection_path(&Group::of(reference, want));
-        selection.tidy();
-        if selection.history.is_empty() {
-            return tree::remove(&path).map(drop);
-        }
-        let entry = |s: Selected| Entry { revision: s.revision, version: s.version, at: to_millis(s.at) };
-        let history = selection.history.into_iter().map(entry).collect();
-        let form = Form { version: VERSION, reference: reference.clone(), want, history, hold: selection.hold };
-        let text = serde_json::to_string_pretty(&form);
-        let text = text.map_err(|e| Error::invalid_spec(format!("selection of {reference}"), e.to_string()))?;
-        write_text_atomically(&path, &text)
+    fn write_selection(&self, reference: &ArtifactRef, want: Want, selection: Selection) -> Result<()> {
+        write(&self.selection_path(&Group::of(reference, want)), reference, want, selection)
     }
 
     fn selection_path(&self, group: &Group<'_>) -> PathBuf {
@@ -324,6 +315,20 @@ impl Store {
     fn selections(&self) -> PathBuf {
         self.root().join("selected")
     }
+}
+
+/// Makes `selection` of `reference` that at `path`.
+fn write(path: &Path, reference: &ArtifactRef, want: Want, mut selection: Selection) -> Result<()> {
+    selection.tidy();
+    if selection.history.is_empty() {
+        return tree::remove(path).map(drop);
+    }
+    let entry = |s: Selected| Entry { revision: s.revision, version: s.version, at: to_millis(s.at) };
+    let history = selection.history.into_iter().map(entry).collect();
+    let form = Form { version: VERSION, reference: reference.clone(), want, history, hold: selection.hold };
+    let text = serde_json::to_string_pretty(&form);
+    let text = text.map_err(|e| Error::invalid_spec(format!("selection of {reference}"), e.to_string()))?;
+    write_text_atomically(path, &text)
 }
 
 /// The selection at `path`.

@@ -71,7 +71,7 @@ impl Trusted {
     pub(super) fn is(&self, which: &ArtifactRef) -> bool {
         let r = &self.reference;
         which.fragment().is_none_or(|it| Some(it) == r.fragment() || it == self.path)
-            && asks_for(which, r, |it| self.is_at(it))
+            && asks_for(which, r, &self.revision, Some(&self.version))
     }
 
     /// Whether `revision` is the pinned one that it came from, or the version.
@@ -81,12 +81,13 @@ impl Trusted {
 
     /// The group of the artifact that brought it.
     pub(super) fn group(&self) -> Group<'_> {
-        Group::of(&self.reference, self.want)
+        Group::of_resolved(&self.reference, &self.revision, self.want)
     }
 
     /// Whether `record` has this file.
     fn is_of(&self, record: &Record) -> bool {
-        Location::of(&record.reference) == Location::of(&self.reference)
+        Location::of_resolved(&record.reference, &record.revision)
+            == Location::of_resolved(&self.reference, &self.revision)
             && record.named.as_deref() == Some(self.version.as_str())
             && record.manifest().is_ok_and(|manifest| manifest.file(&self.path).is_some())
     }
@@ -106,8 +107,9 @@ impl Store {
     pub(crate) fn trusted(&self, manifest: &Manifest, path: &str) -> Result<Option<Trusted>> {
         match &manifest.version {
             Some(version) => {
-                let first = read(&self.trust_path(&manifest.reference, version, path))?;
-                let group = Group::of(&manifest.reference, manifest.want);
+                let location = Location::of_resolved(&manifest.reference, &manifest.revision);
+                let first = read(&self.trust_path(location, version, path))?;
+                let group = Group::of_resolved(&manifest.reference, &manifest.revision, manifest.want);
                 first.map_or_else(|| read(&self.trust_path_of(&group, version, path)), |first| Ok(Some(first)))
             }
             None => Ok(None),
@@ -143,7 +145,7 @@ impl Store {
 
     /// Holds the names of the files of `manifest` against those that `version` had when it was first fetched.
     fn check_names(&self, manifest: &Manifest, version: &str) -> Result<()> {
-        let group = Group::of(&manifest.reference, manifest.want);
+        let group = Group::of_resolved(&manifest.reference, &manifest.revision, manifest.want);
         let mut trusted: Vec<_> = self.all_trusted()?.into_iter().map(|(_, trusted)| trusted).collect();
         trusted.retain(|trusted| trusted.group() == group && trusted.version == version);
         // A revision never changes: if other files of it are wanted than before, they are of the same release.
@@ -198,9 +200,10 @@ impl Store {
     fn that_have(&self, trusted: &[Trusted]) -> String {
         let records = self.ledger().map(|ledger| ledger.records).unwrap_or_default();
         let refs = trusted.iter().flat_map(|trusted| {
-            let refs = records.iter().filter(|record| trusted.is_of(record)).map(|record| &record.reference);
-            let named = refs.chain([&trusted.reference]).map(|r| at_version(r, &trusted.version));
-            named.collect::<Vec<_>>()
+            let of = records.iter().filter(|record| trusted.is_of(record));
+            let refs = of.map(|record| (&record.reference, &record.revision));
+            let refs = refs.chain([(&trusted.reference, &trusted.revision)]);
+            refs.map(|(r, revision)| at_version(r, revision, &trusted.version)).collect::<Vec<_>>()
         });
         let refs: BTreeSet<_> = refs.map(|reference| reference.to_string()).collect();
         Vec::from_iter(refs.iter().map(|reference| format!("`{reference}`"))).join(" and ")
@@ -213,7 +216,8 @@ impl Store {
         for (path, size, digest) in record.sourced() {
             // Of one of which no digest is known there is nothing to remember yet.
             let Some(digest) = digest else { continue };
-            let first = self.trust_path(&record.reference, version, path);
+            let location = Location::of_resolved(&record.reference, &record.revision);
+            let first = self.trust_path(location, version, path);
             let of_group = self.trust_path_of(&record.group(), version, path);
             let at = match read(&first)? {
                 None if of_group.exists() => continue,
@@ -254,7 +258,8 @@ impl Store {
         }
         for (path, trusted) in all {
             // What says no more than that a group has the file goes with that group.
-            let is_of_all = path == self.trust_path(&trusted.reference, &trusted.version, &trusted.path);
+            let location = Location::of_resolved(&trusted.reference, &trusted.revision);
+            let is_of_all = path == self.trust_path(location, &trusted.version, &trusted.path);
             let has_it = |record: &Record| trusted.is_of(record) && (is_of_all || record.group() == trusted.group());
             if !records(false).any(has_it) {
                 tree::remove(&path)?;
@@ -275,8 +280,8 @@ impl Store {
         Ok(files_ending(&self.trust_folder(), ".json")?.into_iter().filter_map(read).collect())
     }
 
-    fn trust_path(&self, reference: &ArtifactRef, version: &str, path: &str) -> PathBuf {
-        let Location { scheme, locator, part } = Location::of(reference);
+    fn trust_path(&self, location: Location<'_>, version: &str, path: &str) -> PathBuf {
+        let Location { scheme, locator, part } = location;
         let name = hex_of([Some(scheme), Some(locator), part, Some(version), Some(path)].into_iter().flatten());
         self.trust_folder().join(format!("{name}.json"))
     }

@@ -418,3 +418,19 @@ fn what_was_unpacked_of_a_part_is_found_by_both_spellings_and_by_no_other_part()
         assert_ne!(made_key(&one).unwrap(), made_key(&archive(text)).unwrap(), "{text}");
     }
 }
+
+#[test]
+fn a_pinned_revision_with_a_colon_is_no_part_of_what_was_asked_for_by_it() {
+    let f = Fixture::new();
+    let made = f.release("gh:o/r@7:1", "7:1", "v1", 1);
+    assert_eq!((f.kept("gh:o/r"), f.kept("gh:o/r@7:1")), (vec!["v1".to_owned()], vec!["v1".to_owned()]));
+    f.store.select(&reference("gh:o/r"), Want::Adapter, &made, None).unwrap();
+    let files = [("config.json", "{}"), ("adapter.safetensors", "v2")];
+    let mut other = manifest("gh:o/r@v1", "8:1", &files).with_version("v1");
+    other.want = Want::Adapter;
+    let error = f.store.check_trust(&other).unwrap_err().to_string();
+    assert!(error.contains("`gh:o/r@v1`"), "{error}");
+    assert_eq!(f.store.delete(&reference("gh:o/r@v1")).unwrap().artifacts, 1);
+    assert_eq!(f.selections(), 0);
+    f.store.check_trust(&other).unwrap();
+}
