@@ -8,9 +8,6 @@ use crate::{
     settings::Settings,
 };
 
-/// How a token is given.
-const GIVE_TOKEN: &str =
-    "give a token that may read it by the environment variable GH_TOKEN, or by GITHUB_TOKEN where that is not set";
 /// How many tags a message lists.
 const LISTED: usize = 20;
 
@@ -32,6 +29,8 @@ pub(crate) struct Asked {
     host: String,
     /// Whether a token went with it.
     with_token: bool,
+    /// As [`Settings::withheld`].
+    withheld: Option<String>,
 }
 
 impl Asked {
@@ -42,6 +41,7 @@ impl Asked {
             at: at.clone(),
             host: url.split('/').next().unwrap_or(url).to_owned(),
             with_token: settings.token.is_some(),
+            withheld: settings.withheld.clone(),
         }
     }
 
@@ -65,9 +65,11 @@ impl Asked {
     pub(crate) fn limited(&self, refusal: &Refusal) -> String {
         let is_hourly = refusal.header("x-ratelimit-remaining") == Some("0");
         let hint = match (is_hourly, self.with_token) {
-            (true, true) => "",
-            (true, false) => " (60 requests an hour without a token, 5,000 with one: set GITHUB_TOKEN)",
-            (false, _) => " (too many requests in a short time)",
+            (true, true) => String::new(),
+            (true, false) => {
+                format!(" (60 requests an hour without a token, 5,000 with one: give it {})", self.how_to_give_one())
+            }
+            (false, _) => " (too many requests in a short time)".into(),
         };
         format!("{} for {}{hint}", self.host, self.reference)
     }
@@ -130,14 +132,50 @@ impl Asked {
         }
     }
 
-    fn perhaps_private(&self) -> &'static str {
+    fn perhaps_private(&self) -> String {
         match self.with_token {
-            true => "if it is private, the token that was sent may not read it",
-            false => "if it is private, give a token by the environment variable GITHUB_TOKEN",
+            true => "if it is private, the token that was sent may not read it".into(),
+            false => format!("if it is private, give a token {}", self.how_to_give_one()),
         }
     }
 
     fn unauthorized(&self, reason: &str) -> Error {
-        Error::Unauthorized { what: self.reference.clone(), reason: format!("{reason}; {GIVE_TOKEN}") }
+        let reason = format!("{reason}; give a token that may read it {}", self.how_to_give_one());
+        Error::Unauthorized { what: self.reference.clone(), reason }
+    }
+
+    fn how_to_give_one(&self) -> String {
+        match &self.withheld {
+            None => "by the environment variable GH_TOKEN, or by GITHUB_TOKEN where that is not set".into(),
+            Some(other) => {
+                format!(
+                    "by GitHubBuilder::token: that of the environment is for {other} and was not sent to {}",
+                    self.host
+                )
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_to_give_a_token_is_said_as_it_can_be_given() {
+        let reference: ArtifactRef = "github:o/r".parse().unwrap();
+        let hints = |withheld: Option<&str>| {
+            let api = "https://ghe.corp/api/v3".to_owned();
+            let settings = Settings { token: None, api, withheld: withheld.map(str::to_owned) };
+            let asked = Asked::new(&reference, &ReleaseRef::parse(&reference).unwrap(), &settings);
+            let forbidden = asked.explain(&Refusal::new(403, Vec::new())).unwrap().to_string();
+            let used_up = Refusal::new(403, vec![("x-ratelimit-remaining".into(), "0".into())]);
+            [forbidden, asked.no_repository().to_string(), asked.limited(&used_up)]
+        };
+        assert!(hints(None).iter().all(|hint| hint.contains("GITHUB_TOKEN") && !hint.contains("was not sent")));
+        for hint in hints(Some("api.github.com/")) {
+            assert!(hint.contains("GitHubBuilder::token") && !hint.contains("GITHUB_TOKEN"), "{hint}");
+            assert!(hint.contains("is for api.github.com/ and was not sent to ghe.corp"), "{hint}");
+        }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     pinned::Pinned,
     reference::{LATEST, ReleaseRef, SCHEME},
     refusal::Asked,
-    settings::{Settings, endpoint, given_token},
+    settings::Settings,
 };
 
 /// The source of adapters and models in the assets of GitHub releases. Cheap to clone.
@@ -60,7 +60,8 @@ impl GitHubBuilder {
         self
     }
 
-    /// Sets the URL of the API: `https://api.github.com` if nothing else says so.
+    /// Sets the URL of the API: `https://api.github.com` if nothing else says so. One at another host than the
+    /// environment's is not sent the environment's token: give that by [`GitHubBuilder::token`].
     pub fn api(mut self, url: impl Into<String>) -> Self {
         self.api = Some(url.into());
         self
@@ -84,19 +85,7 @@ impl GitHubBuilder {
     /// # Errors
     /// [`Error::InvalidSpec`] for a URL or token that cannot be one.
     pub fn build(self) -> Result<GitHub> {
-        // What is given must not fail by what the environment says of it.
-        let variable = |name: &str| match name {
-            "GITHUB_TOKEN" | "GH_TOKEN" if self.token.is_some() => None,
-            "GITHUB_API_URL" if self.api.is_some() => None,
-            _ => std::env::var_os(name),
-        };
-        let mut settings = Settings::from_environment(variable)?;
-        if let Some(token) = &self.token {
-            settings.token = given_token(token)?;
-        }
-        if let Some(url) = &self.api {
-            settings.api = endpoint(url)?;
-        }
+        let settings = Settings::new(self.token.as_deref(), self.api.as_deref(), |name| std::env::var_os(name))?;
         let network = self.network.unwrap_or_else(|| Network::new(NetworkConfig::new()));
         let api = Api { settings, network, answers: Answers(self.answers) };
         Ok(GitHub(Arc::new(Inner { api, browser: Mutex::default() })))

@@ -75,6 +75,11 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
 }
 
+/// Whether `a` and `b` are URLs of the same scheme, host and port, so that what is a secret of the one may go to the other.
+pub fn is_same_origin(a: &str, b: &str) -> bool {
+    matches!((Url::parse(a), Url::parse(b)), (Ok(a), Ok(b)) if same_origin(&a, &b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +135,8 @@ mod tests {
         assert!(same_origin(&url("https://a/x"), &url("https://a:443/y?z")));
         for other in ["https://a:444/x", "http://a/x", "https://b/x", "https://a.b/x"] {
             assert!(!same_origin(&url("https://a/x"), &url(other)), "{other}");
+            assert!(!is_same_origin("https://a/x", other), "{other}");
         }
+        assert!(is_same_origin("https://A/x", "https://a:443") && !is_same_origin("a", "a"));
     }
 }

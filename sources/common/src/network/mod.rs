@@ -32,7 +32,7 @@ use llm_local_core::{Error, Result};
 use reqwest::Client;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use address::shown;
+pub use address::{is_same_origin, shown};
 pub use config::NetworkConfig;
 pub use failure::{Failure, Retry};
 pub use pages::next_page;

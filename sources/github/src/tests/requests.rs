@@ -88,7 +88,7 @@ fn a_limit_that_is_used_up_says_when_it_resets() {
     let error = said(
         setup.resolve("github:acme/lora@v1"),
         "rate_limited",
-        &["github:acme/lora@v1", "set GITHUB_TOKEN", "try again in"],
+        &["github:acme/lora@v1", "5,000 with one", "GITHUB_TOKEN", "try again in"],
     );
     let Error::RateLimited { retry_after: Some(after), .. } = error else { panic!("{error:?}") };
     assert!((1700..=1800).contains(&after.as_secs()), "{after:?}");
