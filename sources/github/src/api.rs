@@ -36,6 +36,9 @@ pub(crate) const UPLOADED: &str = "uploaded";
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Release {
     pub(crate) id: u64,
+    /// Where the API has it: below the repository by the name that it has now.
+    #[serde(default)]
+    pub(crate) url: String,
     pub(crate) tag_name: String,
     #[serde(default)]
     pub(crate) draft: bool,
@@ -54,6 +57,15 @@ pub(crate) struct Asset {
     /// `sha256:` and 64 hex digits, for assets since June 2025.
     pub(crate) digest: Option<String>,
     pub(crate) browser_download_url: String,
+}
+
+impl Release {
+    /// The `owner/repo` that it is of, where GitHub tells: another one than was asked for if that was renamed or
+    /// transferred.
+    pub(crate) fn repository(&self) -> Option<&str> {
+        let (_, path) = self.url.split_once("/repos/")?;
+        path.split_once("/releases/").map(|(repository, _)| repository)
+    }
 }
 
 impl Asset {
@@ -106,7 +118,11 @@ impl Api {
             }
         };
         match self.get(asked, self.url(asked, &path)).await? {
-            Some(answer) => read(asked, &answer.body),
+            Some(answer) => {
+                let release: Release = read(asked, &answer.body)?;
+                asked.warn_if_moved(release.repository());
+                Ok(release)
+            }
             None => Err(self.missing(asked).await),
         }
     }

@@ -83,6 +83,20 @@ impl Asked {
         )
     }
 
+    /// Warns if the answer is of another repository, `now`: GitHub leads from the former name of one that was renamed or
+    /// transferred to where it is, which may belong to somebody else.
+    pub(crate) fn warn_if_moved(&self, now: Option<&str>) {
+        let asked = format!("{}/{}", self.at.owner, self.at.repo);
+        if let Some(now) = now.filter(|now| !now.eq_ignore_ascii_case(&asked)) {
+            tracing::warn!(
+                reference = self.reference,
+                now,
+                "the repository was renamed or transferred, and GitHub answers with the one of another name; if that is who \
+                 you mean, change the ref"
+            );
+        }
+    }
+
     /// The error where the release `tag` is a draft.
     pub(crate) fn draft(&self, tag: &str) -> Error {
         let reason = format!("the release `{}` is a draft; it can be had once it is published", tag.escape_debug());

@@ -1,9 +1,11 @@
 //! Against the server of the testkit that speaks GitHub's API.
 
 mod downloads;
+mod hops;
 mod limits;
 mod missing;
 mod moved;
+mod names;
 mod pinned;
 mod releases;
 mod requests;
