@@ -31,7 +31,8 @@ impl fmt::Display for WeightFormat {
 /// What an engine may fetch and use. What no rule speaks of is allowed; with a rule, only what it lists. Each is checked as
 /// soon as what it is about is known, and before any byte of a file moves: schemes and owners by the ref, before its
 /// source is asked; hosts by each request, redirects too; sizes, formats and licences by the source's listing. What an
-/// archive holds is checked when it is unpacked, before it is used.
+/// archive holds is checked when it is unpacked, before it is used; if it is refused then, it is not kept, unless it was
+/// before.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {
@@ -59,12 +60,22 @@ impl Policy {
     /// Allows what these owners or organisations publish: the first part of a ref's locator, whatever the case
     /// (`mistralai` of `hf:mistralai/Mistral-7B`), or with the scheme before it to mean those of one source alone
     /// (`github:acme`). Files of this machine have no owner, and no rule on owners is about them.
+    ///
+    /// It is the owner that the ref names. A repository that was renamed or given to another owner is found by its old name
+    /// as long as its host redirects that, and the rule goes by the old name still: the files may then be those of an owner
+    /// whom no rule allows. Whoever must rule that out pins revisions, or locks specs ([`crate::lock`]), so that the bytes
+    /// are those that were looked at.
     pub fn allow_owners<T: Into<String>>(mut self, owners: impl IntoIterator<Item = T>) -> Self {
         extend(&mut self.owners, owners.into_iter().map(|owner| owner.into().to_lowercase()));
         self
     }
 
     /// Allows requests to these hosts, redirects too: `huggingface.co`, or `*.hf.co` for every host below one.
+    ///
+    /// It binds the requests for files, wherever they are, and those of sources that the engine makes of plugins. A source
+    /// that is given as an instance ([`crate::EngineBuilder::source`]) asks for its lists with a network of its own, which is
+    /// bound by its own settings alone: give it one with the same hosts (`GitHubBuilder::network` with
+    /// [`crate::NetworkConfig::with_allowed_hosts`], and likewise of other sources).
     pub fn allow_hosts<T: Into<String>>(mut self, hosts: impl IntoIterator<Item = T>) -> Self {
         extend(&mut self.hosts, hosts.into_iter().map(|host| host.into().to_lowercase()));
         self
@@ -190,14 +201,20 @@ impl Policy {
         if want == Want::Adapter { self.adapter_bytes } else { self.model_bytes }
     }
 
-    /// `limits`, and no more than may be in anything that is allowed. So an archive that holds much more than that is given
-    /// up while it is unpacked, and not once it is.
-    pub(crate) fn unpack_limits(&self, limits: Limits) -> Limits {
-        let (Some(model), Some(adapter)) = (self.model_bytes, self.adapter_bytes) else { return limits };
-        let most = model.max(adapter);
+    /// `limits`, and no more than may be in anything that is `wanted` so. So an archive that holds much more than that is
+    /// given up while it is unpacked, and not once it is.
+    pub(crate) fn unpack_limits(&self, limits: &Limits, wanted: impl Iterator<Item = Want>) -> Limits {
+        let (mut most, mut rules) = (0, BTreeSet::new());
+        for want in wanted {
+            let Some(bytes) = self.most(want) else { return limits.clone() };
+            most = most.max(bytes);
+            rules.insert(if want == Want::Adapter { "Policy::max_adapter_bytes" } else { "Policy::max_model_bytes" });
+        }
+        if rules.is_empty() {
+            return limits.clone();
+        }
         // In a compressed tar what is skipped counts too, like the states of an optimizer: it may be beside as much again.
-        let (file, total) = (limits.file_bytes.min(most), limits.total_bytes.min(most.saturating_mul(2)));
-        limits.with_file_bytes(file).with_total_bytes(total)
+        limits.clone().with_policy(listed(&rules), most, most.saturating_mul(2))
     }
 
     /// Checks the names of the files that an artifact has; archives among them are let through, to be checked once they
@@ -274,6 +291,27 @@ mod tests {
         }
         refused(check(&policy, "hf:other/x"), "its owner `other` is none of `acme`, `github:other`");
         refused(check(&Policy::new().allow_schemes::<&str>([]), "hf:o/r"), "which are none");
+    }
+
+    #[test]
+    fn an_archive_may_hold_what_the_rules_of_what_is_wanted_allow() {
+        let limits = Limits::default();
+        let (adapter, model) = (Policy::new().max_adapter_bytes(10), Policy::new().max_model_bytes(20));
+        let both = adapter.clone().max_model_bytes(20);
+        let of = |policy: &Policy, wanted: &[Want]| policy.unpack_limits(&limits, wanted.iter().copied());
+        let ruled = |rules: &str, bytes: u64| limits.clone().with_policy(rules, bytes, 2 * bytes);
+        let [an_adapter, a_model] = [ruled("`Policy::max_adapter_bytes`", 10), ruled("`Policy::max_model_bytes`", 20)];
+        // One rule holds without the other.
+        assert_eq!(
+            (of(&adapter, &[Want::Adapter]), of(&adapter, &[Want::Model])),
+            (an_adapter.clone(), limits.clone())
+        );
+        assert_eq!((of(&model, &[Want::Model]), of(&model, &[Want::Adapter])), (a_model.clone(), limits.clone()));
+        assert_eq!((of(&both, &[Want::Model]), of(&both, &[Want::Adapter])), (a_model, an_adapter));
+        let together = ruled("`Policy::max_adapter_bytes`, `Policy::max_model_bytes`", 20);
+        assert_eq!(of(&both, &[Want::Model, Want::Adapter]), together);
+        assert_eq!(of(&adapter, &[Want::Model, Want::Adapter]), limits);
+        assert_eq!(of(&both, &[]), limits);
     }
 
     #[test]

@@ -128,10 +128,10 @@ impl EngineBuilder {
         let (network, store) = (Network::new(network), Store::new(cache));
         let registry = registry.with_context(PluginContext::new().with(network.clone()).with(store.clone()));
         let heads_at_once = self.transfer.connections.max(1);
-        let limits = self.policy.unpack_limits(self.transfer.unpack.clone());
-        let transfer = Transfer::new(network, store, self.transfer.with_unpack(limits));
+        let (config, transfer) = (self.transfer.clone(), Transfer::new(network, store, self.transfer));
         let (quota, policy, offline, slots) = (self.quota, self.policy, self.offline, Slots::default());
-        Ok(Engine { inner: Arc::new(Inner { registry, transfer, heads_at_once, quota, policy, offline, slots }) })
+        let inner = Inner { registry, transfer, config, heads_at_once, quota, policy, offline, slots };
+        Ok(Engine { inner: Arc::new(inner) })
     }
 
     fn change(mut self, change: impl FnOnce(Registry) -> Registry + Send + 'static) -> Self {

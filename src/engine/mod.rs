@@ -2,7 +2,7 @@
 //!
 //! 1. `prepare`: resolve → plan → fetch → adapt. The sources pin the refs. `judge` decides whether it can be run: it opens
 //!    what is here, and asks for the heads (`peek`) of what is not; a backend is found (`choose`), and the adapters are
-//!    checked against the base. Only then are files fetched, for which there is `room`; and what came is judged by itself.
+//!    checked against the base. Only then are files fetched (`fetch`), for which there is `room`; and what came is judged by itself.
 //! 2. [`Engine::load`]: the backend reads the tensors, adapters merged in as they are read.
 //! 3. [`Model::generate`] gives tokens.
 //!
@@ -14,6 +14,7 @@ mod asked;
 mod builder;
 mod choose;
 mod download;
+mod fetch;
 mod identity;
 mod judge;
 mod locking;
@@ -45,7 +46,7 @@ use llm_local_core::{
     ArtifactRef, Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights,
     ProgressEvent, ProgressHandler, Registry, Result, TensorSource,
 };
-use llm_local_source_common::{store::Store, transfer::Transfer};
+use llm_local_source_common::{store::Store, transfer::{Transfer, TransferConfig}};
 
 use crate::{adapters::Adapters, blocking::blocking, lora::MergedSource, plan::Plan, policy::Policy};
 use judge::Weights;
@@ -63,6 +64,7 @@ pub struct Engine {
 pub(crate) struct Inner {
     pub(crate) registry: Registry,
     pub(crate) transfer: Transfer,
+    config: TransferConfig,
     /// How many heads of files that are elsewhere are read at a time.
     heads_at_once: usize,
     quota: Option<u64>,

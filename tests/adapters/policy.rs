@@ -8,6 +8,7 @@ use std::{
 use llm_local::{
     ArtifactRef, Policy,
     core::{AdapterSource, Plugin, PluginContext, Result, Want},
+    policy::WeightFormat,
 };
 use llm_local_source_common::network::Network;
 use llm_local_source_github::GitHub;
@@ -89,21 +90,60 @@ fn what_comes_out_of_an_archive_counts_for_the_size_that_is_allowed() {
     const ALLOWED: u64 = 1_000_000;
     let world = World::new(inflating(5_000_000));
     let reference: ArtifactRef = ADAPTER.parse().unwrap();
-    let listed = world.builder().build().unwrap();
+    let listed = world.engine();
     let plan = block_on(listed.plan(&spec(ADAPTER))).unwrap();
     assert!(plan.adapters[0].0.bytes < ALLOWED, "{plan}");
-    let adapters_alone = || Policy::new().max_adapter_bytes(ALLOWED);
-    let engine = world.builder().policy(adapters_alone()).build().unwrap();
+    // One rule is enough for it to be given up while it is unpacked.
+    for policy in [Policy::new(), Policy::new().max_model_bytes(100 * ALLOWED)] {
+        let engine = world.builder().policy(policy.max_adapter_bytes(ALLOWED)).build().unwrap();
+        let given_up = ["tokenizer.json", "1000000 bytes", "no more is allowed by `Policy::max_adapter_bytes`"];
+        let result = block_on(engine.download_artifact(&reference, Want::Adapter, None));
+        assert_adapter_error(result, "not_allowed", &given_up);
+        assert_adapter_error(block_on(engine.load(&spec(ADAPTER))), "not_allowed", &given_up);
+        assert!(block_on(engine.adapters().list()).unwrap().is_empty());
+        assert_eq!(world.contents(), Vec::<Vec<u8>>::new());
+    }
+    // It is no model, of which alone there is a rule.
+    let engine = world.builder().policy(Policy::new().max_model_bytes(ALLOWED)).build().unwrap();
+    block_on(engine.download_artifact(&reference, Want::Adapter, None)).unwrap();
+    // Where it is kept already, a plan says the same as a load, and it stays.
+    let engine = world.builder().policy(Policy::new().max_adapter_bytes(ALLOWED)).build().unwrap();
     let unpacked = ["an adapter may have 1000000 bytes, and it unpacked has 53"];
-    let result = block_on(engine.download_artifact(&reference, Want::Adapter, None));
-    assert_adapter_error(result, "not_allowed", &unpacked);
-    // It is kept now, and a plan says the same as a load.
     assert_adapter_error(block_on(engine.plan(&spec(ADAPTER))), "not_allowed", &unpacked);
-    assert_adapter_error(block_on(engine.load(&spec(ADAPTER))), "not_allowed", &unpacked);
-    block_on(listed.adapters().delete(&reference, None)).unwrap();
-    // Where nothing may be larger, it is given up while it is unpacked.
-    let engine = world.builder().policy(adapters_alone().max_model_bytes(ALLOWED)).build().unwrap();
-    let result = block_on(engine.download_artifact(&reference, Want::Adapter, None));
-    assert_adapter_error(result, "load_failed", &["tokenizer.json", "more than the 1000000 bytes allowed for a file"]);
-    assert!(block_on(engine.adapters().list()).unwrap().is_empty());
+    assert_adapter_error(block_on(engine.download(&spec(ADAPTER), None)), "not_allowed", &unpacked);
+    assert_adapter_error(block_on(engine.adapters().update(&reference, None)), "not_allowed", &unpacked);
+    assert_eq!(block_on(engine.adapters().list()).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_refused_once_it_is_unpacked_is_not_kept() {
+    // Each file and all that is unpacked on the way are within bounds; what is left in the end is not.
+    let world = World::new(inflating(900_000));
+    let reference: ArtifactRef = ADAPTER.parse().unwrap();
+    let size = Policy::new().max_adapter_bytes(1_000_000);
+    let format = Policy::new().allow_formats([WeightFormat::Gguf]);
+    for (policy, says) in [(size, "it unpacked has 12"), (format, "adapter_model.safetensors` is safetensors")] {
+        let engine = world.builder().policy(policy).build().unwrap();
+        block_on(world.engine().download_artifact(&"hf:org/tiny".parse().unwrap(), Want::Model, None)).unwrap();
+        let refused = [
+            block_on(engine.download_artifact(&reference, Want::Adapter, None)),
+            block_on(engine.adapters().update(&reference, None)).map(drop),
+            block_on(engine.adapters().pin(&reference, None, None)).map(drop),
+            block_on(engine.adapters().inspect(&reference)).map(drop),
+        ];
+        for refused in refused {
+            assert_adapter_error(refused, "not_allowed", &[says]);
+            assert!(block_on(engine.adapters().list()).unwrap().is_empty());
+            assert_eq!(world.contents(), Vec::<Vec<u8>>::new());
+        }
+    }
+    // A load that is of nothing else either.
+    let engine = world.builder().policy(Policy::new().max_adapter_bytes(1_000_000)).build().unwrap();
+    assert_adapter_error(block_on(engine.load(&spec(ADAPTER))), "not_allowed", &["it unpacked has 12"]);
+    assert_eq!(world.contents(), Vec::<Vec<u8>>::new());
+    // What is remembered of a version outlasts a refusal: it was fetched before, when it was allowed.
+    block_on(world.engine().download_artifact(&reference, Want::Adapter, None)).unwrap();
+    engine.store().evict(0, 0).unwrap();
+    assert_adapter_error(block_on(engine.load(&spec(ADAPTER))), "not_allowed", &["it unpacked has 12"]);
+    assert!(engine.store().remembered(&reference, Want::Adapter).unwrap().contains("v1"));
 }

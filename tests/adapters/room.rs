@@ -72,5 +72,9 @@ fn what_an_adapter_alone_has_no_room_for_on_the_disk_is_an_error_of_the_adapter(
     // Also within a spec whose base is of this machine.
     let adapter = "mem:huge".parse().unwrap();
     let file = llm_local::ModelSpec::new(ArtifactRef::file(crate::common::fixture("models/tiny-llama")).unwrap());
-    assert_adapter_error(block_on(engine.download(&file.with_adapter(adapter), None)), "insufficient_storage", &["mem:huge"]);
+    assert_adapter_error(
+        block_on(engine.download(&file.with_adapter(adapter), None)),
+        "insufficient_storage",
+        &["mem:huge"],
+    );
 }
