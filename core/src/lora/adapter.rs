@@ -30,6 +30,9 @@ pub struct LoraAdapter {
     pub targets: Option<DeclaredTargets>,
     /// The base it was trained on, as far as it says so.
     pub base: BaseHint,
+    /// What its reader has to report though it reads it: fields that say something else than the tensors, fields that are
+    /// not known.
+    pub notes: Vec<String>,
 }
 
 impl LoraAdapter {
@@ -47,6 +50,7 @@ impl LoraAdapter {
             features: Vec::new(),
             targets: None,
             base: BaseHint::default(),
+            notes: Vec::new(),
         }
     }
 
@@ -93,6 +97,12 @@ impl LoraAdapter {
     /// Sets what it says of its base.
     pub fn with_base(mut self, base: BaseHint) -> Self {
         self.base = base;
+        self
+    }
+
+    /// Sets what its reader has to report though it reads it.
+    pub fn with_notes(mut self, notes: Vec<String>) -> Self {
+        self.notes = notes;
         self
     }
 

@@ -147,6 +147,18 @@ const OLMO2: GgufFamily = GgufFamily {
     ..LLAMA
 };
 
+impl Architecture {
+    /// That of GGUF files, models and adapters, whose `general.architecture` is `name`. Several can have one name (Mistral
+    /// is converted as `llama`): their tensors are then named alike too.
+    ///
+    /// # Errors
+    /// The names that are known.
+    pub fn of_gguf(name: &str) -> std::result::Result<Self, String> {
+        let family = GgufFamily::ALL.into_iter().find(|family| family.name == name);
+        family.map(|family| family.architecture).ok_or_else(GgufFamily::names)
+    }
+}
+
 impl GgufFamily {
     const ALL: [&Self; 9] = [&LLAMA, &QWEN2, &QWEN3, &GEMMA, &GEMMA2, &GEMMA3, &PHI3, &GRANITE, &OLMO2];
 
@@ -155,10 +167,14 @@ impl GgufFamily {
         let key = "general.architecture";
         let found = metadata.string(key).and_then(|name| Self::ALL.into_iter().find(|family| family.name == name));
         found.ok_or_else(|| {
-            let names = Self::ALL.map(|family| family.name).join(", ");
+            let names = Self::names();
             let found = shown(metadata.get(key));
             Error::unsupported_format(id, format!("{key} is {found}; expected a supported architecture: {names}"))
         })
+    }
+
+    fn names() -> String {
+        Self::ALL.map(|family| family.name).join(", ")
     }
 
     /// The full name of a key.
