@@ -81,9 +81,17 @@ impl Head {
     /// As [`crate::SafetensorsSource::open`] and [`crate::GgufSource::open`], naming file and ref.
     pub fn entries(&self) -> Result<Vec<TensorEntry>> {
         if self.is_gguf() {
-            return Ok(self.gguf_model()?.1);
+            return Ok(self.gguf_header()?.1);
         }
         Ok(self.safetensors()?.into_iter().map(|(entry, _)| entry).collect())
+    }
+
+    /// The metadata by its header; `None` of safetensors.
+    ///
+    /// # Errors
+    /// As [`Head::entries`].
+    pub fn gguf_metadata(&self) -> Result<Option<GgufMetadata>> {
+        if self.is_gguf() { self.gguf_header().map(|(metadata, _)| Some(metadata)) } else { Ok(None) }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -100,6 +108,10 @@ impl Head {
 
     pub(crate) fn gguf_model(&self) -> Result<(GgufMetadata, Vec<TensorEntry>)> {
         gguf::describe(&self.bytes, self.size, &self.name, &self.shown)
+    }
+
+    fn gguf_header(&self) -> Result<(GgufMetadata, Vec<TensorEntry>)> {
+        gguf::header(&self.bytes, self.size, &self.name, &self.shown)
     }
 
     fn is_gguf(&self) -> bool {

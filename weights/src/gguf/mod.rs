@@ -71,11 +71,17 @@ pub(crate) fn header_end(prefix: &[u8], file: &Path) -> Result<Option<u64>> {
 /// The metadata and tensors of the model in the file `name`, called `file` in messages, that starts with `head` and has
 /// `size` bytes.
 pub(crate) fn describe(head: &[u8], size: u64, name: &str, file: &Path) -> Result<(GgufMetadata, Vec<TensorEntry>)> {
-    refuse_split_name(Path::new(name), file)?;
-    let header::Header { metadata, tensors } = header::read(head, size, file)?;
+    let (metadata, entries) = header(head, size, name, file)?;
     if is_adapter(&metadata) {
         return Err(adapter(file));
     }
+    Ok((metadata, entries))
+}
+
+/// As [`describe`], of a model or an adapter.
+pub(crate) fn header(head: &[u8], size: u64, name: &str, file: &Path) -> Result<(GgufMetadata, Vec<TensorEntry>)> {
+    refuse_split_name(Path::new(name), file)?;
+    let header::Header { metadata, tensors } = header::read(head, size, file)?;
     Ok((metadata, tensors.into_iter().map(|(entry, _)| entry).collect()))
 }
 
