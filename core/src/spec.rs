@@ -1,6 +1,6 @@
 //! What to run, as plain data.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -149,19 +149,9 @@ impl ModelSpec {
     /// Checks what serde cannot: weights are finite and not zero, the context is not empty, names are not empty.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] that names the field.
+    /// [`Error::InvalidSpec`] that names the field; for a weight within [`Error::AdapterMergeFailed`] that names the adapter.
     pub fn validate(&self) -> Result<()> {
-        for adapter in &self.adapters {
-            if !adapter.weight.is_finite() || adapter.weight == 0.0 {
-                return Err(Error::invalid_spec(
-                    "adapters.weight",
-                    format!(
-                        "adapter {} has weight {}; expected a finite number other than 0 (leave the adapter out instead)",
-                        adapter.reference, adapter.weight
-                    ),
-                ));
-            }
-        }
+        self.adapters.iter().try_for_each(AdapterSpec::validate)?;
         if self.context_length == ContextLength::Tokens(0) {
             return Err(Error::invalid_spec("context_length", "it is 0; expected at least 1, or `auto`"));
         }
@@ -194,6 +184,27 @@ impl AdapterSpec {
         self.weight = weight;
         self
     }
+
+    fn validate(&self) -> Result<()> {
+        if self.weight.is_finite() && self.weight != 0.0 {
+            return Ok(());
+        }
+        let reason =
+            format!("it is {}; expected a finite number other than 0 (leave the adapter out instead)", self.weight);
+        Err(Error::invalid_spec("adapters.weight", reason).into_adapter(&self.reference))
+    }
+}
+
+/// An adapter by its ref as text, with weight 1: as `text.parse::<ArtifactRef>()`, but a text that is no ref is an
+/// adapter's trouble like whatever else is wrong with one.
+impl FromStr for AdapterSpec {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] that names the text, around the [`Error::InvalidSpec`] that says what is wrong with it.
+    fn from_str(text: &str) -> Result<Self> {
+        text.parse().map(Self::new).map_err(|e: Error| e.into_adapter(format!("`{text}`")))
+    }
 }
 
 impl<'de> Deserialize<'de> for AdapterSpec {
@@ -218,7 +229,7 @@ impl<'de> Deserialize<'de> for AdapterSpec {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<AdapterSpec, E> {
-                text.parse().map(AdapterSpec::new).map_err(E::custom)
+                text.parse().map_err(E::custom)
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<AdapterSpec, A::Error> {
@@ -367,6 +378,26 @@ mod tests {
         assert_eq!(spec.backend, BackendPreference::Auto);
     }
 
+    /// Asserts that `error` is an adapter's, around an invalid spec.
+    fn assert_adapter_error(error: &Error, parts: &[&str]) {
+        let Error::AdapterMergeFailed { source: Some(cause), .. } = error else { panic!("{error:?}") };
+        assert_eq!(cause.downcast_ref::<Error>().unwrap().code(), "invalid_spec");
+        assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
+    }
+
+    #[test]
+    fn a_text_that_is_no_ref_of_an_adapter_is_an_adapter_s_trouble() {
+        for text in ["hf:", "hf:%", ""] {
+            let error = text.parse::<AdapterSpec>().unwrap_err();
+            assert_adapter_error(&error, &[&format!("adapter `{text}` cannot be used")]);
+            let json = serde_json::json!({ "base": "m", "adapters": [text] }).to_string();
+            let shown = serde_json::from_str::<ModelSpec>(&json).unwrap_err().to_string();
+            assert!(shown.contains(&format!("adapter `{text}` cannot be used")), "{shown}");
+        }
+        let parsed: AdapterSpec = "github:o/r@v1".parse().unwrap();
+        assert_eq!(parsed, AdapterSpec::new("github:o/r@v1".parse().unwrap()));
+    }
+
     #[test]
     fn what_is_wrong_is_named() {
         for (json, why) in [
@@ -382,12 +413,11 @@ mod tests {
         }
         let base = || ModelSpec::new("m".parse().unwrap());
         let x: ArtifactRef = "x".parse().unwrap();
-        for spec in [
-            base().with_weighted_adapter(x.clone(), 0.0),
-            base().with_weighted_adapter(x, f32::NAN),
-            base().with_context_length(ContextLength::Tokens(0)),
-            base().with_id(""),
-        ] {
+        for weight in [0.0, -0.0, f32::NAN, f32::INFINITY] {
+            let error = base().with_weighted_adapter(x.clone(), weight).validate().unwrap_err();
+            assert_adapter_error(&error, &["adapter file:x", "adapters.weight", &format!("it is {weight};")]);
+        }
+        for spec in [base().with_context_length(ContextLength::Tokens(0)), base().with_id("")] {
             assert_eq!(spec.validate().unwrap_err().code(), "invalid_spec");
         }
         full().validate().unwrap();
