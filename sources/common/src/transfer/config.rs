@@ -1,5 +1,9 @@
 //! How much is moved at a time.
 
+use std::collections::HashMap;
+
+use llm_local_core::Want;
+
 use crate::unpack::Limits;
 
 /// How much is moved at a time.
@@ -17,13 +21,22 @@ pub struct TransferConfig {
     /// Bytes of a segment, the part of a file that one request asks for; by default a 64th of the file, and at least
     /// 64 MiB.
     pub segment_bytes: Option<u64>,
-    /// How much may come out of an archive.
+    /// How much may come out of an archive, unless it is said for what is wanted so
+    /// ([`TransferConfig::with_unpack_of`]).
     pub unpack: Limits,
+    unpack_of: HashMap<Want, Limits>,
 }
 
 impl Default for TransferConfig {
     fn default() -> Self {
-        Self { files_at_once: 4, ranges_per_file: 4, connections: 8, segment_bytes: None, unpack: Limits::default() }
+        Self {
+            files_at_once: 4,
+            ranges_per_file: 4,
+            connections: 8,
+            segment_bytes: None,
+            unpack: Limits::default(),
+            unpack_of: HashMap::new(),
+        }
     }
 }
 
@@ -61,5 +74,17 @@ impl TransferConfig {
     pub fn with_unpack(mut self, limits: Limits) -> Self {
         self.unpack = limits;
         self
+    }
+
+    /// Sets how much may come out of an archive of what is wanted as `want`, whatever [`TransferConfig::with_unpack`] sets
+    /// for the others.
+    pub fn with_unpack_of(mut self, want: Want, limits: Limits) -> Self {
+        self.unpack_of.insert(want, limits);
+        self
+    }
+
+    /// How much may come out of an archive of what is wanted as `want`.
+    pub fn unpack_of(&self, want: Want) -> &Limits {
+        self.unpack_of.get(&want).unwrap_or(&self.unpack)
     }
 }

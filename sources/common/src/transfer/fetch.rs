@@ -13,7 +13,7 @@ use super::{
     plan::{Place, Plan, of_job},
     preflight::check_room,
     queue::Queue,
-    unpacked::Unpacking,
+    unpacked::{Unpacking, check_joins},
 };
 use crate::{
     disk::{digest_file, if_full, sweep, write_text_staged},
@@ -76,9 +76,13 @@ impl Course {
         }
         let count = |paths: &Vec<Option<PathBuf>>| paths.iter().filter(|path| path.is_none()).count();
         let missing: Vec<_> = paths.iter().map(count).collect();
-        let is_to_unpack = (0..call.jobs.len()).any(|job| plan.is_to_unpack(&call, job));
+        let to_unpack: Vec<_> = (0..call.jobs.len()).filter(|job| plan.is_to_unpack(&call, *job)).collect();
+        for job in to_unpack.iter().map(|job| &call.jobs[*job]) {
+            let limits = call.config.unpack_of(job.manifest.want);
+            check_joins(&job.manifest, limits).map_err(|e| of_job(job, e))?;
+        }
         let holds = match holds {
-            Err(error @ Error::Io { .. }) if missing.iter().all(|missing| *missing == 0) && !is_to_unpack => {
+            Err(error @ Error::Io { .. }) if missing.iter().all(|missing| *missing == 0) && to_unpack.is_empty() => {
                 tracing::debug!(%error, "nothing is noted of a use of what is here: the store cannot be written to");
                 None
             }

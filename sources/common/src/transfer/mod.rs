@@ -104,7 +104,7 @@ impl Transfer {
     /// this machine where they lie. Gives the files of each job.
     ///
     /// Where a manifest has steps ([`Manifest::unpack`]), their files are made of those that came, once they are verified,
-    /// within [`TransferConfig::unpack`]; what was made is kept instead of what it was made of, and given. Files that no
+    /// within the limits of what is wanted so ([`TransferConfig::unpack_of`]); what was made is kept instead of what it was made of, and given. Files that no
     /// step takes stay as they are. Where it has a version ([`Manifest::version`]), its files must be those that were
     /// first fetched under that.
     ///
@@ -117,8 +117,8 @@ impl Transfer {
     /// byte; [`Error::IntegrityFailed`] with expected and found sizes or digests, also where the owner of a version has
     /// replaced a file of it, which is never published; [`Error::LoadFailed`] and [`Error::UnsupportedModelFormat`] for an
     /// archive, of which then nothing is kept; [`Error::InvalidSpec`] for steps of files that go into the cache of another
-    /// tool; [`Error::Offline`], if requests are
-    /// forbidden; [`Error::Unauthorized`], [`Error::NotFound`], [`Error::RateLimited`] or [`Error::DownloadFailed`] for
+    /// tool; [`Error::NotAllowed`] for what a policy bounds ([`Limits::with_policy`](crate::unpack::Limits::with_policy)), of
+    /// parts to be joined before the first byte; [`Error::Offline`], if requests are forbidden; [`Error::Unauthorized`], [`Error::NotFound`], [`Error::RateLimited`] or [`Error::DownloadFailed`] for
     /// what hosts and connections do; [`Error::Io`]; [`Error::Cancelled`]. Those of adapters come as
     /// [`Error::AdapterMergeFailed`].
     pub async fn fetch(&self, jobs: Vec<Job>, cx: &FetchContext) -> Result<Vec<Files>> {

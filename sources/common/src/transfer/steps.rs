@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use llm_local_core::{Digest, Error, Manifest, Result, Unpack};
+use llm_local_core::{Digest, Error, Manifest, ManifestFile, Result, Unpack};
 use tokio_util::sync::CancellationToken;
 
 use super::{Call, Files};
@@ -18,7 +18,7 @@ use crate::{
 /// A file on its way from the source's to the artifact's.
 pub(super) enum File {
     /// One of the source's.
-    Came(PathBuf),
+    Came { path: PathBuf, size: u64 },
     /// One that was made.
     Made { path: PathBuf, size: u64, digest: Digest },
 }
@@ -26,14 +26,20 @@ pub(super) enum File {
 impl File {
     fn path(&self) -> &Path {
         match self {
-            Self::Came(path) | Self::Made { path, .. } => path,
+            Self::Came { path, .. } | Self::Made { path, .. } => path,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::Came { size, .. } | Self::Made { size, .. } => *size,
         }
     }
 
     /// What it is to the store.
     pub(super) fn output(&self) -> Output {
         match self {
-            Self::Came(path) => Output::Same(path.clone()),
+            Self::Came { path, .. } => Output::Same(path.clone()),
             Self::Made { size, digest, .. } => Output::Content(*size, *digest),
         }
     }
@@ -41,7 +47,7 @@ impl File {
     /// Frees the disk of what was made on the way.
     fn taken(&self) -> Result<()> {
         match self {
-            Self::Came(_) => Ok(()),
+            Self::Came { .. } => Ok(()),
             Self::Made { path, .. } => fs::remove_file(path).map_err(|e| Error::io("delete", path, e)),
         }
     }
@@ -61,7 +67,12 @@ impl Steps<'_> {
     /// # Errors
     /// Those of [`unpack`] and [`join`], which name the file and the ref.
     pub(super) fn take(&self, files: &Files) -> Result<BTreeMap<String, File>> {
-        let mut there: BTreeMap<_, _> = files.iter().map(|(path, at)| (path.clone(), File::Came(at.clone()))).collect();
+        let came = |file: &ManifestFile| {
+            let path = files.get(&file.path)?.clone();
+            Some((file.path.clone(), File::Came { path, size: file.size }))
+        };
+        let mut there: BTreeMap<_, _> = self.manifest.files.iter().filter_map(came).collect();
+        let limits = self.call.config.unpack_of(self.manifest.want);
         for (number, step) in self.manifest.unpack.iter().enumerate() {
             let taken = step.takes().map(|name| there.remove(name).ok_or_else(|| self.gone(name)));
             let taken = taken.collect::<Result<Vec<_>>>()?;
@@ -75,7 +86,7 @@ impl Steps<'_> {
                     fs::create_dir(&at).map_err(|e| Error::io("create the folder", &at, e))?;
                     let archive = name(self.manifest, file);
                     for one in &taken {
-                        for unpacked in unpack(one.path(), &archive, &at, &self.call.config.unpack, self.cancel)? {
+                        for unpacked in unpack(one.path(), &archive, &at, limits, self.cancel)? {
                             let made = File::Made {
                                 path: at.join(&unpacked.path),
                                 size: unpacked.size,
@@ -101,10 +112,11 @@ impl Steps<'_> {
     }
 
     fn join(&self, parts: &[File], into: &str, at: PathBuf) -> Result<File> {
+        let bytes = parts.iter().map(File::size).fold(0, u64::saturating_add);
         let parts: Vec<_> = parts.iter().map(|part| part.path().to_owned()).collect();
         // Where it is to be is nothing to its user.
         let name = name(self.manifest, into);
-        let (size, digest) = join(&parts, &name, &at, &self.call.config.unpack, self.cancel)?;
+        let (size, digest) = join(&parts, &name, &at, bytes, self.cancel)?;
         Ok(File::Made { path: at, size, digest })
     }
 

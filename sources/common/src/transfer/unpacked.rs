@@ -23,6 +23,7 @@ use crate::{
     disk::{FileKey, FileLock, Folders, Target, digest_file, if_full, link, sweep},
     progress::FileMeter,
     store::{Made, Store, made_key},
+    unpack::Limits,
 };
 
 /// A job whose files came and are to become others.
@@ -208,6 +209,24 @@ pub(super) fn estimate(manifest: &Manifest) -> u64 {
         }
     }
     sum
+}
+
+/// Refuses what `manifest` joins of parts where a policy allows no file of so many bytes: unlike what is in an archive, that
+/// is known before anything comes.
+///
+/// # Errors
+/// [`Error::NotAllowed`] that names the file and the rule.
+pub(super) fn check_joins(manifest: &Manifest, limits: &Limits) -> Result<()> {
+    let mut sizes: BTreeMap<&str, u64> = manifest.files.iter().map(|file| (&*file.path, file.size)).collect();
+    for (number, step) in manifest.unpack.iter().enumerate() {
+        let taken = step.takes().filter_map(|name| sizes.remove(name)).fold(0, u64::saturating_add);
+        if let Unpack::Join { into, .. } = step {
+            let is_taken = manifest.unpack[number + 1..].iter().any(|step| step.takes().any(|name| name == into));
+            limits.check_joined(&name(manifest, into), taken, is_taken)?;
+            sizes.insert(into, taken);
+        }
+    }
+    Ok(())
 }
 
 /// Whether `error` says that what was unpacked is not as it has to be, so that it would fail again.

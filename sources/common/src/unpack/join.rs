@@ -9,26 +9,23 @@ use std::{
 use llm_local_core::{Digest, Error, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    limits::Limits,
-    written::{BUFFER, Written},
-};
+use super::written::{BUFFER, Written};
 
 /// Writes `parts`, one after the other, into the new file `into`, which is called `name` in messages, and says how large it
-/// is and what its SHA-256 is. It is on disk (synced) when this returns; its folder is not. Blocks. Of `limits`, the bytes
-/// of all files together are the bound.
+/// is and what its SHA-256 is. It is on disk (synced) when this returns; its folder is not. Blocks. The parts have `bytes`
+/// together, as they were verified, and nothing else bounds them: unlike what is in an archive, that is known before.
 ///
 /// # Errors
 /// In each case there is no file at `into`, unless there was one before.
-/// - [`Error::LoadFailed`] if there are no parts, or more than `limits` allow in them.
-/// - [`Error::NotAllowed`] if there is more in them than a policy allows ([`Limits::with_policy`]).
+/// - [`Error::LoadFailed`] if there are no parts.
+/// - [`Error::IntegrityFailed`] if they have more bytes or fewer: they were changed since.
 /// - [`Error::Io`] if a part cannot be read or the file not be written, and if something is at `into`.
 /// - [`Error::Cancelled`].
 pub fn join(
     parts: &[PathBuf],
     name: &str,
     into: &Path,
-    limits: &Limits,
+    bytes: u64,
     cancel: &CancellationToken,
 ) -> Result<(u64, Digest)> {
     if parts.is_empty() {
@@ -38,9 +35,14 @@ pub fn join(
     let mut append = || {
         let mut buffer = vec![0; BUFFER];
         for part in parts {
-            append_part(part, name, limits, cancel, &mut written, &mut buffer)?;
+            if !append_part(part, bytes, cancel, &mut written, &mut buffer)? {
+                return Err(changed(name, bytes, "more".into()));
+            }
         }
-        Ok(())
+        match written.size() {
+            size if size < bytes => Err(changed(name, bytes, format!("{size} bytes"))),
+            _ => Ok(()),
+        }
     };
     let joined = append().and_then(|()| written.finish());
     if joined.is_err()
@@ -51,30 +53,36 @@ pub fn join(
     joined
 }
 
+/// Appends all of `part`. Whether that was no more than `bytes` with what was written before.
 fn append_part(
     part: &Path,
-    name: &str,
-    limits: &Limits,
+    bytes: u64,
     cancel: &CancellationToken,
     written: &mut Written,
     buffer: &mut [u8],
-) -> Result<()> {
+) -> Result<bool> {
     let mut file = File::open(part).map_err(|e| Error::io("open", part, e))?;
-    let (most, setting) = limits.total_bound();
     loop {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
         let read = match file.read(buffer) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Ok(true),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             read => read.map_err(|e| Error::io("read", part, e))?,
         };
-        if read as u64 > most - written.size() {
-            let reason = format!("its parts have more than the {most} bytes that are allowed, and were not joined");
-            return Err(setting.exceeded(name, reason, "join them yourself and use the file"));
+        if read as u64 > bytes - written.size() {
+            return Ok(false);
         }
         written.append(&buffer[..read])?;
+    }
+}
+
+fn changed(name: &str, bytes: u64, found: String) -> Error {
+    Error::IntegrityFailed {
+        what: name.to_owned(),
+        expected: format!("{bytes} bytes in its parts together"),
+        found: format!("{found}: a part was changed before it was joined; try again"),
     }
 }
 
@@ -83,10 +91,6 @@ mod tests {
     use sha2::{Digest as _, Sha256};
 
     use super::*;
-
-    fn most(bytes: u64) -> Limits {
-        Limits::default().with_total_bytes(bytes)
-    }
 
     fn parts(folder: &Path, contents: &[&[u8]]) -> Vec<PathBuf> {
         let write = |(i, bytes): (usize, &&[u8])| {
@@ -104,8 +108,9 @@ mod tests {
         let mut parts = parts(folder.path(), &[b"one", &large, b"", b"two"]);
         parts.reverse();
         let into = folder.path().join("whole");
-        let (size, digest) = join(&parts, "whole", &into, &most(1 << 20), &CancellationToken::new()).unwrap();
         let expected = [b"two", &large[..], b"one"].concat();
+        let bytes = expected.len() as u64;
+        let (size, digest) = join(&parts, "whole", &into, bytes, &CancellationToken::new()).unwrap();
         assert_eq!(fs::read(&into).unwrap(), expected);
         assert_eq!((size, digest), (expected.len() as u64, Digest::Sha256(Sha256::digest(&expected).into())));
     }
@@ -116,27 +121,24 @@ mod tests {
         let cancel = CancellationToken::new();
         let into = folder.path().join("whole");
         let mut parts = parts(folder.path(), &[b"one", b"two"]);
-        let join = |parts: &[PathBuf], limits: &Limits| join(parts, "gh:o/r#whole", &into, limits, &cancel);
-        assert_eq!(join(&parts, &most(6)).unwrap().0, 6);
+        let join = |parts: &[PathBuf], bytes: u64| join(parts, "gh:o/r#whole", &into, bytes, &cancel);
+        assert_eq!(join(&parts, 6).unwrap().0, 6);
         fs::remove_file(&into).unwrap();
-        for (limits, code, says) in [
-            (most(5), "load_failed", "`TransferConfig::with_unpack` (`Limits::with_total_bytes`)"),
-            (most(6).with_policy("`Policy::max_model_bytes`", 6, 5), "not_allowed", "`Policy::max_model_bytes`"),
-        ] {
-            let error = join(&parts, &limits).unwrap_err();
-            assert_eq!(error.code(), code, "{error}");
-            for says in [says, "5 bytes", "gh:o/r#whole"] {
+        for (bytes, expected, found) in [(5, "5 bytes", "found more"), (7, "7 bytes", "found 6 bytes")] {
+            let error = join(&parts, bytes).unwrap_err();
+            assert_eq!(error.code(), "integrity_failed", "{error}");
+            for says in [expected, found, "gh:o/r#whole"] {
                 assert!(error.to_string().contains(says), "{error}");
             }
             assert!(!into.exists());
         }
-        assert_eq!(join(&[], &most(5)).unwrap_err().code(), "load_failed");
+        assert_eq!(join(&[], 5).unwrap_err().code(), "load_failed");
         parts.push(folder.path().join("missing"));
-        let error = join(&parts, &most(100)).unwrap_err();
+        let error = join(&parts, 100).unwrap_err();
         assert!(error.to_string().contains("missing"), "{error}");
         assert!(!into.exists());
         cancel.cancel();
-        assert_eq!(join(&parts, &most(100)).unwrap_err().code(), "cancelled");
+        assert_eq!(join(&parts, 100).unwrap_err().code(), "cancelled");
         assert!(!into.exists());
     }
 
@@ -146,7 +148,7 @@ mod tests {
         let into = folder.path().join("whole");
         fs::write(&into, "mine").unwrap();
         let parts = parts(folder.path(), &[b"one"]);
-        assert_eq!(join(&parts, "whole", &into, &most(100), &CancellationToken::new()).unwrap_err().code(), "io");
+        assert_eq!(join(&parts, "whole", &into, 3, &CancellationToken::new()).unwrap_err().code(), "io");
         assert_eq!(fs::read(&into).unwrap(), b"mine");
     }
 }

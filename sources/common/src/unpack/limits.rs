@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use llm_local_core::Error;
+use llm_local_core::{Error, Result};
 
 /// Bounds on what is unpacked, held against the bytes that come and not against what a header claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +80,26 @@ impl Limits {
     }
 
     /// Adds bounds that a policy makes, for one file and for all together. Where they are what is exceeded, the error is
-    /// [`Error::NotAllowed`], and names `rules`: those of the policy, in words.
+    /// [`Error::NotAllowed`], and names `rules`: those of the policy, in words. They bound what is joined of parts, too,
+    /// which nothing else here does: how large that becomes is known before the first byte comes.
     pub fn with_policy(mut self, rules: impl Into<String>, file_bytes: u64, total_bytes: u64) -> Self {
         self.policy = Some(Policy { rules: rules.into(), file_bytes, total_bytes });
         self
+    }
+
+    /// Refuses the file `name`, which is joined of parts that have `bytes` together, if a policy allows no such. If it is an
+    /// archive it is no file of the artifact, and bounded as all files together are.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`] that names the rules.
+    pub(crate) fn check_joined(&self, name: &str, bytes: u64, is_archive: bool) -> Result<()> {
+        let Some(policy) = &self.policy else { return Ok(()) };
+        let most = if is_archive { policy.total_bytes } else { policy.total_bytes.min(policy.file_bytes) };
+        if bytes <= most {
+            return Ok(());
+        }
+        let reason = format!("its parts have {bytes} bytes, which are more than {most}, and were not fetched");
+        Err(Setting::Policy(&policy.rules).exceeded(name, reason, ""))
     }
 
     /// The bytes that one file may have, and who says so.

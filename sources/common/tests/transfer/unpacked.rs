@@ -176,7 +176,7 @@ fn what_allows_more_is_named_where_an_archive_or_parts_have_too_much() {
             false,
             "by `max_it`",
         ),
-        (limits().with_total_bytes(3), Want::Model, "load_failed", true, "`Limits::with_total_bytes`"),
+        (limits().with_policy("`max_model_bytes`", 3, 9), Want::Model, "not_allowed", true, "by `max_model_bytes`"),
         (limits().with_policy("`max_model_bytes`", 9, 3), Want::Model, "not_allowed", true, "by `max_model_bytes`"),
     ] {
         let mut assets = assets();
@@ -194,7 +194,60 @@ fn what_allows_more_is_named_where_an_archive_or_parts_have_too_much() {
             assert_eq!(cause.downcast_ref::<Error>().unwrap().code(), "not_allowed");
         }
         assets.assert_has(&[]);
+        assert_eq!(assets.asked() == 0, joined, "how large parts are is known before they come");
     }
+}
+
+#[test]
+fn parts_are_bounded_by_their_own_sizes_and_by_a_policy_and_not_as_an_archive_is() {
+    let parts = ["w.gguf.001", "w.gguf.002"];
+    let archive = good();
+    let (one, two) = archive.split_at(300_001);
+    let contents = [(parts[0], b"GG".to_vec()), (parts[1], b"UF".to_vec()), ("a.zip.001", one.to_vec())];
+    let mut assets = Assets::new(&contents);
+    assets.put("a.zip.002", two.to_vec());
+    let join = |parts: &[&str], into: &str| Unpack::Join {
+        parts: parts.iter().map(|part| (*part).to_owned()).collect(),
+        into: into.into(),
+    };
+    let plain = assets.manifest(V1, "7:1,2", &parts, true).with_unpack(vec![join(&parts, "w.gguf")]).unwrap();
+    assets.config = assets.config.clone().with_unpack(Limits::default().with_file_bytes(3).with_total_bytes(3));
+    let files = assets.fetch(&plain).unwrap();
+    assert_eq!(fs::read(&files["w.gguf"]).unwrap(), b"GGUF");
+    assets.asked();
+    // What is in a joined archive is bounded once it is unpacked; all of its parts by what a policy allows in all.
+    let names = ["a.zip.001", "a.zip.002"];
+    let steps = vec![join(&names, "a.zip"), Unpack::Archive { file: "a.zip".into() }];
+    let zip = assets.manifest("test:org/zip@v1", "7:3,4", &names, true).with_unpack(steps).unwrap();
+    let size = archive.len() as u64;
+    for (file, total, refused) in [(700_000, size, false), (1 << 30, size - 1, true)] {
+        assets.config = assets.config.clone().with_unpack(Limits::default().with_policy("`max_it`", file, total));
+        let fetched = assets.fetch(&zip).map_err(|error| (error.to_string(), assets.asked()));
+        match refused {
+            true => {
+                let (error, asked) = fetched.unwrap_err();
+                assert!(error.contains("by `max_it`") && error.contains("a.zip") && asked == 0, "{error} {asked}");
+            }
+            false => assert_eq!(fetched.unwrap().len(), 2),
+        }
+        assets.store().delete(&zip.reference).ok();
+        assets.asked();
+    }
+}
+
+#[test]
+fn what_comes_out_of_an_archive_is_bounded_by_what_it_is_wanted_as() {
+    let mut assets = Assets::new(&[(ARCHIVE, good())]);
+    let small = Limits::default().with_policy("`max_adapter_bytes`", 10, 20);
+    assets.config = assets.config.with_unpack_of(Want::Adapter, small);
+    let adapter = assets.archive(V1, ARCHIVE);
+    assets.want = Want::Model;
+    let model = assets.archive("test:org/model@v1", ARCHIVE);
+    // In one call each has its own bound.
+    let error = assets.fetch_all(&[&model, &adapter]).unwrap_err().to_string();
+    assert!(error.contains(V1) && error.contains("by `max_adapter_bytes`"), "{error}");
+    assert_eq!(assets.recorded(), ["test:org/model@v1"]);
+    assets.assert_has(&[JSON, &weights()]);
 }
 
 #[test]
