@@ -13,6 +13,7 @@ use super::{
     entry::{Origin, Place, RecordFile, place},
     group::{Location, hex_of},
     hold::Held,
+    ledger::Ledger,
     record::Record,
     tree,
     usage::Usage,
@@ -142,22 +143,35 @@ impl Store {
     pub(crate) fn remove_origins(&self, manifest: &Manifest, goes: impl Fn(&ManifestFile) -> bool) -> Result<()> {
         let blob = |file: &ManifestFile| self.blob(&FileKey::new(manifest, file));
         let blobs: Vec<_> = manifest.files.iter().filter(|file| goes(file)).map(blob).filter(|b| b.exists()).collect();
+        let this = Record::without_files(manifest, None)?.key();
+        let is_made = |needs: &Record, ledger: &Ledger| {
+            let mut records = ledger.records.iter();
+            !needs.unpack.is_empty() && records.any(|r| r.key() == needs.key() && r.is_whole(self.root()))
+        };
+        // Whoever waits for what is made here, or has it, needs what it is made of no more.
+        self.remove_unless_needed(blobs, |needs, ledger| needs.key() != this && !is_made(needs, ledger))
+    }
+
+    /// Removes these contents of this store, unless an artifact needs them, or who holds one.
+    ///
+    /// # Errors
+    /// As [`Store::remove_origins`].
+    pub(crate) fn remove_unneeded(&self, blobs: Vec<PathBuf>) -> Result<()> {
+        self.remove_unless_needed(blobs, |_, _| true)
+    }
+
+    /// As [`Store::remove_unneeded`], of the holds those for which `counts` says so.
+    fn remove_unless_needed(&self, blobs: Vec<PathBuf>, counts: impl Fn(&Record, &Ledger) -> bool) -> Result<()> {
         if blobs.is_empty() {
             return Ok(());
         }
-        let this = Record::without_files(manifest, None)?.key();
         let _changing = self.change()?;
         let (ledger, mut held) = (self.ledger()?, self.held()?);
         // What nobody can read may name any of it.
         if ledger.has_unknown() {
             return Ok(());
         }
-        let is_made = |needs: &Record| {
-            let mut records = ledger.records.iter();
-            !needs.unpack.is_empty() && records.any(|r| r.key() == needs.key() && r.is_whole(self.root()))
-        };
-        // Whoever waits for what is made here, or has it, needs what it is made of no more.
-        held.retain(|held| !matches!(held, Held::Needs(needs) if needs.key() == this || is_made(needs)));
+        held.retain(|held| !matches!(held, Held::Needs(needs) if !counts(needs, &ledger)));
         let usage = Usage::new(self, &ledger.records, &ledger.unreadable, &held);
         for path in blobs {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

@@ -46,7 +46,9 @@ impl Unpacking {
     ///
     /// # Errors
     /// Those of [`unpack`](mod@crate::unpack), after which what cannot be unpacked is gone; [`Error::Cancelled`] and
-    /// [`Error::Io`], after which it is there for the next time. Nothing of what was made is left.
+    /// [`Error::Io`], after which it is there for the next time. Nothing of what was made is left, unless it is recorded
+    /// already, or needed by others, or the system does not let it go: that is logged, and left to
+    /// [`Store::clean`](crate::store::Store::clean).
     pub(super) async fn run(self) -> Result<Files> {
         let manifest = &self.call.jobs[self.job].manifest;
         let key = made_key(manifest)?;
@@ -91,13 +93,22 @@ impl Unpacking {
         let outputs = made.iter().map(|(path, file)| (path.clone(), file.output())).collect();
         let result = self.store.make(self.manifest(), &outputs, &self.computed)?;
         // Until it is recorded, nothing else says that these contents are needed.
-        let _hold = self.store.hold_made(&result)?;
+        let hold = self.store.hold_made(&result)?;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        self.publish(made.values())?;
-        drop(folder);
-        self.keep(result, true)
+        let mut published = Vec::new();
+        let kept = self.publish(made.values(), &mut published).and_then(|()| {
+            drop(folder);
+            self.keep(result, true)
+        });
+        drop(hold);
+        if kept.is_err()
+            && let Err(error) = self.store.remove_unneeded(published)
+        {
+            tracing::warn!(%error, "what was unpacked and not recorded is still there; it is cleaned away later");
+        }
+        kept
     }
 
     /// Looks that all is there still, and what it is where nobody said so before.
@@ -134,8 +145,9 @@ impl Unpacking {
     }
 
     /// Moves what was made to the contents of the store. One that is there stays, if it is what its name says: who was told
-    /// that it is damaged, and deleted it where another artifact needs it, too, gets it whole.
-    fn publish<'a>(&self, made: impl Iterator<Item = &'a File>) -> Result<()> {
+    /// that it is damaged, and deleted it where another artifact needs it, too, gets it whole. `published` gets those that
+    /// were moved there, also where it fails.
+    fn publish<'a>(&self, made: impl Iterator<Item = &'a File>, published: &mut Vec<PathBuf>) -> Result<()> {
         let folders = &self.call.folders;
         for file in made {
             let File::Made { path, size, digest } = file else { continue };
@@ -148,7 +160,9 @@ impl Unpacking {
                 tracing::warn!(path = %target.blob.display(), %found, "what is there was changed or damaged, and is replaced");
                 fs::remove_file(&target.blob).map_err(|e| Error::io("delete", &target.blob, e))?;
             }
+            let blob = target.blob.clone();
             move_to(target, path, *size, folders, |from, to| fs::rename(from, to))?;
+            published.push(blob);
         }
         folders.sync()
     }

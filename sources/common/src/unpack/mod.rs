@@ -67,7 +67,8 @@ pub struct Unpacked {
 /// this returns; their folders are not: whoever publishes `into` by a rename syncs those.
 ///
 /// # Errors
-/// In each case `into` is empty again.
+/// After each, `into` is empty again; one that was not empty before is as it was. What the system does not let go stays there,
+/// which is logged.
 /// - [`Error::UnsupportedModelFormat`] for a name or bytes of no archive that is read here, encryption, a compression or a
 ///   kind of file that is not, and a pickle.
 /// - [`Error::LoadFailed`] for an archive that is broken, or that is no plain collection of files: names that leave the

@@ -251,6 +251,42 @@ fn what_comes_out_of_an_archive_is_bounded_by_what_it_is_wanted_as() {
 }
 
 #[test]
+fn what_was_made_and_cannot_be_kept_goes_again() {
+    let blob = |assets: &Assets, bytes: &[u8]| {
+        assets.root.path().join("blobs").join(sha256_of(bytes).to_string().replace(':', "-"))
+    };
+    let (known, manifest) = setup();
+    known.fetch(&manifest).unwrap();
+    let record = known.below("artifacts").remove(0);
+    // Neither the content of the second file nor the record can be written where a folder is.
+    for at_record in [false, true] {
+        for shared in [false, true] {
+            let (assets, manifest) = setup();
+            if shared {
+                assets.put(CONFIG, JSON.to_vec());
+                assets.fetch(&assets.manifest("test:org/files", "1", &[CONFIG], true)).unwrap();
+            }
+            let path = match at_record {
+                true => assets.root.path().join("artifacts").join(record.file_name().unwrap()),
+                false => blob(&assets, &weights()),
+            };
+            fs::create_dir_all(&path).unwrap();
+            let error = assets.fetch(&manifest).unwrap_err();
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+            assert!(blob(&assets, &good()).exists(), "what came is there for the next time");
+            assert_eq!(blob(&assets, JSON).exists(), shared, "at the record: {at_record}");
+            assert!(!blob(&assets, &weights()).is_file());
+            fs::remove_dir(path).unwrap();
+            assets.assert_nothing_left();
+            assets.asked();
+            assets.fetch(&manifest).unwrap();
+            assert_eq!(assets.asked(), 0);
+            assets.assert_has(&[JSON, &weights()]);
+        }
+    }
+}
+
+#[test]
 fn of_a_bad_archive_that_another_artifact_is_the_bytes_stay() {
     let bad = b"no archive at all".to_vec();
     let assets = Assets::new(&[(ARCHIVE, bad.clone())]);
