@@ -2,7 +2,10 @@
 
 use llm_local_core::{ArtifactRef, Manifest};
 
-use super::versions::LATEST;
+use super::{
+    place::{Place, asked},
+    versions::LATEST,
+};
 
 /// Answers of sources to moving refs, while one spec is resolved.
 #[derive(Debug, Default)]
@@ -18,15 +21,16 @@ impl Asked {
     /// The name of the version that `reference` means, if that was asked for one which moves with it: of the same place,
     /// and with the same revision or none.
     pub(super) fn version(&self, reference: &ArtifactRef) -> Option<&str> {
-        let known = self.0.iter().find(|(known, _)| moving(known) == moving(reference));
+        let (place, revision) = (Place::of(reference), revision(reference));
+        let mut known = self.0.iter();
+        let known = known.find(|(r, _)| self::revision(r) == revision && Place::of(r).is_beside(&place));
         known.map(|(_, version)| version.as_str())
     }
 }
 
-/// What refs that move together have in common.
-fn moving(reference: &ArtifactRef) -> (&str, &str, &str) {
-    let revision = reference.revision().map(|revision| revision.split_once(':').map_or(revision, |(asked, _)| asked));
-    (reference.scheme(), reference.locator(), revision.unwrap_or(LATEST))
+/// What `reference` asks for, in words.
+fn revision(reference: &ArtifactRef) -> &str {
+    asked(reference).unwrap_or(LATEST)
 }
 
 #[cfg(test)]
@@ -43,10 +47,12 @@ mod tests {
         asked.note(&manifest.reference, &manifest);
         assert_eq!(asked.version(&manifest.reference), None, "it has no name");
         asked.note(&manifest.reference, &manifest.clone().with_version("v1"));
-        for same in ["github:o/r@latest#m.gguf", "github:o/r#lora.zip", "github:o/r", "github:o/r@latest:sub"] {
+        for same in
+            ["github:o/r@latest#m.gguf", "github:o/r#lora.zip", "github:o/r", "github:o/r@latest:sub", "github:o/r:sub"]
+        {
             assert_eq!(asked.version(&reference(same)), Some("v1"), "{same}");
         }
-        for other in ["github:o/r@main", "github:o/s", "gitlab:o/r", "github:o/r:sub"] {
+        for other in ["github:o/r@main", "github:o/s", "gitlab:o/r", "github:o/r:sub@v1"] {
             assert_eq!(asked.version(&reference(other)), None, "{other}");
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, SpecLock};
 
-use super::{Model, versions::is_of_one};
+use super::{Model, place::is_of_one};
 use crate::plan::PlannedArtifact;
 
 /// What makes two specs the same model: everything that decides what is loaded, and nothing that is for people.

@@ -11,7 +11,7 @@
 use llm_local_core::{ArtifactRef, ArtifactSource, Error, Manifest, Result, Want};
 use llm_local_source_common::store::{HoldKind, Kept, Selected, Selection, Store};
 
-use super::Pin;
+use super::{Pin, place::asked};
 use crate::{adapters::absolute, blocking::blocking, plan::PinnedBy};
 
 /// The revision that means the newest, in refs of any source.
@@ -56,10 +56,12 @@ impl Versions {
         fixed(&self.reference)
     }
 
-    /// What is kept at `revision`, pinned or by its name. A name means what it meant first.
+    /// What is kept at `revision`, pinned or by its name. A name means what it meant first, unless files of that are gone
+    /// and another of the name is whole: they are of the same bytes, for others would not have been taken.
     pub(crate) fn find(&self, revision: &str) -> Option<&Kept> {
         let at = self.kept.iter().find(|kept| kept.manifest.revision == revision);
-        at.or_else(|| self.kept.iter().rev().find(|kept| kept.manifest.version.as_deref() == Some(revision)))
+        let named = || self.kept.iter().rev().filter(|kept| kept.manifest.version.as_deref() == Some(revision));
+        at.or_else(|| named().find(|kept| kept.whole).or_else(|| named().next()))
     }
 
     /// The version that was chosen last, if one was.
@@ -133,25 +135,9 @@ pub(crate) fn names(reference: &ArtifactRef, version: Option<&str>, revision: &s
     fixed(reference).is_some_and(|asked| Some(asked) == version || asked == revision)
 }
 
-/// Whether `one` and `other` differ in their revision at most.
-pub(crate) fn is_of_one(one: &ArtifactRef, other: &ArtifactRef) -> bool {
-    let part = |r: &ArtifactRef| {
-        let part = r.revision().and_then(|revision| revision.split_once(':'));
-        part.map(|(_, part)| part.to_owned())
-    };
-    let parts = |r: &ArtifactRef| (r.scheme().to_owned(), r.fragment().map(str::to_owned), part(r));
-    let place = |r: &ArtifactRef| absolute(r).map_or_else(|_| r.locator().to_owned(), |r| r.locator().to_owned());
-    parts(one) == parts(other) && place(one) == place(other)
-}
-
 /// The revision that `reference` asks for, if that can be the name of a version.
 fn fixed(reference: &ArtifactRef) -> Option<&str> {
     asked(reference).filter(|revision| *revision != LATEST)
-}
-
-/// The revision that `reference` asks for, without the part of the artifact that may stand behind it.
-fn asked(reference: &ArtifactRef) -> Option<&str> {
-    reference.revision().map(|revision| revision.split_once(':').map_or(revision, |(asked, _)| asked))
 }
 
 /// Whether what a source says is that it could not be asked.
@@ -201,26 +187,6 @@ impl super::Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn of_one(one: &str, other: &str) -> bool {
-        is_of_one(&one.parse().unwrap(), &other.parse().unwrap())
-    }
-
-    #[test]
-    fn refs_that_differ_in_their_revision_alone_are_of_one_adapter() {
-        assert!(of_one("github:o/r", "github:o/r@v1") && of_one("hf:o/r@main:sub", "hf:o/r@c0ffee:sub"));
-        assert!(of_one("./x", "x") && of_one("x", &std::env::current_dir().unwrap().join("x").display().to_string()));
-        for (one, other) in [
-            ("github:o/r", "hf:o/r"),
-            ("github:o/r", "github:o/s"),
-            ("github:o/r#a", "github:o/r#b"),
-            ("github:o/r#a", "github:o/r"),
-            ("hf:o/r@main:sub", "hf:o/r@main"),
-            ("./x", "./y"),
-        ] {
-            assert!(!of_one(one, other), "{one} {other}");
-        }
-    }
 
     #[test]
     fn a_ref_names_a_version_by_its_name_or_its_revision() {

@@ -101,3 +101,31 @@ fn a_version_that_is_not_whole_any_more_is_not_the_one_before() {
     block_on(engine.adapters().update(&moving(), None)).unwrap();
     assert_adapter_error(block_on(engine.adapters().rollback(&moving())), "not_found", &["`v2` is selected"]);
 }
+
+#[test]
+fn a_name_means_the_version_that_is_whole_of_those_that_have_it() {
+    let world = World::new(zipped("v1", "peft"));
+    let engine = world.engine();
+    let fetch = |text: &str| block_on(engine.download_artifact(&text.parse().unwrap(), Want::Adapter, None)).unwrap();
+    fetch(V1);
+    let kept = || engine.store().list().unwrap().artifacts;
+    let first = kept().remove(0);
+    // The same files in another archive are another revision of the same name.
+    world.github.delete_asset("acme/lora", "v1", "pirate.zip");
+    world.github.upload("acme/lora", "v1", llm_local_testkit::github::Asset::new("pirate.zip", zip_of("peft")));
+    fetch(MOVING);
+    assert_eq!(kept().len(), 2);
+    block_on(engine.download_artifact(&"hf:org/tiny".parse().unwrap(), Want::Model, None)).unwrap();
+    let planned = || block_on(world.offline().plan(&spec(V1))).unwrap().adapters[0].0.revision.clone();
+    assert_eq!(planned(), first.revision);
+    // Of the first alone a record says that a file has another size than what is there.
+    let records = world.folder.path().join("store/artifacts");
+    let texts = std::fs::read_dir(records).unwrap().map(|entry| entry.unwrap().path());
+    let mine: Vec<_> = texts.filter(|path| std::fs::read_to_string(path).unwrap().contains(&first.revision)).collect();
+    assert_eq!(mine.len(), 1);
+    let text = std::fs::read_to_string(&mine[0]).unwrap();
+    let size = first.files.iter().map(|(_, path)| std::fs::metadata(path).unwrap().len()).max().unwrap();
+    std::fs::write(&mine[0], text.replace(&size.to_string(), &(size + 1).to_string())).unwrap();
+    assert_ne!(planned(), first.revision);
+    assert_reference(&answers(&world.engine(), &spec(V1)).unwrap(), "peft");
+}
