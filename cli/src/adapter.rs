@@ -4,7 +4,7 @@ use std::{fmt::Write, process::ExitCode, time::SystemTime};
 
 use indicatif::{DecimalBytes, HumanDuration};
 use llm_local::{
-    Adapters, Result,
+    Adapters, ArtifactRef, Result,
     adapters::{AdapterVersion, HoldKind, InstalledAdapter},
 };
 
@@ -27,17 +27,18 @@ pub(crate) async fn adapter(adapters: &Adapters, command: Adapter) -> Result<Exi
             let (reference, cancel) = (adapter.reference()?, cancel_on_interrupt()?);
             let pinning = adapters.pin(&reference, version.as_deref(), Some(bar::progress()));
             let version = resumable(pinning, &cancel).await?;
-            said(&format!("{reference} is pinned to {}", version.title()))
+            said(&format!("{} is pinned to {}", of_any_revision(&reference), version.title()))
         }
         Adapter::Unpin(adapter) => {
             let reference = adapter.reference()?;
             adapters.unpin(&reference).await?;
-            said(&format!("{reference} is not pinned"))
+            said(&format!("{} is not pinned", of_any_revision(&reference)))
         }
         Adapter::Rollback(adapter) => {
             let reference = adapter.reference()?;
             let version = adapters.rollback(&reference).await?;
-            said(&format!("{reference} is at {} again, until it is updated", version.title()))
+            let (of, title) = (of_any_revision(&reference), version.title());
+            said(&format!("{of} is at {title} again, until it is updated"))
         }
         Adapter::Rm { adapter, version } => {
             let reference = adapter.reference()?;
@@ -63,7 +64,7 @@ fn list(adapters: &[InstalledAdapter]) -> Result<ExitCode> {
             Some(HoldKind::RolledBack) => "  rolled back",
             Some(_) => "  pinned",
         };
-        let _ = writeln!(lines, "{}{hold}", adapter.reference);
+        let _ = writeln!(lines, "{}{hold}", of_any_revision(&adapter.reference));
         for version in &adapter.versions {
             let _ = writeln!(lines, "  {}", line(version, now));
         }
@@ -73,7 +74,6 @@ fn list(adapters: &[InstalledAdapter]) -> Result<ExitCode> {
 
 /// One line: version, revision, size, when it was used, and whether it is the current one.
 fn line(version: &AdapterVersion, now: SystemTime) -> String {
-    let revision: String = version.revision.chars().take(20).collect();
     let kept = match version.last_used {
         Some(used) if version.installed => {
             let ago = HumanDuration(now.duration_since(used).unwrap_or_default());
@@ -84,10 +84,39 @@ fn line(version: &AdapterVersion, now: SystemTime) -> String {
     };
     let current = if version.current { "  current" } else { "" };
     let name = version.version.as_deref().unwrap_or("-");
-    format!("{name:<16} {revision:<20} {kept}{current}")
+    // All of it: it is what `pin` and `rm` take.
+    format!("{name:<16} {:<20} {kept}{current}", version.revision)
+}
+
+/// `reference` without the revision that it asks for: what is said of all versions is not said of that one.
+fn of_any_revision(reference: &ArtifactRef) -> String {
+    let part = reference.revision().and_then(|revision| revision.split_once(':')).map(|(_, part)| part);
+    let part = part.filter(|part| !part.is_empty()).map(|part| format!(":{part}"));
+    let fragment = reference.fragment().map(|fragment| format!("#{fragment}"));
+    let (part, fragment) = (part.unwrap_or_default(), fragment.unwrap_or_default());
+    format!("{}:{}{part}{fragment}", reference.scheme(), reference.locator())
 }
 
 fn said(text: &str) -> Result<ExitCode> {
     eprintln!("{text}");
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ref_is_named_without_its_revision_and_with_its_part() {
+        for (text, expected) in [
+            ("github:o/r@v1", "github:o/r"),
+            ("github:o/r@v1#a.zip", "github:o/r#a.zip"),
+            ("github:o/r", "github:o/r"),
+            ("hf:o/r@main:sub", "hf:o/r:sub"),
+            ("hf:o/r:sub@main", "hf:o/r:sub"),
+            ("/a:b", "file:/a:b"),
+        ] {
+            assert_eq!(of_any_revision(&text.parse().unwrap()), expected);
+        }
+    }
 }

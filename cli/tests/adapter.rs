@@ -103,6 +103,57 @@ fn an_adapter_of_a_release_runs_and_its_versions_are_kept() {
 }
 
 #[test]
+fn a_revision_as_it_is_listed_is_one_to_pin_and_to_delete() {
+    let world = World::new();
+    let mine = world.folder.path().join("mine");
+    fs::create_dir(&mine).unwrap();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/pirate");
+    let place = |notes: &str| {
+        let config = fs::read_to_string(sample.join("adapter_config.json")).unwrap() + notes;
+        fs::write(mine.join("adapter_config.json"), config).unwrap();
+        fs::copy(sample.join("adapter_model.safetensors"), mine.join("adapter_model.safetensors")).unwrap();
+    };
+    for notes in ["", " "] {
+        place(notes);
+        world.run(&["adapter", "update", "./mine"]);
+    }
+    let revisions = |text: String| -> Vec<String> {
+        let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("- "));
+        lines.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+    };
+    let listed = revisions(world.run(&["adapter", "list"]).0);
+    assert_eq!(listed.len(), 2);
+    let mut versions = revisions(world.run(&["adapter", "versions", "./mine"]).0);
+    versions.sort();
+    assert_eq!(versions, {
+        let mut sorted = listed.clone();
+        sorted.sort();
+        sorted
+    });
+    for revision in &listed {
+        assert!(world.run(&["adapter", "pin", "./mine", revision]).1.contains(&format!("pinned to {revision}")));
+    }
+    world.run(&["adapter", "unpin", "./mine"]);
+    for revision in &listed {
+        assert!(world.run(&["adapter", "rm", "./mine", revision]).1.contains("freed"));
+    }
+    assert!(revisions(world.run(&["adapter", "list"]).0).is_empty());
+}
+
+#[test]
+fn what_is_said_of_all_versions_names_none() {
+    let world = World::new();
+    world.github.publish("acme/lora", release("v2", " "));
+    world.run(&["pull", "--adapter", "github:acme/lora@v1"]);
+    assert!(world.run(&["adapter", "list"]).0.starts_with("github:acme/lora\n"));
+    let said = |args: &[&str]| world.run(&[&["adapter"], args].concat()).1;
+    assert!(said(&["update", REF]).contains("github:acme/lora is at v2"));
+    assert!(said(&["rollback", "github:acme/lora@v2"]).contains("github:acme/lora is at v1 again"));
+    assert!(said(&["pin", "github:acme/lora@v1", "v2"]).contains("github:acme/lora is pinned to v2"));
+    assert!(said(&["unpin", "github:acme/lora@v1"]).contains("github:acme/lora is not pinned"));
+}
+
+#[test]
 fn a_lock_file_holds_a_run_to_its_bytes() {
     let world = World::new();
     let lock = ["--lock", "my.lock"];
