@@ -67,9 +67,12 @@ impl InferenceBackend for CandleBackend {
     }
 
     async fn load(&self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
-        if !w.adapters.is_empty() {
-            return Err(Error::unsupported("unmerged adapters", "this backend does not run them yet; merge them"));
+        let route = self.route(&w.info, &o)?;
+        if !w.adapters.is_empty() && !route.capabilities().unmerged {
+            let reason =
+                format!("candle-transformers computes {} and runs none; merge them into its weights", w.info.id);
+            return Err(Error::unsupported("adapters beside the weights", reason));
         }
-        self.route(&w.info, &o)?.load(w, o).await
+        route.load(w, o).await
     }
 }

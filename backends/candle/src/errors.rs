@@ -16,6 +16,13 @@ pub(crate) fn generation_error(context: &str, error: candle_core::Error) -> Erro
     Error::GenerationFailed { reason: format!("{context}: {error}"), source: Some(Arc::new(error)) }
 }
 
+/// [`Error::AdapterMergeFailed`] with candle's error as its cause.
+pub(crate) fn adapter_error(adapters: &str, context: &str, error: candle_core::Error) -> Error {
+    let error = without_backtrace(error);
+    let reason = format!("{context}: {error}");
+    Error::AdapterMergeFailed { adapter: adapters.to_owned(), reason, source: Some(Arc::new(error)) }
+}
+
 /// candle puts a backtrace into the message itself, where one was captured.
 fn without_backtrace(error: candle_core::Error) -> candle_core::Error {
     match error {

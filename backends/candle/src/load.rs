@@ -7,8 +7,8 @@ use llm_local_backend_common::{
     worker::{self, Built, StepModel},
 };
 use llm_local_core::{
-    CancellationToken, DeviceKind, Error, LoadOptions, LoadedInfo, LoadedModel, ModelWeights, ProgressEvent,
-    ProgressHandler, Result, TensorSource,
+    AdapterSet, CancellationToken, DeviceKind, Error, LoadOptions, LoadedInfo, LoadedModel, ModelWeights,
+    ProgressEvent, ProgressHandler, Result, TensorSource,
 };
 
 use crate::{
@@ -69,8 +69,10 @@ pub(crate) async fn spawn<M: StepModel>(
         let Loaded { model, info, prefill_chunk } = load(&*source, o.context_length, Loading::new(&o, tensors))?;
         // What was read and is not needed any more, before what it leaves in the heap is given back.
         drop((source, w.info, w.text));
+        let adapters =
+            w.adapters.into_iter().fold(AdapterSet::new(), |set, (adapter, weight)| set.with(adapter, weight));
         heap::trim();
-        Ok(Built { model, info, text, prefill_chunk, reservation: Some(Box::new(trim)) })
+        Ok(Built { model, info, text, prefill_chunk, adapters, reservation: Some(Box::new(trim)) })
     })
     .await;
     loaded.map_err(|error| of_model(&name, error))

@@ -24,8 +24,8 @@ impl Route {
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
-        let sessions = matches!(self, Self::Decoder(_));
-        Capabilities::new().with_sessions(sessions).with_max_context(self.max_context())
+        let is_own = matches!(self, Self::Decoder(_));
+        Capabilities::new().with_sessions(is_own).with_unmerged(is_own).with_max_context(self.max_context())
     }
 
     /// The longest context, in tokens.

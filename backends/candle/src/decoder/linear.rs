@@ -1,22 +1,25 @@
 //! Linear layers: one matrix, dense or quantized, with an optional bias and a place for a low-rank side path.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use candle_core::{
     DType, Device, Result, Tensor, WithDType,
     quantized::{GgmlDType, QTensor},
-    utils::{barrier_pool, with_avx},
+    utils::with_avx,
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
-use rayon::prelude::*;
 
-use super::product::{Columns, threads, with_elements};
+use super::{
+    parts::{Run, beside_blocks, on_rayon},
+    product::{Columns, threads, with_elements},
+    side::SidePath,
+};
 
 /// f32 elements of one tile of weights on the CPU: small enough for a core's cache, large enough for the product.
 const TILE: usize = 64 * 1024;
 
 /// Multiplications below which a product with one row is not worth a second thread.
-const WORTH_A_THREAD: usize = 128 * 1024;
+pub(super) const WORTH_A_THREAD: usize = 128 * 1024;
 
 /// A weight matrix, shape (out, in).
 #[derive(Debug, Clone)]
@@ -32,35 +35,19 @@ pub(crate) enum Matrix {
     },
 }
 
-/// A low-rank update beside a matrix: `scale · b · a`.
-#[derive(Debug, Clone)]
-pub(crate) struct SidePath {
-    /// Shape (rank, in).
-    pub(crate) a: Tensor,
-    /// Shape (out, rank).
-    pub(crate) b: Tensor,
-    /// What the update is multiplied by.
-    pub(crate) scale: f64,
-}
-
 /// `y = W x + bias`, with the side path's update where there is one.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Matrix,
-    bias: Option<Tensor>,
-    side: Option<SidePath>,
+    pub(super) weight: Matrix,
+    /// Shape (out,).
+    pub(super) bias: Option<Tensor>,
+    /// Adapters beside the matrix.
+    pub(super) side: Option<Arc<SidePath>>,
 }
 
 impl Linear {
     pub(crate) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
         Self { weight, bias, side: None }
-    }
-
-    /// Sets the low-rank update that runs beside the matrix.
-    #[cfg_attr(not(test), expect(dead_code, reason = "adapters that run beside the weights come in here"))]
-    pub(crate) fn with_side_path(mut self, side: SidePath) -> Self {
-        self.side = Some(side);
-        self
     }
 
     #[cfg(test)]
@@ -74,8 +61,7 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = self.weight.apply(x)?;
         if let Some(side) = &self.side {
-            let narrow = x.to_dtype(side.a.dtype())?.matmul(&side.a.t()?)?;
-            y = (y + (narrow.matmul(&side.b.t()?)? * side.scale)?.to_dtype(x.dtype())?)?;
+            y = side.beside(y, x, self.weight.runs_on(x.dim(0)?))?;
         }
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
@@ -119,16 +105,22 @@ impl Matrix {
         let (out, width) = self.dims()?;
         // An even share for every thread.
         let rows = tile_rows(width, out.div_ceil(threads()));
-        let run: &Run<'_> = match self {
+        by_columns::<f32>(x, out, rows, self.runs_on(x.dim(0)?), |start, end, columns| {
+            self.widened(start, end, columns)
+        })
+    }
+
+    /// The threads that work with so many rows of activations runs on.
+    fn runs_on(&self, rows: usize) -> &'static Run<'static> {
+        match self {
             // Those of another pool would compete for the cores with candle's, where products with blocks run.
-            Self::Quantized { .. } if x.dim(0)? == 1 => &beside_blocks,
+            Self::Quantized { .. } if rows == 1 => &beside_blocks,
             _ => &on_rayon,
-        };
-        by_columns::<f32>(x, out, rows, run, |start, end, columns| self.widened(start, end, columns))
+        }
     }
 
     /// Gives `columns` the rows from `start` to `end`, in f32 on the CPU.
-    fn widened(&self, start: usize, end: usize, columns: &mut dyn FnMut(&[f32])) -> Result<()> {
+    pub(super) fn widened(&self, start: usize, end: usize, columns: &mut dyn FnMut(&[f32])) -> Result<()> {
         match self {
             Self::Quantized { blocks, .. } => {
                 let rows = blocks.embedding(&Tensor::arange(start as u32, end as u32, &Device::Cpu)?)?;
@@ -140,6 +132,12 @@ impl Matrix {
             Self::Dense(w) => {
                 let (_, width) = w.dims2()?;
                 let range = start * width..end * width;
+                if w.dtype() == DType::F32 {
+                    return with_elements::<f32, _>(w, |v| {
+                        columns(&v[range]);
+                        Ok(())
+                    });
+                }
                 let mut wide = vec![0f32; range.len()];
                 match w.dtype() {
                     DType::F16 => with_elements::<f16, _>(w, |v| {
@@ -186,27 +184,6 @@ fn by_columns<T: WithDType>(
         }
     })?;
     Tensor::from_vec(y, (count, out), &Device::Cpu)
-}
-
-/// Computes parts 0 to a count, each once, some threads at a time.
-type Run<'a> = dyn Fn(usize, &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> + 'a;
-
-/// On the threads that candle multiplies single rows with blocks on. A part must not use those itself, because they wait
-/// for it here.
-fn beside_blocks(count: usize, part: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
-    let failed = OnceLock::new();
-    barrier_pool().execute_chunked(count, |range| {
-        for i in range {
-            if let Err(error) = part(i) {
-                let _ = failed.set(error);
-            }
-        }
-    });
-    failed.into_inner().map_or(Ok(()), Err)
-}
-
-fn on_rayon(count: usize, part: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
-    (0..count).into_par_iter().map(part).collect()
 }
 
 /// A product with one row, which the matrix library computes on one thread.
@@ -267,7 +244,7 @@ fn widen_from(w: &QTensor) -> Result<usize> {
 }
 
 /// Rows of `width` elements of one tile, of a share of so many rows.
-fn tile_rows(width: usize, share: usize) -> usize {
+pub(super) fn tile_rows(width: usize, share: usize) -> usize {
     // Whole registers of the product.
     (TILE / width).clamp(1, share.max(1)).next_multiple_of(16)
 }

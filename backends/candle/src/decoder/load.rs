@@ -12,6 +12,7 @@ use super::{
     embedding::Embedding,
     layer::{GateUp, Layer, Mlp},
     linear::Linear,
+    network::Network,
     norm::RmsNorm,
     rotary::Rotary,
     weights::Weights,
@@ -46,11 +47,10 @@ impl Decoder {
         let head = if c.tied_embeddings { Linear::new(embedding.clone(), None) } else { weights.linear(R::Head, 0)? };
         let window = |i| c.sliding_window.as_ref().filter(|_| c.is_windowed(i)).map(|w| w.size);
         Ok(Self {
-            embedding: Embedding::new(embedding, c.embedding_scale),
-            layers,
+            base: Network { embedding: Embedding::new(embedding, c.embedding_scale), layers, norm, head },
+            config: c.clone(),
+            layout: s.layout,
             windows: (0..c.layers).map(window).collect(),
-            norm,
-            head,
             rotary,
             logit_scale: c.logit_scale,
             logit_soft_cap: c.logit_soft_cap,

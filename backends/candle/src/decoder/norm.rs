@@ -5,7 +5,8 @@ use candle_core::{Result, Tensor};
 /// `x / sqrt(mean(x²) + eps) · weight`, over the last dimension (arXiv:1910.07467).
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
-    weight: Tensor,
+    /// Shape (n,), any offset added.
+    pub(super) weight: Tensor,
     eps: f32,
 }
 

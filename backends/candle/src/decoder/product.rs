@@ -21,6 +21,61 @@ pub(crate) fn with_elements<T: WithDType, R>(x: &Tensor, f: impl FnOnce(&[T]) ->
     }
 }
 
+/// Adds `scale` times `x` times `w` to the columns of `y`, row-major with rows of `out` elements, from `start` on. `x` is
+/// (rows, width), `w` (width, columns), both row-major.
+///
+/// # Panics
+/// If a slice does not have its shape, or the columns do not lie within the result.
+pub(crate) fn add_product(y: &mut [f32], (out, start): (usize, usize), x: &[f32], w: &[f32], width: usize, scale: f32) {
+    let (rows, columns) = (y.len() / out, w.len() / width);
+    assert_eq!(y.len(), rows * out, "y must have whole rows of {out}");
+    assert_eq!(x.len(), rows * width, "x must have the shape (rows, width)");
+    assert_eq!(w.len(), width * columns, "w must have the shape (width, columns)");
+    assert!(start + columns <= out, "the columns must lie within the result");
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    // SAFETY: as in `Columns::multiply`, with w as it is, so that its rows are `columns` apart, and with the result read
+    // as well. The result is borrowed mutably here, so nobody else has it.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            width,
+            y.as_mut_ptr().add(start),
+            1,
+            out as isize,
+            true,
+            x.as_ptr(),
+            1,
+            width as isize,
+            w.as_ptr(),
+            1,
+            columns as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// The product of `x` with the transposed `w`: shape (rows, columns), row-major. `x` is (rows, width), `w` (columns,
+/// width), both row-major.
+///
+/// # Panics
+/// If a slice is no whole number of rows.
+pub(crate) fn product(x: &[f32], w: &[f32], width: usize) -> Vec<f32> {
+    let columns = w.len() / width;
+    let mut y = vec![0.0; x.len() / width * columns];
+    let all = Columns::new(&mut y, columns);
+    // SAFETY: this is the only call for these columns.
+    unsafe { all.multiply(x, w, width, 0, [0.0, 1.0]) };
+    y
+}
+
 /// A result of shape (rows, out), whose columns are computed by several threads.
 pub(crate) struct Columns<'a, T> {
     y: *mut T,

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use llm_local_backend_common::worker::StepModel;
-use llm_local_core::{Error, Result, SessionState, SessionTensor, TrimLevel};
+use llm_local_core::{AdapterSet, Error, Result, SessionState, SessionTensor, TrimLevel};
 
 use super::{
-    Decoder,
+    Adapted, Decoder,
     cache::{Cache, LayerCache},
+    network::Network,
     views::Views,
 };
 use crate::{errors::generation_error, heap, steps};
@@ -24,14 +25,28 @@ enum Positions {
 impl Decoder {
     /// The logits of every position of `tokens`, row by row.
     #[cfg(test)]
-    pub(crate) fn all_logits(&mut self, cache: &mut Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
-        self.run(cache, tokens, position, Positions::All)
+    pub(crate) fn all_logits(
+        &mut self,
+        cache: &mut Cache,
+        tokens: &[u32],
+        position: usize,
+        adapters: Option<&Adapted>,
+    ) -> Result<Vec<f32>> {
+        self.run(cache, tokens, position, adapters, Positions::All)
     }
 
-    fn run(&self, cache: &mut Cache, tokens: &[u32], position: usize, wanted: Positions) -> Result<Vec<f32>> {
+    fn run(
+        &self,
+        cache: &mut Cache,
+        tokens: &[u32],
+        position: usize,
+        adapters: Option<&Adapted>,
+        wanted: Positions,
+    ) -> Result<Vec<f32>> {
         steps::check(tokens, position, cache.tokens, self.dimensions.context_length, self.vocab_size)?;
         self.check_frequencies(cache, position + tokens.len())?;
-        let mut compute = || self.logits(cache, tokens, wanted)?.flatten_all()?.to_vec1();
+        let network = adapters.map_or(&self.base, Adapted::network);
+        let mut compute = || self.logits(network, cache, tokens, wanted)?.flatten_all()?.to_vec1();
         // On a thread of candle's pool, its operations do not wait for one each.
         let computed =
             if self.device().is_cpu() { candle_core::utils::with_threadpool(&mut compute) } else { compute() };
@@ -51,19 +66,25 @@ impl Decoder {
     }
 
     /// Computes `tokens` behind those that are computed: logits in f32, shape (positions, vocab).
-    fn logits(&self, cache: &mut Cache, tokens: &[u32], wanted: Positions) -> candle_core::Result<Tensor> {
+    fn logits(
+        &self,
+        network: &Network,
+        cache: &mut Cache,
+        tokens: &[u32],
+        wanted: Positions,
+    ) -> candle_core::Result<Tensor> {
         let (position, count, expected) = (cache.tokens, tokens.len(), cache.expected);
         let (dtype, device) = (self.dtype(), self.device());
         let views = Views::new(&self.rotary, &self.windows, position, count, cache.long, dtype, device)?;
-        let mut x = self.embedding.forward(&Tensor::new(tokens, device)?, dtype)?;
-        let last = self.layers.len() - 1;
-        for (i, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
+        let mut x = network.embedding.forward(&Tensor::new(tokens, device)?, dtype)?;
+        let last = network.layers.len() - 1;
+        for (i, (layer, cache)) in network.layers.iter().zip(&mut cache.layers).enumerate() {
             let view = views.of(self.windows[i]);
             let only_last = i == last && wanted == Positions::Last;
             x = layer.forward(&x, view, cache, expected, only_last, &self.dimensions)?;
         }
         cache.tokens += count;
-        let mut logits = self.head.forward(&self.norm.forward(&x)?)?.to_dtype(candle_core::DType::F32)?;
+        let mut logits = network.head.forward(&network.norm.forward(&x)?)?.to_dtype(candle_core::DType::F32)?;
         if self.logit_scale != 1.0 {
             logits = (logits * self.logit_scale)?;
         }
@@ -76,6 +97,7 @@ impl Decoder {
 
 impl StepModel for Decoder {
     type Cache = Cache;
+    type Adapters = Adapted;
 
     fn new_cache(&mut self, prompt: usize) -> Result<Cache> {
         Ok(Cache {
@@ -91,8 +113,26 @@ impl StepModel for Decoder {
         cache.long == self.rotary.is_long(tokens)
     }
 
-    fn forward(&mut self, cache: &mut Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
-        self.run(cache, tokens, position, Positions::Last)
+    fn forward(
+        &mut self,
+        cache: &mut Cache,
+        tokens: &[u32],
+        position: usize,
+        adapters: Option<&Adapted>,
+    ) -> Result<Vec<f32>> {
+        self.run(cache, tokens, position, adapters, Positions::Last)
+    }
+
+    fn runs_adapters(&self) -> bool {
+        true
+    }
+
+    fn prepare_adapters(&mut self, set: &AdapterSet) -> Result<Adapted> {
+        self.with_adapters(set)
+    }
+
+    fn adapter_bytes(&self, adapters: &Adapted) -> u64 {
+        adapters.bytes()
     }
 
     fn weight_bytes(&self) -> u64 {

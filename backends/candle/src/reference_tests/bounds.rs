@@ -7,14 +7,14 @@ use crate::estimate;
 fn a_step_beyond_the_context_the_vocabulary_or_the_sequence_is_an_error() {
     for mut model in [tiny(ComputeDtype::F32), gguf("tiny-llama-q8_0")] {
         let mut cache = model.new_cache(0).unwrap();
-        assert_eq!(model.forward(&mut cache, &[1; 513], 0).unwrap_err().code(), "context_length_exceeded");
-        let error = model.forward(&mut cache, &[896], 0).unwrap_err().to_string();
+        assert_eq!(model.forward(&mut cache, &[1; 513], 0, None).unwrap_err().code(), "context_length_exceeded");
+        let error = model.forward(&mut cache, &[896], 0, None).unwrap_err().to_string();
         assert!(error.contains("token 896"), "{error}");
-        assert!(model.forward(&mut cache, &[], 0).is_err());
-        let error = model.forward(&mut cache, &[1], 7).unwrap_err().to_string();
+        assert!(model.forward(&mut cache, &[], 0, None).is_err());
+        let error = model.forward(&mut cache, &[1], 7, None).unwrap_err().to_string();
         assert!(error.contains("position 7") && error.contains("0 tokens"), "{error}");
-        assert_eq!(model.forward(&mut cache, &[895; 512], 0).map(|l| l.len()).unwrap(), 896);
-        assert_eq!(model.forward(&mut cache, &[1], 512).unwrap_err().code(), "context_length_exceeded");
+        assert_eq!(model.forward(&mut cache, &[895; 512], 0, None).map(|l| l.len()).unwrap(), 896);
+        assert_eq!(model.forward(&mut cache, &[1], 512, None).unwrap_err().code(), "context_length_exceeded");
     }
 }
 
@@ -24,11 +24,11 @@ fn generations_do_not_share_a_cache() {
         let (a, b) = ([393, 388, 262, 391], [1, 332, 202, 509]);
         let mut cache = model.new_cache(0).unwrap();
         prefill(&mut model, &mut cache, &a, 0, 4);
-        let alone = model.forward(&mut cache, &[380], 4).unwrap();
+        let alone = model.forward(&mut cache, &[380], 4, None).unwrap();
         let (mut first, mut second) = (model.new_cache(0).unwrap(), model.new_cache(0).unwrap());
         prefill(&mut model, &mut first, &a, 0, 4);
         prefill(&mut model, &mut second, &b, 0, 4);
-        assert_eq!(model.forward(&mut first, &[380], 4).unwrap(), alone);
+        assert_eq!(model.forward(&mut first, &[380], 4, None).unwrap(), alone);
     }
 }
 
@@ -79,7 +79,7 @@ fn a_cache_that_fills_the_context_takes_what_was_estimated_and_a_window_bounds_i
         let mut cache = decoder.new_cache(0).unwrap();
         assert_eq!(decoder.cache_bytes(&cache, 0), 0);
         for position in 0..256 {
-            decoder.forward(&mut cache, &[(position % 300) as u32], position).unwrap();
+            decoder.forward(&mut cache, &[(position % 300) as u32], position, None).unwrap();
         }
         let row = 2 * 2 * checkpoint.info.decoder.as_ref().unwrap().head_dim as u64 * 4;
         assert_eq!(decoder.cache_bytes(&cache, 256), rows * row, "{model}");

@@ -76,12 +76,12 @@ fn logits_are_those_of_a_fresh_computation_at_every_length() {
         if !model.holds(&cache, length) {
             assert_eq!(length, ORIGINAL + 1);
             // Not in silence: whoever has the tokens decides when to compute them.
-            let error = model.forward(&mut cache, &[1], position).unwrap_err().to_string();
+            let error = model.forward(&mut cache, &[1], position, None).unwrap_err().to_string();
             assert!(error.contains("41 tokens") && error.contains("new one"), "{error}");
             cache = model.new_cache(length).unwrap();
             prefill(&mut model, &mut cache, &long.prompt[..position], 0, 7);
         }
-        let logits = model.forward(&mut cache, &[long.prompt[position]], position).unwrap();
+        let logits = model.forward(&mut cache, &[long.prompt[position]], position, None).unwrap();
         let mut alone = model.new_cache(length).unwrap();
         let expected = prefill(&mut model, &mut alone, &long.prompt[..length], 0, usize::MAX);
         let error = difference(&logits, &expected);

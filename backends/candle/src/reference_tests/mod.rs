@@ -18,6 +18,9 @@ use crate::{
     support::{self, Supported},
 };
 
+mod adapters;
+mod adapters_merged;
+mod adapters_refused;
 mod architectures;
 mod bounds;
 mod longrope;
@@ -92,6 +95,11 @@ struct Row {
 
 impl Reference {
     fn open(name: &str) -> Self {
+        Self::open_merged(name, false)
+    }
+
+    /// With the logits of the merged model, where `merged`, and else of the model with the adapter beside it.
+    fn open_merged(name: &str, merged: bool) -> Self {
         let json: Value =
             serde_json::from_slice(&std::fs::read(fixture(&format!("reference/{name}.json"))).unwrap()).unwrap();
         let path = fixture(&format!("reference/{name}.logits.safetensors"));
@@ -108,7 +116,7 @@ impl Reference {
                 prompt: ids(&row["prompt_ids"]),
                 greedy: ids(&row["greedy_ids"]),
                 margin: row["min_margin"].as_f64().unwrap(),
-                logits: numbers(format!("logits.{i}")).unwrap(),
+                logits: numbers(format!("{}logits.{i}", if merged { "merged_" } else { "" })).unwrap(),
                 all: numbers(format!("all_logits.{i}")),
             })
             .collect();
@@ -137,7 +145,7 @@ fn prefill<M: StepModel>(
     let mut logits = Vec::new();
     let mut position = position;
     for step in tokens.chunks(chunk) {
-        logits = model.forward(cache, step, position).unwrap();
+        logits = model.forward(cache, step, position, None).unwrap();
         position += step.len();
     }
     logits
@@ -148,7 +156,7 @@ fn all_logits(model: &mut Decoder, tokens: &[u32], chunk: usize) -> Vec<f32> {
     let mut cache = model.new_cache(tokens.len()).unwrap();
     let mut logits = Vec::new();
     for (i, step) in tokens.chunks(chunk).enumerate() {
-        logits.extend(model.all_logits(&mut cache, step, i * chunk).unwrap());
+        logits.extend(model.all_logits(&mut cache, step, i * chunk, None).unwrap());
     }
     logits
 }
@@ -159,7 +167,7 @@ fn greedy(model: &mut Decoder, row: &Row, what: &str) {
     let mut next = best(&prefill(model, &mut cache, &row.prompt, 0, usize::MAX));
     for (i, expected) in row.greedy.iter().enumerate() {
         assert_eq!(next, *expected, "{what}: greedy token {i}");
-        next = best(&model.forward(&mut cache, &[next], row.prompt.len() + i).unwrap());
+        next = best(&model.forward(&mut cache, &[next], row.prompt.len() + i, None).unwrap());
     }
 }
 

@@ -58,7 +58,7 @@ impl Case {
         let mut logits = Vec::new();
         let mut position = from;
         for tokens in self.prompt[from..].chunks(chunk) {
-            logits.extend(self.model.all_logits(cache, tokens, position).unwrap());
+            logits.extend(self.model.all_logits(cache, tokens, position, None).unwrap());
             position += tokens.len();
         }
         let error = difference(&logits, &self.all[from * vocab..]);
@@ -83,7 +83,7 @@ fn a_truncated_sequence_goes_on_as_if_nothing_had_been_behind() {
             } else {
                 assert!(case.windowed, "{}: a full cache can always be cut", case.name);
                 // Nothing has changed: the sequence with the junk goes on.
-                case.model.forward(&mut cache, &[1], kept + 3).unwrap();
+                case.model.forward(&mut cache, &[1], kept + 3, None).unwrap();
             }
         }
     }
@@ -118,8 +118,8 @@ fn a_copy_goes_on_by_itself() {
             case.junk(&mut cache, kept, 9, 1);
             case.finish(&mut copy, kept, 4);
             let mut again = case.model.copy_cache(&cache).unwrap();
-            let next = case.model.forward(&mut cache, &[7], kept + 9).unwrap();
-            assert!(difference(&case.model.forward(&mut again, &[7], kept + 9).unwrap(), &next) < 1e-4);
+            let next = case.model.forward(&mut cache, &[7], kept + 9, None).unwrap();
+            assert!(difference(&case.model.forward(&mut again, &[7], kept + 9, None).unwrap(), &next) < 1e-4);
         }
     }
 }
@@ -179,7 +179,7 @@ fn a_restored_window_has_the_rows_that_it_needs_and_no_more() {
     // What a repeated request asks for.
     let last = JUNK.len() - 1;
     assert!(model.truncate(&mut restored, last).unwrap());
-    assert!(difference(&model.forward(&mut restored, &JUNK[last..], last).unwrap(), &logits) < 1e-4);
+    assert!(difference(&model.forward(&mut restored, &JUNK[last..], last, None).unwrap(), &logits) < 1e-4);
     assert!(model.truncate(&mut restored, JUNK.len() - window).unwrap());
     assert!(!model.truncate(&mut restored, JUNK.len() - 2 * window).unwrap());
 }

@@ -83,7 +83,7 @@ fn steps(model: &mut Wrapped, tokens: &[u32], chunk: usize) -> Vec<(usize, Vec<f
     tokens
         .chunks(chunk)
         .map(|step| {
-            let logits = model.forward(&mut cache, step, done).unwrap();
+            let logits = model.forward(&mut cache, step, done, None).unwrap();
             done += step.len();
             (done - 1, logits)
         })
@@ -115,13 +115,13 @@ fn sequences_of_one_model_do_not_see_each_other() {
         let mut next: Vec<u32> = cases
             .iter()
             .zip(&mut caches)
-            .map(|(case, cache)| best(&model.forward(cache, &case.prompt, 0).unwrap()))
+            .map(|(case, cache)| best(&model.forward(cache, &case.prompt, 0, None).unwrap()))
             .collect();
         // In turns, as a worker with two generations would.
         for n in 0..cases[0].greedy.len() {
             for ((case, cache), next) in cases.iter().zip(&mut caches).zip(&mut next) {
                 assert_eq!(*next, case.greedy[n], "{name}: greedy token {n}");
-                *next = best(&model.forward(cache, &[*next], case.prompt.len() + n).unwrap());
+                *next = best(&model.forward(cache, &[*next], case.prompt.len() + n, None).unwrap());
             }
         }
     }
@@ -132,9 +132,9 @@ fn what_a_step_cannot_be_is_an_error() {
     for (name, _) in MODELS {
         let mut model = load(name, 8);
         let mut cache = model.new_cache(4).unwrap();
-        let error = model.forward(&mut cache, &[1; 9], 0).unwrap_err();
+        let error = model.forward(&mut cache, &[1; 9], 0, None).unwrap_err();
         assert!(matches!(error, Error::ContextLengthExceeded { prompt_tokens: 9, context_length: 8 }), "{error}");
-        let mut error = |tokens: &[u32], at| model.forward(&mut cache, tokens, at).unwrap_err().to_string();
+        let mut error = |tokens: &[u32], at| model.forward(&mut cache, tokens, at, None).unwrap_err().to_string();
         assert!(error(&[384], 0).contains("384"));
         assert!(error(&[], 0).contains("without tokens"));
         assert!(error(&[1], 3).contains("position 3"));

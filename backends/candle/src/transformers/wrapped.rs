@@ -1,6 +1,6 @@
 //! A model of candle-transformers behind the worker's trait.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, convert::Infallible};
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
@@ -78,12 +78,19 @@ impl Wrapped {
 
 impl StepModel for Wrapped {
     type Cache = Sequence;
+    type Adapters = Infallible;
 
     fn new_cache(&mut self, _: usize) -> Result<Sequence> {
         Ok(Sequence { model: self.build()?, tokens: 0 })
     }
 
-    fn forward(&mut self, cache: &mut Sequence, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
+    fn forward(
+        &mut self,
+        cache: &mut Sequence,
+        tokens: &[u32],
+        position: usize,
+        _: Option<&Infallible>,
+    ) -> Result<Vec<f32>> {
         let d = &self.what.description;
         steps::check(tokens, position, cache.tokens, self.context_length, d.sizes.vocab)?;
         match tokens.split_last() {

@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll};
 
-use llm_local_core::{LogitsRequest, Result, SessionId, TrimLevel};
+use llm_local_core::{AdapterSet, LogitsRequest, Result, SessionId, TrimLevel};
 use tokio::sync::{
     mpsc::{self, error::TryRecvError},
     oneshot,
@@ -16,6 +16,7 @@ pub(super) enum Command {
     Generate(Box<Requested>),
     Logits(LogitsRequest, Reply<Vec<f32>>),
     Session(SessionId, Asked),
+    SetAdapters(AdapterSet, Reply<()>),
     Trim(TrimLevel, Reply<u64>),
     Unload,
 }

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use llm_local_core::{Error, FinishReason, GenerateRequest, GenerationEvent, GenerationStats, Input, Result, Usage};
+use llm_local_core::{
+    AdapterSet, Error, FinishReason, GenerateRequest, GenerationEvent, GenerationStats, Input, Result, Usage,
+};
 
 use super::{
-    StepModel, caught,
+    StepModel,
+    adapters::Lease,
+    caught,
     claims::{Claim, Claims},
     events::Outlet,
     prompt,
@@ -29,15 +33,17 @@ pub(super) struct Requested {
 }
 
 /// A generation that takes turns.
-pub(super) struct Generating<C> {
+pub(super) struct Generating<M: StepModel> {
     request: GenerateRequest,
+    /// What it computes with; of a set that the request names, from the first step on.
+    adapters: Option<Lease<M::Adapters>>,
     outlet: Outlet,
     session: Option<OfSession>,
     requested: Duration,
     usage: Usage,
     stats: GenerationStats,
     /// From the first turn on: reading the prompt is work too, and has its turn like any other.
-    running: Option<Running<C>>,
+    running: Option<Running<M::Cache>>,
 }
 
 /// The session of a generation.
@@ -54,14 +60,18 @@ struct Running<C> {
     stop: StopMatcher,
 }
 
-impl<C> Generating<C> {
-    pub(super) fn new(requested: Requested, claims: &Claims) -> Self {
-        let session = Key::of(&requested.request).map(|key| {
-            let claim = claims.claim(vec![key.session.clone()]);
-            OfSession { key, claim }
+impl<M: StepModel> Generating<M> {
+    /// `own` is the model's own set of adapters.
+    pub(super) fn new(requested: Requested, claims: &Claims, own: &Lease<M::Adapters>) -> Self {
+        let named = requested.request.adapters.as_ref().map(AdapterSet::digest);
+        let session = requested.request.session.clone().map(|session| {
+            let claim = claims.claim(vec![session.clone()]);
+            let adapters = named.clone().unwrap_or_else(|| own.digest().to_owned());
+            OfSession { key: Key { session, adapters }, claim }
         });
         Self {
             session,
+            adapters: named.is_none().then(|| own.clone()),
             request: requested.request,
             outlet: requested.outlet,
             requested: requested.at,
@@ -93,7 +103,7 @@ impl<C> Generating<C> {
         self.session.as_ref().is_none_or(|session| session.claim.is_granted())
     }
 
-    pub(super) fn step<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
+    pub(super) fn step(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
         if self.running.is_none() {
             self.begin(turn)?;
         }
@@ -104,13 +114,17 @@ impl<C> Generating<C> {
             return self.finish(FinishReason::Length, turn);
         }
         let started = (turn.clock)();
+        let adapters = match &self.adapters {
+            Some(lease) => lease.clone(),
+            None => self.lease(turn)?,
+        };
         let running = running(&mut self.running)?;
         if running.sequence.computed() == 0
             && let Some(kept) = self.session.as_ref().and_then(|session| turn.sessions.take(&session.key))
         {
             running.sequence.resume(kept, turn.model)?;
         }
-        let Advance { tokens, logits } = running.sequence.advance(turn)?;
+        let Advance { tokens, logits } = running.sequence.advance(turn, adapters.adapters())?;
         let chosen = match logits {
             Some(mut logits) => Some(running.sampler.sample(&mut logits, running.sequence.tokens())?),
             None => None,
@@ -138,16 +152,27 @@ impl<C> Generating<C> {
     }
 
     /// Gives the session what is computed.
-    pub(super) fn keep(&mut self, sessions: &mut Sessions<C>) -> Result<()> {
+    pub(super) fn keep(&mut self, sessions: &mut Sessions<M::Cache>) -> Result<()> {
         let kept = self.running.as_mut().and_then(|running| running.sequence.take_computed());
         match (kept, &self.session) {
+            (Some(kept), Some(session)) if self.request.adapters.is_none() => {
+                sessions.keep_own(session.key.clone(), kept)
+            }
             (Some(kept), Some(session)) => sessions.keep(session.key.clone(), kept),
             (Some(kept), None) => kept.cached.free(),
             (None, _) => Ok(()),
         }
     }
 
-    fn begin<M: StepModel<Cache = C>>(&mut self, turn: &Turn<'_, M>) -> Result<()> {
+    /// The set of adapters that the request names.
+    fn lease(&mut self, turn: &mut Turn<'_, M>) -> Result<Lease<M::Adapters>> {
+        let named =
+            self.request.adapters.as_ref().ok_or_else(|| Error::generation("the generation has no adapters"))?;
+        let lease = turn.sets.lease(named, turn.model)?;
+        Ok(self.adapters.insert(lease).clone())
+    }
+
+    fn begin(&mut self, turn: &Turn<'_, M>) -> Result<()> {
         let input = std::mem::replace(&mut self.request.input, Input::Tokens(Vec::new()));
         let tokens = prompt::tokens(input, turn.text, turn.info)?;
         self.usage.prompt_tokens = tokens.len();
@@ -162,14 +187,14 @@ impl<C> Generating<C> {
     }
 
     /// Whether no token may follow.
-    fn is_full<M: StepModel<Cache = C>>(&self, turn: &Turn<'_, M>) -> bool {
+    fn is_full(&self, turn: &Turn<'_, M>) -> bool {
         let generated = self.usage.generated_tokens;
         self.request.max_tokens.is_some_and(|max| generated >= max)
             || self.usage.prompt_tokens + generated >= turn.info.context_length
     }
 
     /// Takes the next token.
-    fn accept<M: StepModel<Cache = C>>(&mut self, id: u32, turn: &mut Turn<'_, M>) -> Result<Next> {
+    fn accept(&mut self, id: u32, turn: &mut Turn<'_, M>) -> Result<Next> {
         if !self.request.ignore_eos && turn.text.eos_ids().binary_search(&id).is_ok() {
             return self.finish(FinishReason::Eos, turn);
         }
@@ -192,7 +217,7 @@ impl<C> Generating<C> {
         }
     }
 
-    fn finish<M: StepModel<Cache = C>>(&mut self, mut reason: FinishReason, turn: &mut Turn<'_, M>) -> Result<Next> {
+    fn finish(&mut self, mut reason: FinishReason, turn: &mut Turn<'_, M>) -> Result<Next> {
         let running = running(&mut self.running)?;
         let mut text = String::new();
         if reason != FinishReason::Stop {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use llm_local_core::{
-    Counters, Error, GenerateRequest, Generation, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport, Result,
-    SessionId, SessionState, TrimLevel, async_trait,
+    AdapterSet, Counters, Error, GenerateRequest, Generation, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport,
+    Result, SessionId, SessionState, TrimLevel, async_trait,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,6 +25,8 @@ pub(super) struct Handle {
     pub(super) info: LoadedInfo,
     /// [`StepModel::keeps_sessions`](super::StepModel::keeps_sessions).
     pub(super) keeps_sessions: bool,
+    /// [`StepModel::runs_adapters`](super::StepModel::runs_adapters).
+    pub(super) runs_adapters: bool,
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Clock,
@@ -54,7 +56,7 @@ impl Handle {
             self.check_sessions(session)?;
         }
         if request.adapters.is_some() {
-            return Err(self.adapters_unsupported());
+            self.check_adapters("`adapters` of a request")?;
         }
         let (outlet, events) = events::channel(self.info.model.clone());
         self.send(Command::Generate(Box::new(Requested { request, outlet, at })))?;
@@ -79,14 +81,17 @@ impl Handle {
         ))
     }
 
-    fn adapters_unsupported(&self) -> Error {
-        Error::unsupported(
-            "`adapters` of a request",
+    fn check_adapters(&self, what: &str) -> Result<()> {
+        if self.runs_adapters {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            what,
             format!(
                 "backend `{}` has the adapters of `{}` merged into its weights; name others in a spec and load that",
                 self.info.backend, self.info.model
             ),
-        )
+        ))
     }
 }
 
@@ -102,9 +107,14 @@ impl LoadedModel for Handle {
 
     async fn logits(&self, r: LogitsRequest) -> Result<Vec<f32>> {
         if r.adapters.is_some() {
-            return Err(self.adapters_unsupported());
+            self.check_adapters("`adapters` of a request")?;
         }
         self.ask(|reply| Command::Logits(r, reply)).await
+    }
+
+    async fn set_adapters(&self, a: AdapterSet) -> Result<()> {
+        self.check_adapters("set_adapters")?;
+        self.ask(|reply| Command::SetAdapters(a, reply)).await
     }
 
     async fn end_session(&self, s: SessionId) -> Result<()> {

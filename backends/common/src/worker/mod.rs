@@ -10,6 +10,7 @@
 //! | `task` | one participant: a generation, a request for logits, or a call about a session |
 //! | `generation`, `logits`, `session_call` | what each does in its turn |
 //! | `sequence` | tokens and their KV cache |
+//! | `adapters` | sets of adapters, made ready once for all that use them |
 //! | `sessions` | what sessions have computed, while no generation uses it |
 //! | `claims` | who may have a session, in order |
 //! | `prompt` | the tokens of an input, checked |
@@ -37,9 +38,15 @@
 //!   sequence computed anew like a prompt: chunk by chunk, a turn for each, and counted. Before the first token of an
 //!   answer nothing was cached then; behind it, what is computed anew counts with the tokens decoded.
 //! - The last token of a prompt is always computed, because its logits choose the next one.
+//! - A request computes with one set of adapters: the one it names, or else the model's own of the moment when it was
+//!   made. `set_adapters` is obeyed in line with the requests, and leaves those before it as they are. A set is made
+//!   ready in the first turn that computes with it, is there once however many use it, and is dropped behind the last.
+//! - A session has a cache for each set of adapters, and none is used under another set. Those of the model's own set
+//!   are forgotten when it is replaced: nothing says that it comes back.
 //! - Trimming the sessions drops the caches of those that no generation is using; `unload` drops all.
 //! - Dropping the last handle ends the thread once the generations that are still held have ended; `unload` cuts them.
 
+mod adapters;
 mod caught;
 mod claims;
 mod clock;

@@ -2,7 +2,7 @@
 
 use std::{any::Any, collections::BTreeMap};
 
-use llm_local_core::{Error, LoadedInfo, Result, SessionState, SessionTensor, TrimLevel};
+use llm_local_core::{AdapterSet, Error, LoadedInfo, Result, SessionState, SessionTensor, TrimLevel};
 
 use crate::text::TextPipeline;
 
@@ -10,6 +10,9 @@ use crate::text::TextPipeline;
 pub trait StepModel: 'static {
     /// The KV cache of one sequence.
     type Cache: 'static;
+
+    /// A set of adapters that it can compute with, beside its weights. [`std::convert::Infallible`] where there is none.
+    type Adapters: 'static;
 
     /// An empty cache for a sequence that begins with `prompt` tokens; it may grow beyond that.
     ///
@@ -26,14 +29,41 @@ pub trait StepModel: 'static {
         true
     }
 
-    /// Computes `tokens` at the positions from `position` on. Returns the logits after the last of them, shape
-    /// (vocab,), f32.
+    /// Computes `tokens` at the positions from `position` on, with `adapters` or as the base alone. Returns the logits
+    /// after the last of them, shape (vocab,), f32. A cache is computed with one set of adapters from its first token on.
     ///
     /// # Errors
     /// Whatever went wrong; it ends the generation that the cache is for, and no other.
-    fn forward(&mut self, cache: &mut Self::Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>>;
+    fn forward(
+        &mut self,
+        cache: &mut Self::Cache,
+        tokens: &[u32],
+        position: usize,
+        adapters: Option<&Self::Adapters>,
+    ) -> Result<Vec<f32>>;
 
-    /// Bytes that the weights take.
+    /// Whether it can run adapters beside its weights; if so, the two methods below are there.
+    fn runs_adapters(&self) -> bool {
+        false
+    }
+
+    /// Makes `set`, which is not empty, ready to compute with. The base stays as it is: other sets may be in use.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] that names the adapter and what of it cannot be run; [`Error::Unsupported`] unless
+    /// the model runs adapters.
+    fn prepare_adapters(&mut self, set: &AdapterSet) -> Result<Self::Adapters> {
+        let _ = set;
+        Err(Error::unsupported("adapters beside the weights", "this model runs none; merge them into its weights"))
+    }
+
+    /// Bytes that `adapters` take beside the base.
+    fn adapter_bytes(&self, adapters: &Self::Adapters) -> u64 {
+        let _ = adapters;
+        0
+    }
+
+    /// Bytes that the base's weights take.
     fn weight_bytes(&self) -> u64;
 
     /// Bytes that `cache` takes when it holds `positions` tokens.
@@ -108,6 +138,8 @@ pub struct Built<M> {
     pub text: TextPipeline,
     /// Tokens of a prompt computed in one step; at least 1.
     pub prefill_chunk: usize,
+    /// The adapters that it runs with where a request names none; empty for the base alone.
+    pub adapters: AdapterSet,
     /// Dropped, on the worker's thread, after the model: the reservation.
     pub reservation: Option<Box<dyn Any + Send + Sync>>,
 }

@@ -2,10 +2,11 @@
 
 use std::{collections::VecDeque, future::poll_fn, sync::Arc, task::Poll};
 
-use llm_local_core::{Error, LoadedInfo, Result, TrimLevel};
+use llm_local_core::{AdapterSet, Error, LoadedInfo, Result, TrimLevel};
 
 use super::{
     StepModel,
+    adapters::Sets,
     caught::{caught, discard},
     claims::Claims,
     clock::Clock,
@@ -24,15 +25,25 @@ pub(super) struct RunLoop<M: StepModel> {
     /// First, so that no command waits for an answer while the rest is dropped.
     inbox: Inbox,
     /// In the order of their turns.
-    tasks: VecDeque<Task<M::Cache>>,
+    tasks: VecDeque<Task<M>>,
     sessions: Sessions<M::Cache>,
     claims: Claims,
+    sets: Sets<M::Adapters>,
     model: M,
     text: TextPipeline,
     info: LoadedInfo,
     prefill_chunk: usize,
     shared: Arc<Shared>,
     clock: Clock,
+}
+
+/// What a loop serves.
+pub(super) struct Served<M: StepModel> {
+    pub(super) model: M,
+    pub(super) sets: Sets<M::Adapters>,
+    pub(super) text: TextPipeline,
+    pub(super) info: LoadedInfo,
+    pub(super) prefill_chunk: usize,
 }
 
 /// Whether the loop goes on.
@@ -45,10 +56,7 @@ enum Flow {
 impl<M: StepModel> RunLoop<M> {
     pub(super) fn new(
         inbox: Inbox,
-        model: M,
-        text: TextPipeline,
-        info: LoadedInfo,
-        prefill_chunk: usize,
+        Served { model, sets, text, info, prefill_chunk }: Served<M>,
         shared: Arc<Shared>,
         clock: Clock,
     ) -> Self {
@@ -56,8 +64,9 @@ impl<M: StepModel> RunLoop<M> {
         Self {
             inbox,
             tasks: VecDeque::new(),
-            sessions: Sessions::new(),
+            sessions: Sessions::new(sets.own().digest().to_owned()),
             claims: Claims::default(),
+            sets,
             model,
             text,
             info,
@@ -72,7 +81,7 @@ impl<M: StepModel> RunLoop<M> {
     pub(super) async fn run(mut self) {
         self.serve().await;
         tracing::debug!(model = self.info.model, tasks = self.tasks.len(), "unloading");
-        let Self { inbox, tasks, mut sessions, model, .. } = self;
+        let Self { inbox, tasks, mut sessions, sets, model, .. } = self;
         drop(inbox);
         for task in tasks {
             discard("an unfinished request", task);
@@ -80,6 +89,7 @@ impl<M: StepModel> RunLoop<M> {
         if let Err(error) = sessions.forget_all() {
             tracing::error!(%error, "the sessions of a model that is unloaded");
         }
+        discard("the model's adapters", sets);
         discard("the model", model);
     }
 
@@ -123,6 +133,7 @@ impl<M: StepModel> RunLoop<M> {
         Turn {
             model: &mut self.model,
             sessions: &mut self.sessions,
+            sets: &mut self.sets,
             text: &self.text,
             info: &self.info,
             prefill_chunk: self.prefill_chunk,
@@ -134,18 +145,30 @@ impl<M: StepModel> RunLoop<M> {
     fn obey(&mut self, command: Command) -> Flow {
         match command {
             Command::Generate(requested) => {
-                self.tasks.push_back(Task::Generate(Box::new(Generating::new(*requested, &self.claims))));
+                let task = Generating::new(*requested, &self.claims, self.sets.own());
+                self.tasks.push_back(Task::Generate(Box::new(task)));
             }
             Command::Logits(request, reply) => {
-                self.tasks.push_back(Task::Logits(Box::new(Computing::new(request, reply))));
+                self.tasks.push_back(Task::Logits(Box::new(Computing::new(request, reply, self.sets.own()))));
             }
             Command::Session(session, asked) => {
                 self.tasks.push_back(Task::Session(Box::new(Calling::new(session, asked, &self.claims))));
             }
+            // Whoever has given up does not want it any more.
+            Command::SetAdapters(_, reply) if reply.is_abandoned() => {}
+            Command::SetAdapters(set, mut reply) => reply.answer(self.set_adapters(&set)),
             Command::Trim(level, mut reply) => reply.answer(self.trim(level)),
             Command::Unload => return Flow::Unload,
         }
         Flow::Continue
+    }
+
+    fn set_adapters(&mut self, set: &AdapterSet) -> Result<()> {
+        let before = self.sets.replace_own(set, &mut self.model)?;
+        let forgotten = self.sessions.set_own(self.sets.own().digest().to_owned());
+        tracing::debug!(model = self.info.model, from = before.digest(), to = self.sets.own().digest(), "adapters set");
+        discard("adapters that were replaced", before);
+        forgotten
     }
 
     fn trim(&mut self, level: TrimLevel) -> Result<u64> {

@@ -93,7 +93,11 @@ impl<C> Sequence<C> {
     }
 
     /// Computes the next chunk; the first one again, if the cache cannot go on with the tokens that there are now.
-    pub(super) fn advance<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Advance> {
+    pub(super) fn advance<M: StepModel<Cache = C>>(
+        &mut self,
+        turn: &mut Turn<'_, M>,
+        adapters: Option<&M::Adapters>,
+    ) -> Result<Advance> {
         let count = self.tokens.len();
         if let Some(cached) = self.cached.take_if(|cached| !turn.model.holds(&cached.cache, count)) {
             tracing::debug!(model = turn.info.model, tokens = count, computed = self.computed, "computing anew");
@@ -108,7 +112,7 @@ impl<C> Sequence<C> {
         let from = self.computed;
         let end = count.min(from + turn.prefill_chunk);
         turn.shared.count_step(end - from);
-        let logits = turn.model.forward(cache, &self.tokens[from..end], from)?;
+        let logits = turn.model.forward(cache, &self.tokens[from..end], from, adapters)?;
         self.computed = end;
         bytes.set(turn.model.cache_bytes(cache, end));
         if logits.len() != turn.info.vocab_size {

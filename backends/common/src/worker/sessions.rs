@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use llm_local_core::{AdapterSet, Error, GenerateRequest, LoadedInfo, Result, SessionId, SessionState};
+use llm_local_core::{Error, LoadedInfo, Result, SessionId, SessionState};
 
 use super::{
     StepModel,
@@ -14,36 +14,46 @@ use super::{
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) session: SessionId,
-    /// [`AdapterSet::digest`]; empty for the model as it was loaded.
+    /// [`AdapterSet::digest`](llm_local_core::AdapterSet::digest); empty for the base alone.
     pub(super) adapters: String,
-}
-
-impl Key {
-    /// That of a request, if it is of a session.
-    pub(super) fn of(request: &GenerateRequest) -> Option<Self> {
-        let adapters = request.adapters.as_ref().map(AdapterSet::digest).unwrap_or_default();
-        request.session.clone().map(|session| Self { session, adapters })
-    }
-
-    /// That of the session `s` with the model as it was loaded.
-    fn of_loaded(s: &SessionId) -> Self {
-        Self { session: s.clone(), adapters: String::new() }
-    }
 }
 
 /// The sessions that no generation is using now.
 pub(super) struct Sessions<C> {
     kept: HashMap<Key, Kept<C>>,
+    /// The digest of the model's own set of adapters.
+    own: String,
 }
 
 impl<C> Sessions<C> {
-    pub(super) fn new() -> Self {
-        Self { kept: HashMap::new() }
+    /// Those of a model whose own set of adapters has the digest `own`.
+    pub(super) fn new(own: String) -> Self {
+        Self { kept: HashMap::new(), own }
+    }
+
+    /// Says that the model's own set of adapters has the digest `own` from now on. Caches of the one before are
+    /// forgotten: each new weight of an adapter would leave one behind.
+    pub(super) fn set_own(&mut self, own: String) -> Result<()> {
+        if own == self.own {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.own, own);
+        self.forget(|key| key.adapters == before).map(drop)
+    }
+
+    /// The key of the session `s` with the model's own set of adapters.
+    fn own_key(&self, s: &SessionId) -> Key {
+        Key { session: s.clone(), adapters: self.own.clone() }
     }
 
     /// Takes out what is computed, for a generation to go on from.
     pub(super) fn take(&mut self, key: &Key) -> Option<Kept<C>> {
         self.kept.remove(key)
+    }
+
+    /// Keeps what was computed with a set that the request did not name, unless the model has another by now.
+    pub(super) fn keep_own(&mut self, key: Key, kept: Kept<C>) -> Result<()> {
+        if key.adapters == self.own { self.keep(key, kept) } else { kept.cached.free() }
     }
 
     /// Keeps what is computed, in place of what there was.
@@ -84,16 +94,16 @@ impl<C> Sessions<C> {
         Ok(())
     }
 
-    /// What `s` has computed with the model as it was loaded; empty if that is nothing.
+    /// What `s` has computed with the model's own set of adapters; empty if that is nothing.
     pub(super) fn export<M: StepModel<Cache = C>>(&self, s: &SessionId, model: &mut M) -> Result<SessionState> {
-        let Some(Kept { tokens, cached }) = self.kept.get(&Key::of_loaded(s)) else {
+        let Some(Kept { tokens, cached }) = self.kept.get(&self.own_key(s)) else {
             return Ok(SessionState::new(Vec::new(), Default::default(), Vec::new()));
         };
         let (metadata, tensors) = model.export_cache(&cached.cache)?;
         Ok(SessionState::new(tokens.clone(), metadata, tensors))
     }
 
-    /// Gives `s` what was exported. If that cannot be taken, `s` is as before.
+    /// Gives `s` what was exported, as computed with the model's own set of adapters. If that cannot be taken, `s` is as before.
     pub(super) fn import<M: StepModel<Cache = C>>(
         &mut self,
         s: &SessionId,
@@ -108,7 +118,7 @@ impl<C> Sessions<C> {
         }
         let cached = Cached::new(model.import_cache(&state)?, state.tokens.len(), model, shared.clone());
         self.end(s)?;
-        self.keep(Key::of_loaded(s), Kept { tokens: state.tokens, cached })
+        self.keep(self.own_key(s), Kept { tokens: state.tokens, cached })
     }
 
     /// Every cache is dropped, even if dropping one panics; the first panic is the error.

@@ -11,6 +11,8 @@ use llm_local_core::{CancellationToken, Counters, MemoryReport};
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     weights: AtomicU64,
+    /// Of sets of adapters that are in use.
+    adapters: AtomicU64,
     kv_cache: AtomicU64,
     forward_steps: AtomicU64,
     forward_tokens: AtomicU64,
@@ -34,7 +36,7 @@ impl Shared {
     }
 
     pub(super) fn memory(&self) -> MemoryReport {
-        MemoryReport::new(self.weights.load(Relaxed), self.kv_cache.load(Relaxed))
+        MemoryReport::new(self.weights.load(Relaxed) + self.adapters.load(Relaxed), self.kv_cache.load(Relaxed))
     }
 }
 
@@ -63,6 +65,31 @@ impl KvBytes {
 }
 
 impl Drop for KvBytes {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// The bytes of one set of adapters in the sum of all. Dropping it takes them out.
+#[derive(Debug)]
+pub(super) struct AdapterBytes {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl AdapterBytes {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, bytes: 0 }
+    }
+
+    pub(super) fn set(&mut self, bytes: u64) {
+        self.shared.adapters.fetch_add(bytes, Relaxed);
+        self.shared.adapters.fetch_sub(self.bytes, Relaxed);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for AdapterBytes {
     fn drop(&mut self) {
         self.set(0);
     }

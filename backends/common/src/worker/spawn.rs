@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Built, StepModel,
+    adapters::Sets,
     caught::{caught, discard},
     clock::{self, Clock},
     command::Inbox,
     handle::Handle,
-    run_loop::RunLoop,
+    run_loop::{RunLoop, Served},
     shared::{EndOfThread, Shared},
 };
 
@@ -58,15 +59,24 @@ pub(super) async fn spawn_with_clock<M: StepModel>(
     let abandoned = options.cancel.clone().drop_guard();
     let loaded = loaded.await;
     abandoned.disarm();
-    let Loaded { info, keeps_sessions } =
+    let Loaded { info, keeps_sessions, runs_adapters } =
         loaded.unwrap_or_else(|_| Err(Error::load("the model", "its worker thread ended during the load")))?;
-    Ok(Arc::new(Handle { info, keeps_sessions, commands, shared, clock, thread: Mutex::new(Some(thread)) }))
+    Ok(Arc::new(Handle {
+        info,
+        keeps_sessions,
+        runs_adapters,
+        commands,
+        shared,
+        clock,
+        thread: Mutex::new(Some(thread)),
+    }))
 }
 
 /// What the handle knows of the model.
 struct Loaded {
     info: LoadedInfo,
     keeps_sessions: bool,
+    runs_adapters: bool,
 }
 
 /// What moves to the thread.
@@ -85,7 +95,7 @@ impl Worker {
         // Dropped last, after the loop and all it owned.
         let _end = EndOfThread(shared.clone());
         let started = clock();
-        let built = match self::build(build, &cancel) {
+        let (built, sets) = match self::build(build, &cancel, &shared) {
             Ok(built) => built,
             Err(error) => {
                 tracing::debug!(%error, "load failed");
@@ -94,29 +104,43 @@ impl Worker {
                 return;
             }
         };
-        let Built { model, info, text, prefill_chunk, reservation } = built;
+        let Built { model, info, text, prefill_chunk, adapters: _, reservation } = built;
         // Dropped after the loop, which has the model.
         let _reservation = reservation;
         let info = info.with_chat_template(text.has_chat_template()).with_load_time(clock().saturating_sub(started));
         shared.set_weights(model.weight_bytes());
         tracing::debug!(model = info.model, load_time = ?info.load_time, "loaded");
-        let loaded = Loaded { info: info.clone(), keeps_sessions: model.keeps_sessions() };
-        let run_loop = RunLoop::new(inbox, model, text, info, prefill_chunk, shared, clock);
+        let loaded =
+            Loaded { info: info.clone(), keeps_sessions: model.keeps_sessions(), runs_adapters: model.runs_adapters() };
+        let run_loop = RunLoop::new(inbox, Served { model, sets, text, info, prefill_chunk }, shared, clock);
         // Where the load was given up in this moment, no handle is there and the loop ends at once.
         let _ = ready.send(Ok(loaded));
         pollster::block_on(run_loop.run());
     }
 }
 
-/// Builds the model. A panic is a failed load, and a load cancelled meanwhile is dropped.
-fn build<M>(build: impl FnOnce() -> Result<Built<M>>, cancel: &CancellationToken) -> Result<Built<M>> {
-    let built = caught(build)
+/// Builds the model, and makes its own set of adapters ready. A panic is a failed load, and a load cancelled meanwhile is
+/// dropped.
+fn build<M: StepModel>(
+    build: impl FnOnce() -> Result<Built<M>>,
+    cancel: &CancellationToken,
+    shared: &Arc<Shared>,
+) -> Result<(Built<M>, Sets<M::Adapters>)> {
+    let mut built = caught(build)
         .unwrap_or_else(|panic| Err(Error::load("the model", format!("the backend panicked: {panic}"))))?;
-    if cancel.is_cancelled() {
-        let Built { model, text, reservation, .. } = built;
-        discard("a model that is not wanted any more", model);
-        drop((text, reservation));
-        return Err(Error::Cancelled);
+    let sets = if cancel.is_cancelled() {
+        Err(Error::Cancelled)
+    } else {
+        Sets::new(&built.adapters, &mut built.model, shared)
+    };
+    match sets {
+        Ok(sets) if !cancel.is_cancelled() => Ok((built, sets)),
+        sets => {
+            let error = sets.map(|sets| discard("adapters that are not wanted any more", sets)).err();
+            let Built { model, text, reservation, .. } = built;
+            discard("a model that is not wanted any more", model);
+            drop((text, reservation));
+            Err(error.unwrap_or(Error::Cancelled))
+        }
     }
-    Ok(built)
 }

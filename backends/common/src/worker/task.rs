@@ -6,6 +6,7 @@ use llm_local_core::{Error, LoadedInfo, Result};
 
 use super::{
     StepModel,
+    adapters::Sets,
     caught::{caught, discard},
     clock::Clock,
     generation::Generating,
@@ -17,9 +18,9 @@ use super::{
 use crate::text::TextPipeline;
 
 /// Whoever takes turns.
-pub(super) enum Task<C> {
-    Generate(Box<Generating<C>>),
-    Logits(Box<Computing<C>>),
+pub(super) enum Task<M: StepModel> {
+    Generate(Box<Generating<M>>),
+    Logits(Box<Computing<M>>),
     Session(Box<Calling>),
 }
 
@@ -27,6 +28,7 @@ pub(super) enum Task<C> {
 pub(super) struct Turn<'a, M: StepModel> {
     pub(super) model: &'a mut M,
     pub(super) sessions: &'a mut Sessions<M::Cache>,
+    pub(super) sets: &'a mut Sets<M::Adapters>,
     pub(super) text: &'a TextPipeline,
     pub(super) info: &'a LoadedInfo,
     pub(super) prefill_chunk: usize,
@@ -43,7 +45,7 @@ pub(super) enum Next {
     Done,
 }
 
-impl<C> Task<C> {
+impl<M: StepModel> Task<M> {
     /// Whether nobody waits for the outcome.
     pub(super) fn is_abandoned(&self) -> bool {
         match self {
@@ -72,7 +74,7 @@ impl<C> Task<C> {
     }
 
     /// Ends without an outcome, because nobody waits for it. What is computed stays with its session.
-    pub(super) fn abandon(self, sessions: &mut Sessions<C>) {
+    pub(super) fn abandon(self, sessions: &mut Sessions<M::Cache>) {
         let mut task = self;
         if let Self::Generate(task) = &mut task
             && let Err(error) = task.keep(sessions)
@@ -83,7 +85,7 @@ impl<C> Task<C> {
     }
 
     /// Takes one turn. An error or panic in it ends this task alone.
-    pub(super) fn take_turn<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Next {
+    pub(super) fn take_turn(&mut self, turn: &mut Turn<'_, M>) -> Next {
         let outcome = caught(|| self.step(turn));
         let outcome = outcome.unwrap_or_else(|panic| Err(Error::generation(format!("the backend panicked: {panic}"))));
         outcome.unwrap_or_else(|error| {
@@ -97,7 +99,7 @@ impl<C> Task<C> {
         })
     }
 
-    fn step<M: StepModel<Cache = C>>(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
+    fn step(&mut self, turn: &mut Turn<'_, M>) -> Result<Next> {
         match self {
             Self::Generate(task) => task.step(turn),
             Self::Logits(task) => task.step(turn),

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 
 use super::{
     super::{
-        Built, clock,
-        command::{Command, Inbox},
-        events,
-        generation::Requested,
+        Built, StepModel,
+        adapters::Sets,
+        clock,
+        command::Inbox,
         handle::Handle,
-        run_loop::RunLoop,
+        run_loop::{RunLoop, Served},
         shared::{EndOfThread, Shared},
     },
     fake::Setup,
@@ -45,18 +45,20 @@ impl Wake for Wakes {
 
 impl Driven {
     pub(super) fn new(setup: Setup) -> Self {
-        let keeps_sessions = setup.keeps_sessions;
-        let Built { model, info, text, prefill_chunk, reservation } = setup.build();
+        let (keeps_sessions, runs_adapters) = (setup.keeps_sessions, setup.runs_adapters);
+        let Built { mut model, info, text, prefill_chunk, adapters, reservation } = setup.build();
         let (commands, receiver) = mpsc::unbounded_channel();
         let (shared, clock) = (Arc::new(Shared::default()), clock::monotonic());
-        let run_loop =
-            RunLoop::new(Inbox::new(receiver), model, text, info.clone(), prefill_chunk, shared.clone(), clock.clone());
+        shared.set_weights(model.weight_bytes());
+        let sets = Sets::new(&adapters, &mut model, &shared).unwrap();
+        let served = Served { model, sets, text, info: info.clone(), prefill_chunk };
+        let run_loop = RunLoop::new(Inbox::new(receiver), served, shared.clone(), clock.clone());
         let end = EndOfThread(shared.clone());
         let worker = async move {
             let (_end, _reservation) = (end, reservation);
             run_loop.run().await;
         };
-        let handle = Handle { info, keeps_sessions, commands, shared, clock, thread: Mutex::new(None) };
+        let handle = Handle { info, keeps_sessions, runs_adapters, commands, shared, clock, thread: Mutex::new(None) };
         let mut driven = Self { model: Arc::new(handle), worker: Box::pin(worker), wakes: Arc::default() };
         // Now it sleeps, and what is asked of it wakes it.
         driven.drive();
@@ -118,13 +120,5 @@ impl Driven {
     pub(super) fn finish(&mut self, generation: Generation) -> Result<Completion> {
         self.drive();
         self.try_ask(&mut Box::pin(generation.complete())).expect("the end of the generation")
-    }
-
-    /// Starts a request that the handle might refuse.
-    pub(super) fn unchecked(&self, request: GenerateRequest) -> Generation {
-        let (outlet, events) = events::channel("fake".into());
-        let requested = Requested { request, outlet, at: Default::default() };
-        assert!(self.model.commands.send(Command::Generate(Box::new(requested))).is_ok());
-        Generation::new(events)
     }
 }

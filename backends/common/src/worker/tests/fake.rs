@@ -13,8 +13,8 @@ use std::{
 };
 
 use llm_local_core::{
-    DeviceInfo, DeviceKind, Error, FloatType, Generation, GenerationEvent, Input, LoadOptions, LoadedInfo, LoadedModel,
-    Result, SessionState, SessionTensor, TextFiles, TrimLevel,
+    AdapterSet, DeviceInfo, DeviceKind, Error, FloatType, Generation, GenerationEvent, Input, LoadOptions, LoadedInfo,
+    LoadedModel, Result, SessionState, SessionTensor, TextFiles, TrimLevel,
 };
 
 use super::super::{Built, StepModel, spawn::spawn_with_clock};
@@ -24,6 +24,7 @@ use crate::text::TextPipeline;
 pub(super) const VOCAB: usize = 896;
 pub(super) const WEIGHT_BYTES: u64 = 1000;
 pub(super) const CACHE_BYTES_PER_TOKEN: u64 = 10;
+pub(super) const ADAPTER_BYTES: u64 = 5;
 
 /// One forward step, as the model sees it begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,7 @@ type Hook = Box<dyn FnMut(Step) -> Result<()> + Send>;
 type Truncate = Box<dyn FnMut(usize, usize) -> Result<bool> + Send>;
 type Holds = Box<dyn Fn(usize, usize) -> bool + Send>;
 type Logits = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
+type Prepare = Box<dyn FnMut(&AdapterSet) -> Result<()> + Send>;
 
 /// A model to load.
 pub(super) struct Setup {
@@ -50,6 +52,11 @@ pub(super) struct Setup {
     /// Called for each cache: a new one, a copy, or one that is imported.
     pub(super) new_cache: Box<dyn FnMut() -> Result<()> + Send>,
     pub(super) keeps_sessions: bool,
+    pub(super) runs_adapters: bool,
+    /// The model's own.
+    pub(super) adapters: AdapterSet,
+    /// Called for each set of adapters that is made ready.
+    pub(super) prepare: Prepare,
     /// Whether a cache of so many tokens can be cut to so many.
     pub(super) truncate: Truncate,
     /// Whether a cache made for so many tokens holds so many.
@@ -71,6 +78,9 @@ impl Default for Setup {
             logits: Box::new(|tokens| best(next_id(tokens))),
             new_cache: Box::new(|| Ok(())),
             keeps_sessions: false,
+            runs_adapters: false,
+            adapters: AdapterSet::new(),
+            prepare: Box::new(|_| Ok(())),
             truncate: Box::new(|_, _| Ok(true)),
             holds: Box::new(|_, _| true),
             trim: Box::new(|_| Ok(7)),
@@ -115,6 +125,7 @@ impl Setup {
             info: LoadedInfo::new("fake", "fakes", device, FloatType::F32, self.context_length, VOCAB),
             text: text(),
             prefill_chunk: self.prefill_chunk,
+            adapters: self.adapters.clone(),
             reservation: Some(Box::new(Dropped("reservation", Mutex::new(self.drops.clone()), ""))),
             model: Fake { asked: Cell::new(0), dropped: dropped("model", &self), setup: self },
         }
@@ -133,6 +144,15 @@ pub(super) struct Cache {
     tokens: Vec<u32>,
     /// Tokens that it was made for.
     made_for: usize,
+    /// What its tokens were computed with.
+    adapters: Option<String>,
+    #[expect(dead_code, reason = "its drop is what matters")]
+    dropped: Dropped,
+}
+
+/// A set of adapters that is ready.
+pub(super) struct Ready {
+    digest: String,
     #[expect(dead_code, reason = "its drop is what matters")]
     dropped: Dropped,
 }
@@ -155,12 +175,13 @@ impl Drop for Dropped {
 impl Fake {
     fn cache(&mut self, tokens: &[u32], made_for: usize) -> Result<Cache> {
         (self.setup.new_cache)()?;
-        Ok(Cache { tokens: tokens.to_vec(), made_for, dropped: dropped("cache", &self.setup) })
+        Ok(Cache { tokens: tokens.to_vec(), made_for, adapters: None, dropped: dropped("cache", &self.setup) })
     }
 }
 
 impl StepModel for Fake {
     type Cache = Cache;
+    type Adapters = Ready;
 
     fn new_cache(&mut self, prompt: usize) -> Result<Cache> {
         self.cache(&[], prompt)
@@ -171,16 +192,38 @@ impl StepModel for Fake {
         (self.setup.holds)(cache.made_for, tokens)
     }
 
-    fn forward(&mut self, cache: &mut Cache, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
+    fn forward(
+        &mut self,
+        cache: &mut Cache,
+        tokens: &[u32],
+        position: usize,
+        adapters: Option<&Ready>,
+    ) -> Result<Vec<f32>> {
         assert_eq!(cache.tokens.len(), position, "a step begins where the last one ended");
         assert!(!tokens.is_empty());
+        let digest = adapters.map(|ready| ready.digest.clone()).unwrap_or_default();
+        assert_eq!(*cache.adapters.get_or_insert(digest.clone()), digest, "a cache under another set of adapters");
         let asked = self.asked.take();
         assert!((self.setup.holds)(cache.made_for, asked), "a step with a cache that does not hold {asked} tokens");
         assert!(asked >= position + tokens.len(), "asked about {asked} tokens, but there are more");
         cache.tokens.extend_from_slice(tokens);
         assert!(cache.tokens.len() <= self.setup.context_length, "a step beyond the context");
         (self.setup.hook)(Step { prompt: cache.tokens[0], position, tokens: tokens.len() })?;
-        Ok((self.setup.logits)(&cache.tokens))
+        Ok((self.setup.logits)(&with_adapters(&digest, &cache.tokens)))
+    }
+
+    fn runs_adapters(&self) -> bool {
+        self.setup.runs_adapters
+    }
+
+    fn prepare_adapters(&mut self, set: &AdapterSet) -> Result<Ready> {
+        assert!(!set.is_empty(), "the base alone needs nothing");
+        (self.setup.prepare)(set)?;
+        Ok(Ready { digest: set.digest(), dropped: dropped("adapters", &self.setup) })
+    }
+
+    fn adapter_bytes(&self, _: &Ready) -> u64 {
+        ADAPTER_BYTES
     }
 
     fn weight_bytes(&self) -> u64 {
@@ -206,7 +249,8 @@ impl StepModel for Fake {
     }
 
     fn copy_cache(&mut self, cache: &Cache) -> Result<Cache> {
-        self.cache(&cache.tokens, cache.made_for)
+        let copy = self.cache(&cache.tokens, cache.made_for)?;
+        Ok(Cache { adapters: cache.adapters.clone(), ..copy })
     }
 
     fn export_cache(&mut self, cache: &Cache) -> Result<(BTreeMap<String, String>, Vec<SessionTensor>)> {
@@ -261,6 +305,16 @@ pub(super) fn answer(prompt: &[u32], length: usize) -> Vec<u32> {
         tokens.push(id_after(&tokens));
     }
     tokens.split_off(prompt.len())
+}
+
+/// What the model sees of `tokens` under the adapters with this digest: something else under each.
+fn with_adapters(digest: &str, tokens: &[u32]) -> Vec<u32> {
+    digest.bytes().map(u32::from).chain(tokens.iter().copied()).collect()
+}
+
+/// What a model with sessions answers to `prompt` with `adapters`.
+pub(super) fn answer_with(adapters: &AdapterSet, prompt: &[u32], length: usize) -> Vec<u32> {
+    answer(&with_adapters(&adapters.digest(), prompt), length)
 }
 
 /// `length` tokens that begin with `first`.

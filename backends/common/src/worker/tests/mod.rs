@@ -1,5 +1,6 @@
 //! The worker with a model that computes nothing: it logs its steps, waits at gates, and breaks on purpose.
 
+mod adapters;
 mod anew;
 mod conformance;
 mod driven;

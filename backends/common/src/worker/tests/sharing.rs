@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use llm_local_core::{
-    AdapterSet, CancellationToken, FinishReason, FloatType, GenerateRequest, Generation, LoadedModel, LoraAdapter,
-    SessionId, SessionState, TrimLevel,
+    CancellationToken, FinishReason, FloatType, GenerateRequest, Generation, LoadedModel, SessionId, SessionState,
+    TrimLevel,
 };
 
 use super::{
@@ -27,7 +27,7 @@ fn turn(worker: &mut Driven, session: &str, prompt: &[u32]) -> usize {
     done.usage.cached_tokens
 }
 
-fn export(worker: &mut Driven, session: &str) -> SessionState {
+pub(super) fn export(worker: &mut Driven, session: &str) -> SessionState {
     let session = SessionId::new(session);
     let model = worker.model.clone();
     let mut export = model.export_session(&session);
@@ -35,14 +35,14 @@ fn export(worker: &mut Driven, session: &str) -> SessionState {
     worker.try_ask(&mut export).expect("an answer").unwrap()
 }
 
-fn fork(worker: &mut Driven, from: &str, to: &str) {
+pub(super) fn fork(worker: &mut Driven, from: &str, to: &str) {
     let (from, to) = (SessionId::new(from), SessionId::new(to));
     let model = worker.model.clone();
     worker.drive();
     worker.try_ask(&mut model.fork_session(&from, to)).expect("an answer").unwrap();
 }
 
-fn import(worker: &mut Driven, session: &str, state: SessionState) -> llm_local_core::Result<()> {
+pub(super) fn import(worker: &mut Driven, session: &str, state: SessionState) -> llm_local_core::Result<()> {
     let session = SessionId::new(session);
     let model = worker.model.clone();
     worker.drive();
@@ -114,31 +114,6 @@ fn a_session_in_use_is_not_trimmed() {
     assert_eq!(worker.finish(running).unwrap().tokens, answer(&[4, 5, 6], 3));
     assert_eq!(model.memory().kv_cache, 5 * CACHE_BYTES_PER_TOKEN);
     assert_eq!(turn(&mut worker, "idle", &[1, 2, 3]), 0);
-}
-
-#[test]
-fn a_session_has_a_cache_for_each_set_of_adapters() {
-    let mut worker = Driven::new(Setup::with_sessions());
-    let set = |weight| AdapterSet::new().with(LoraAdapter::new("a", "digest", Vec::new()).into(), weight);
-    let turn = |worker: &mut Driven, adapters: Option<AdapterSet>| {
-        let mut request = request("s", &[1, 2, 3, 4]);
-        request.adapters = adapters;
-        // The handle refuses adapters as long as backends merge them.
-        let generation = worker.unchecked(request);
-        worker.finish(generation).unwrap().usage.cached_tokens
-    };
-    assert_eq!(turn(&mut worker, None), 0);
-    assert_eq!(turn(&mut worker, Some(set(1.0))), 0);
-    assert_eq!(turn(&mut worker, Some(set(0.5))), 0);
-    assert_eq!(turn(&mut worker, Some(set(1.0))), 3);
-    // The base by another way.
-    assert_eq!(turn(&mut worker, Some(AdapterSet::new())), 3);
-    assert_eq!(worker.model.memory().kv_cache, 3 * 6 * CACHE_BYTES_PER_TOKEN);
-    // A fork takes all of them, and so does an end.
-    fork(&mut worker, "s", "t");
-    assert_eq!(worker.model.memory().kv_cache, 6 * 6 * CACHE_BYTES_PER_TOKEN);
-    worker.ask(|model| model.end_session(SessionId::new("s"))).unwrap();
-    assert_eq!(worker.model.memory().kv_cache, 3 * 6 * CACHE_BYTES_PER_TOKEN);
 }
 
 #[test]

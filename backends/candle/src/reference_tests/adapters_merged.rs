@@ -1,0 +1,211 @@
+//! Adapters beside the weights, against the same adapters merged into them in f64: what no reference has.
+
+use std::sync::Arc;
+
+use llm_local_core::{
+    AdapterSet, Encoding, FloatType, LoraAdapter, LoraModule, Result, TensorData, TensorEntry, TensorSource,
+    lora::{AdapterFeature, ReplacedRows, ReplacementTensor},
+};
+
+use super::{
+    adapters::{logits_with, pirate, twice},
+    *,
+};
+
+/// Fixed numbers around 0, others for each seed.
+fn numbers(n: usize, seed: usize, size: f64) -> Vec<f32> {
+    (0..n).map(|i| (size * (((i + 977 * seed) as f64 * 12.9898).sin() * 43758.5453).fract()) as f32).collect()
+}
+
+/// A checkpoint's tensors with adapters merged into them.
+struct Merged {
+    inner: Arc<dyn TensorSource>,
+    entries: Vec<TensorEntry>,
+    set: AdapterSet,
+}
+
+impl TensorSource for Merged {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.entries
+    }
+
+    fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
+        assert_eq!(want, Some(FloatType::F32));
+        let mut base = Vec::new();
+        crate::elements::append::<f32>(&mut base, name, self.inner.read(name, want)?, 1, None)?;
+        Ok(TensorData::F32(merged(name, &base, &self.set)))
+    }
+}
+
+/// What the rules of adapters make of one tensor, in f64: replaced first, then rows, then the sum of what each adapter adds.
+fn merged(name: &str, base: &[f32], set: &AdapterSet) -> Vec<f32> {
+    let f64s = |v: &[f32]| v.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+    let mut w = f64s(base);
+    for (adapter, weight) in &set.adapters {
+        for new in adapter.replacements.iter().filter(|new| new.name == name) {
+            let new = f64s(&adapters::f32s(&new.values));
+            (0..w.len()).for_each(|i| w[i] += f64::from(*weight) * (new[i] - f64::from(base[i])));
+        }
+    }
+    let replaced = w.clone();
+    for (adapter, weight) in &set.adapters {
+        for rows in adapter.rows.iter().filter(|rows| rows.name == name) {
+            let new = f64s(&adapters::f32s(&rows.values));
+            let width = new.len() / rows.rows.len();
+            for (i, row) in rows.rows.iter().enumerate() {
+                for j in 0..width {
+                    let at = row * width + j;
+                    w[at] += f64::from(*weight) * (new[i * width + j] - replaced[at]);
+                }
+            }
+        }
+    }
+    let start = w.clone();
+    for (adapter, weight) in &set.adapters {
+        for module in adapter.modules.iter().filter(|module| module.weight_name() == name) {
+            let (a, b) = (f64s(&adapters::f32s(&module.a)), f64s(&adapters::f32s(&module.b)));
+            let width = module.in_features;
+            for row in 0..module.out_features {
+                let sum = |j: usize| (0..module.rank).map(|k| b[row * module.rank + k] * a[k * width + j]).sum::<f64>();
+                let new: Vec<f64> = (0..width).map(|j| start[row * width + j] + module.scale * sum(j)).collect();
+                let norm = new.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let gain = module.magnitude.as_ref().map_or(1.0, |m| f64::from(m[row]) / norm);
+                for j in 0..width {
+                    w[row * width + j] += f64::from(*weight) * (gain * new[j] - start[row * width + j]);
+                }
+            }
+        }
+        for module in adapter.modules.iter().filter(|module| format!("{}.bias", module.name) == name) {
+            let added = module.bias.iter().flatten().enumerate();
+            added.for_each(|(i, b)| w[i] += f64::from(*weight) * module.scale * f64::from(*b));
+        }
+    }
+    w.into_iter().map(|x| x as f32).collect()
+}
+
+/// The largest difference between `set` beside a model and merged into it, for prompts in one step and token by token.
+fn difference_of(model: &str, set: &AdapterSet) -> f32 {
+    let checkpoint = dense_checkpoint(model, None);
+    let mut beside = load(&checkpoint, ComputeDtype::F32);
+    let entries = checkpoint.tensors.entries().iter();
+    let entries =
+        entries.map(|t| TensorEntry::new(&t.name, t.shape.clone(), Encoding::Float(FloatType::F32))).collect();
+    let mut merged = checkpoint;
+    merged.tensors = Arc::new(Merged { inner: merged.tensors, entries, set: set.clone() });
+    let mut merged = load(&merged, ComputeDtype::F32);
+    let adapted = beside.prepare_adapters(set).unwrap();
+    let prompt: Vec<u32> = (0..40).map(|i| (i * 7 + 3) % 300).collect();
+    let mut largest = 0f32;
+    for chunk in [40, 3, 1] {
+        let (mut one, mut other) = (beside.new_cache(40).unwrap(), merged.new_cache(40).unwrap());
+        for (i, step) in prompt.chunks(chunk).enumerate() {
+            let found = beside.forward(&mut one, step, i * chunk, Some(&adapted)).unwrap();
+            largest = largest.max(difference(&found, &merged.forward(&mut other, step, i * chunk, None).unwrap()));
+        }
+    }
+    let base = beside.new_cache(40).and_then(|mut cache| beside.forward(&mut cache, &prompt, 0, None)).unwrap();
+    let changed = difference(&logits_with(&mut beside, &prompt, set), &base);
+    assert!(changed > 0.05, "the adapters change next to nothing: {changed}");
+    largest
+}
+
+#[track_caller]
+fn is_merged(model: &str, set: &AdapterSet) {
+    let difference = difference_of(model, set);
+    assert!(difference < 5e-5, "{model}: {difference}");
+}
+
+/// Measured: 3e-6 to 1e-5.
+#[test]
+fn several_adapters_with_weights_add_up() {
+    let (plain, dora) = (Arc::new(pirate()), Arc::new(twice("tiny-llama-lora-dora")));
+    let set = AdapterSet::new().with(plain.clone(), 0.7).with(dora.clone(), -0.4);
+    is_merged("tiny-llama", &set);
+    // The same twice is the same once, with the sum of the weights.
+    let set = AdapterSet::new().with(dora.clone(), 0.25).with(dora, 0.5).with(plain.clone(), 1.0).with(plain, 1.0);
+    is_merged("tiny-llama", &set);
+}
+
+fn pair(name: &str, (rank, width, out): (usize, usize, usize), seed: usize) -> LoraModule {
+    LoraModule::new(name, (rank, width, out), numbers(rank * width, seed, 0.3), numbers(out * rank, seed + 1, 0.3), 0.5)
+}
+
+#[test]
+fn biases_of_pairs_and_trained_biases_are_added() {
+    let c = description("arch-qwen2", None);
+    let (hidden, keys) = (c.hidden_size, c.kv_heads * c.head_dim);
+    let name = "model.layers.1.self_attn.k_proj";
+    let with_bias = pair(name, (3, hidden, keys), 1).with_bias(numbers(keys, 5, 2.0));
+    let trained = |layer: usize| {
+        let name = format!("model.layers.{layer}.self_attn.v_proj.bias");
+        ReplacementTensor::new(name, vec![keys], numbers(keys, 6, 1.0))
+    };
+    let one = LoraAdapter::new("one", "one", vec![with_bias]).with_replacements(vec![trained(0), trained(1)]);
+    let two =
+        LoraAdapter::new("two", "two", vec![pair(name, (2, hidden, keys), 9)]).with_replacements(vec![trained(1)]);
+    is_merged("arch-qwen2", &AdapterSet::new().with(one.clone().into(), 1.0));
+    is_merged("arch-qwen2", &AdapterSet::new().with(one.into(), 0.6).with(two.into(), 0.3));
+}
+
+/// Of one module among three that are held as one, of norms, and with pairs on top: DoRA's norms are those of what
+/// replaces.
+#[test]
+fn replaced_matrices_and_norms_are_blended() {
+    for model in ["tiny-llama", "arch-gemma2"] {
+        let c = description(model, None);
+        let (hidden, keys) = (c.hidden_size, c.kv_heads * c.head_dim);
+        let module = "model.layers.1.self_attn.k_proj";
+        let weight = format!("{module}.weight");
+        let matrix = |seed| ReplacementTensor::new(&weight, vec![keys, hidden], numbers(keys * hidden, seed, 0.2));
+        let norm = ReplacementTensor::new("model.norm.weight", vec![hidden], numbers(hidden, 4, 1.0));
+        let first =
+            ReplacementTensor::new("model.layers.0.input_layernorm.weight", vec![hidden], numbers(hidden, 5, 1.0));
+        let dora = pair(module, (3, hidden, keys), 1).with_magnitude(numbers(keys, 8, 1.5));
+        let one = LoraAdapter::new("one", "one", vec![dora]).with_replacements(vec![matrix(2), norm, first]);
+        let two = LoraAdapter::new("two", "two", Vec::new()).with_replacements(vec![matrix(3)]);
+        is_merged(model, &AdapterSet::new().with(one.clone().into(), 1.0));
+        is_merged(model, &AdapterSet::new().with(one.into(), 0.5).with(two.into(), 0.75));
+    }
+}
+
+/// The head is tied, and has the new rows too, as it has them where they are merged.
+#[test]
+fn replaced_rows_are_those_of_embedding_and_tied_head() {
+    let c = description("tiny-llama", None);
+    assert!(c.tied_embeddings);
+    let rows = |adapter: &str, rows: Vec<usize>, seed: usize| {
+        let values = numbers(rows.len() * c.hidden_size, seed, 0.4);
+        let rows = ReplacedRows::new("model.embed_tokens.weight", rows, values);
+        LoraAdapter::new(adapter, adapter, Vec::new()).with_rows(vec![rows])
+    };
+    let embedding = pair("model.embed_tokens", (3, c.hidden_size, c.vocab_size), 7);
+    let embedding = LoraAdapter::new("pair", "pair", vec![embedding]);
+    is_merged("tiny-llama", &AdapterSet::new().with(rows("one", vec![3, 10, 17, 800], 2).into(), 1.0));
+    let set = AdapterSet::new()
+        .with(rows("one", vec![3, 10, 17, 800], 2).into(), 0.5)
+        .with(embedding.into(), 0.3)
+        .with(rows("two", vec![10, 24], 3).into(), 0.8);
+    is_merged("tiny-llama", &set);
+}
+
+/// The tensor of an adapter that trained the two as one replaces both.
+#[test]
+fn a_replaced_embedding_that_was_trained_tied_is_the_head_too() {
+    let c = description("tiny-llama", None);
+    let shape = vec![c.vocab_size, c.hidden_size];
+    let new = ReplacementTensor::new("model.embed_tokens.weight", shape, numbers(c.vocab_size * c.hidden_size, 2, 0.3));
+    let untied = LoraAdapter::new("a", "a", Vec::new()).with_replacements(vec![new]);
+    let tied = untied.clone().with_features([AdapterFeature::WeightTying]);
+    is_merged("tiny-llama", &AdapterSet::new().with(tied.into(), 1.0));
+    assert!(difference_of("tiny-llama", &AdapterSet::new().with(untied.into(), 1.0)) > 0.1);
+}
+
+#[test]
+fn an_empty_set_and_a_weight_of_zero_are_the_base() {
+    let mut model = tiny(ComputeDtype::F32);
+    let prompt = [1, 5, 9, 200];
+    let base = model.new_cache(4).and_then(|mut cache| model.forward(&mut cache, &prompt, 0, None)).unwrap();
+    assert_eq!(logits_with(&mut model, &prompt, &AdapterSet::new()), base);
+    let off = AdapterSet::new().with(pirate().into(), 0.0).with(twice("tiny-llama-lora-dora").into(), 0.0);
+    assert_eq!(logits_with(&mut model, &prompt, &off), base);
+}
