@@ -22,6 +22,10 @@ const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
 /// `<revision>.json` and `<revision>/...`. The store removes those with the revision, and all of it with the last one.
 pub const SOURCE_NOTES: &str = ".llm-local";
 
+/// The folder, below the store's root, in which GitHub's source keeps answers of the API: `<64 hex digits>.json`. The store
+/// cleans away those that were not written for 30 days: whoever uses one writes its time anew.
+pub const SOURCE_ANSWERS: &str = "github";
+
 /// Makes the store's root, with the tag of a cache in it.
 ///
 /// # Errors

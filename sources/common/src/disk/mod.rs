@@ -1,4 +1,4 @@
-//! Files on their way to disk. Sources and the engine use [`write_staged`], [`digest_bytes`] and [`SOURCE_NOTES`] of it;
+//! Files on their way to disk. Sources and the engine use [`write_staged`], [`digest_bytes`], [`SOURCE_NOTES`] and [`SOURCE_ANSWERS`] of it;
 //! the rest is the transfer engine's and the store's.
 //!
 //! | module | what it holds |
@@ -28,7 +28,7 @@ mod state;
 mod steps;
 mod temporary;
 
-pub use folder::{SOURCE_NOTES, write_staged};
+pub use folder::{SOURCE_ANSWERS, SOURCE_NOTES, write_staged};
 pub(crate) use folder::{prepare_root, write_text_atomically, write_text_staged};
 pub(crate) use folders::Folders;
 pub use hasher::digest_bytes;

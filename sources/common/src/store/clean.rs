@@ -14,10 +14,14 @@ use super::{
     Store, below::real, delete::is_held, entry::Place, hold::Held, ledger::Ledger, list::allocated, record::Record,
     removal::Taking, tree, usage::Usage,
 };
-use crate::disk::{FileKey, FileLock, sweep_temporaries};
+use crate::disk::{FileKey, FileLock, SOURCE_ANSWERS, sweep_temporaries};
 
 /// What nobody locks is written within moments: younger ones are never taken for left behind.
 const IN_THE_MAKING: Duration = Duration::from_secs(60 * 60);
+
+/// What a source keeps of its API's answers goes if it was not used for so long: those it has not may cost of an hourly
+/// limit, and nobody ever asks for most again.
+const ANSWERS_UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// What [`Store::clean`] took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,7 +36,7 @@ pub struct Cleaned {
 impl Store {
     /// Frees what unfinished downloads take to which nothing was added for `older_than` before `now`: partial files;
     /// whole files of artifacts that never became whole, and archives that were not unpacked; temporary files and
-    /// unpackings that a crash left, once they are an hour old.
+    /// unpackings that a crash left, once they are an hour old; and answers of GitHub's API that were not used for 30 days.
     /// By a clock that was set back all of it is new.
     ///
     /// What is held ([`Store::hold`]), locked or recorded stays. In the caches of other tools only that goes which was
@@ -55,6 +59,7 @@ impl Store {
         cleaning.unpackings();
         cleaning.blobs(&ledger, &held);
         cleaning.notes(&ledger, &held);
+        cleaning.answers();
         cleaning.temporaries(&caches);
         cleaning.copies(&caches);
         cleaning.failed.map_or(Ok(cleaning.cleaned), Err)
@@ -201,11 +206,25 @@ impl Cleaning<'_> {
         }
     }
 
+    /// Answers of an API, by which to ask again costs nothing where nothing changed.
+    fn answers(&mut self) {
+        let folder = self.store.root().join(SOURCE_ANSWERS);
+        for (path, is_folder) in self.done(tree::entries(&folder)).unwrap_or_default() {
+            let is_answer = path.extension().is_some_and(|end| end == "json")
+                && path.file_stem().is_some_and(|name| name.len() == 64 && !is_folder);
+            let written = fs::symlink_metadata(&path).and_then(|m| m.modified());
+            if is_answer && written.is_ok_and(|written| self.is_old(written, ANSWERS_UNUSED)) {
+                let removed = self.done(tree::remove(&path)).flatten();
+                self.count(removed);
+            }
+        }
+    }
+
     /// What a crash left of files that are written under another name first.
     fn temporaries(&mut self, caches: &[Record]) {
         let root = self.store.root();
         let mut folders: BTreeSet<PathBuf> =
-            ["artifacts", "trust", "selected", "unfinished", "locks", "blobs", "partials", "github"]
+            ["artifacts", "trust", "selected", "unfinished", "locks", "blobs", "partials", SOURCE_ANSWERS]
                 .iter()
                 .map(|name| root.join(name))
                 .collect();

@@ -118,6 +118,26 @@ fn temporary_files_go_when_they_are_old_and_never_within_an_hour() {
 }
 
 #[test]
+fn answers_that_were_not_used_for_thirty_days_go() {
+    let f = Fixture::new();
+    let folder = f.store.root().join("github");
+    let (answer, used, note) =
+        (folder.join("a".repeat(64) + ".json"), folder.join("b".repeat(64) + ".json"), "note.json");
+    for path in [&answer, &used, &folder.join(note)] {
+        write(path, "answer");
+    }
+    assert_eq!(f.clean(29 * DAY).files, 0);
+    let file = fs::File::options().write(true).open(&used).unwrap();
+    file.set_modified(SystemTime::now() + 20 * DAY).unwrap();
+    let cleaned = f.clean(31 * DAY);
+    assert_eq!((cleaned.files, cleaned.bytes), (1, 6));
+    assert!(!answer.exists() && used.exists());
+    assert_eq!(f.store.clean(60 * DAY, SystemTime::now() + 51 * DAY).unwrap().files, 0, "they may stay for longer");
+    assert_eq!(f.clean(51 * DAY).files, 1);
+    assert!(folder.join(note).exists(), "it is none");
+}
+
+#[test]
 fn one_that_cannot_be_cleaned_keeps_no_other_from_it_and_is_told() {
     let f = Fixture::new();
     for key in ["sha256-a", "sha256-b", "sha256-c"] {
