@@ -5,12 +5,13 @@
 //! | place | what it holds |
 //! |---|---|
 //! | `artifacts/<hex>.json` | a record for each artifact: its ref, revision, files and their digests, source, times |
-//! | `blobs/<key>` | content that no other tool's cache takes |
+//! | `blobs/<key>` | content that no other tool's cache takes; the folder may be a link to another file system |
 //! | `trust/<hex>.json` | what a file of a version was when it was first fetched |
 //! | `selected/<hex>.json` | which version of an artifact is selected, and which were before |
 //! | `unfinished/<hex>.jsonl` | a note for each artifact that is not whole, of what came for it into the cache of another tool |
 //! | `partials/<key>/` | files on their way |
 //! | `unpacking/<hex>/` | what is being made of an archive or of parts |
+//! | `github/<hex>.json` | answers of GitHub's API, which its source keeps ([`SOURCE_ANSWERS`](crate::disk::SOURCE_ANSWERS)) |
 //! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, `unpack-<hex>.lock` for each archive that is unpacked, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
 //!
 //! Content in the cache of another tool lies there, below [`Placement::root`](llm_local_core::Placement); only its
@@ -46,7 +47,9 @@ use std::{
     time::SystemTime,
 };
 
+use below::{Below, real_inside};
 use change::Waiting;
+use llm_local_core::Result;
 
 use crate::disk::FileKey;
 
@@ -126,6 +129,15 @@ impl Store {
 
     fn blobs(&self) -> PathBuf {
         self.root.join("blobs")
+    }
+
+    /// The real path of the content `blob`, if its folder is there. Contents may all be on another file system, where
+    /// `blobs` is a link; none may be elsewhere than below that.
+    ///
+    /// # Errors
+    /// As [`real_inside`].
+    fn real_blob(&self, blob: &Below) -> Result<Option<PathBuf>> {
+        real_inside(&self.blobs(), &blob.at(&self.root))
     }
 
     fn locks(&self) -> PathBuf {

@@ -73,7 +73,7 @@ impl<'a> Removal<'a> {
             let taken = record.files.iter().filter(|file| taking == Taking::All || record.is_ours(store.root(), file));
             for file in taken {
                 match &file.place {
-                    Place::Blob(blob) => removal.take_content(store.root(), blob)?,
+                    Place::Blob(blob) => removal.take_content(store.real_blob(blob)?, blob),
                     Place::Linked { blob, link } => {
                         let root = record.cache_root();
                         if let Some(link) = real_inside(root, &link.at(root))?
@@ -81,7 +81,7 @@ impl<'a> Removal<'a> {
                         {
                             removal.links.insert(link);
                         }
-                        removal.take_content(root, blob)?;
+                        removal.take_content(real_inside(root, &blob.at(root))?, blob);
                     }
                     Place::Elsewhere(_) => {}
                 }
@@ -90,13 +90,9 @@ impl<'a> Removal<'a> {
         Ok(removal)
     }
 
-    fn take_content(&mut self, root: &Path, blob: &Below) -> Result<()> {
-        if let Some(path) = real_inside(root, &blob.at(root))?
-            && !self.usage.has_content(&path, blob.name())
-        {
-            self.contents.insert(path);
-        }
-        Ok(())
+    /// Takes the content `blob`, which is at `path`, unless something else needs it.
+    fn take_content(&mut self, path: Option<PathBuf>, blob: &Below) {
+        self.contents.extend(path.filter(|path| !self.usage.has_content(path, blob.name())));
     }
 
     /// Removes it all.

@@ -65,7 +65,7 @@ impl Store {
         }
         let (mut links, mut contents) = (BTreeSet::new(), BTreeSet::new());
         match &file.place {
-            Place::Blob(blob) => contents.extend(real_inside(self.root(), &blob.at(self.root()))?),
+            Place::Blob(blob) => contents.extend(self.real_blob(blob)?),
             Place::Linked { blob, link } => {
                 let root = record.cache_root();
                 let (blob, link) = (real_inside(root, &blob.at(root))?, real_inside(root, &link.at(root))?);

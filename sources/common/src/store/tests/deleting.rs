@@ -82,13 +82,40 @@ fn content_that_is_gone_already_is_no_error() {
 
 #[cfg(unix)]
 #[test]
-fn a_folder_of_contents_that_leads_elsewhere_is_refused_before_anything_goes() {
+fn contents_may_all_be_elsewhere_by_a_link_in_place_of_their_folder() {
     let f = Fixture::new();
-    f.own("hf:a/b", "1", &[("x", "one")], 0);
+    f.own("hf:a/b", "1", &[("x", "one"), ("y", "two")], 0);
+    let kept = f.own("hf:c/d", "1", &[("x", "two"), ("y", "three")], 0);
     let (blobs, outside) = (f.store.root().join("blobs"), f.folder.path().join("outside"));
     fs::rename(&blobs, &outside).unwrap();
     std::os::unix::fs::symlink(&outside, &blobs).unwrap();
+    let deleted = f.store.delete(&reference("hf:a/b")).unwrap();
+    assert_eq!((deleted.artifacts, deleted.files, deleted.bytes), (1, 1, 3));
+    assert!(!f.blob("one").exists() && f.blob("two").exists() && f.listed().len() == 1);
+    fs::write(f.blob("three"), "thr").unwrap();
+    let verified = f.store.verify(Some(&kept.reference), &llm_local_core::CancellationToken::new()).unwrap();
+    assert_eq!(f.store.remove_damaged(&verified).unwrap().files, 1);
+    write(&f.blob("nobody's"), "nobody's");
+    f.store.clean(Duration::ZERO, SystemTime::now() + Duration::from_secs(1)).unwrap();
+    assert_eq!(f.store.evict(3, 3).unwrap().bytes, 3);
+    assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
+    assert!(blobs.is_symlink());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_below_the_contents_that_leads_elsewhere_is_refused_before_anything_goes() {
+    let f = Fixture::new();
+    f.own("hf:a/b", "1", &[("x", "one")], 0);
+    let (blobs, outside) = (f.store.root().join("blobs"), f.folder.path().join("outside"));
+    let name = f.blob("one").file_name().unwrap().to_str().unwrap().to_owned();
+    fs::create_dir(&outside).unwrap();
+    fs::rename(f.blob("one"), outside.join(&name)).unwrap();
+    std::os::unix::fs::symlink(&outside, blobs.join("sub")).unwrap();
+    let record = fs::read_dir(f.store.artifacts()).unwrap().next().unwrap().unwrap().path();
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("blobs/", "blobs/sub/")).unwrap();
     let error = f.store.delete(&reference("hf:a/b")).unwrap_err();
-    assert!(error.to_string().contains("outside"), "{error}");
-    assert!(f.blob("one").exists() && f.listed().len() == 1);
+    assert!(error.code() == "invalid_spec" && error.to_string().contains("outside"), "{error}");
+    assert!(outside.join(name).exists() && f.listed() == [("hf:a/b".into(), "1".into(), true)]);
 }
