@@ -8,6 +8,8 @@ use std::{
 use llm_local_core::{ArtifactRef, Digest, Manifest, ManifestFile};
 use sha2::{Digest as _, Sha256};
 
+use crate::location::Location;
+
 /// Names the content of a file: its blob, its partial and its lock. Two files with one digest have one key, whatever
 /// refs they belong to. Plain ASCII that every file system takes for a name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,8 +25,8 @@ impl FileKey {
     }
 
     /// The key of the file at `path` of the artifact `reference` at `revision`: `sha256-<hex>` or `git-sha1-<hex>` by its
-    /// digest. A file without one is what its source, revision, path and size say: `plain-<hex>`, the SHA-256 of those
-    /// five, each ended by a NUL.
+    /// digest. A file without one is what its source, revision, path and size say: `plain-<hex>`, the SHA-256 of scheme,
+    /// locator, revision, path, size, and the part that the ref asks for if it does, each ended by a NUL.
     pub(crate) fn of_file(
         reference: &ArtifactRef,
         revision: &str,
@@ -37,8 +39,9 @@ impl FileKey {
         }
         let size = size.to_string();
         let mut hash = Sha256::new();
-        for part in [reference.scheme(), reference.locator(), revision, path, &size] {
-            hash.update(part);
+        let Location { scheme, locator, part } = Location::of_resolved(reference, revision);
+        for piece in [scheme, locator, revision, path, &size].into_iter().chain(part) {
+            hash.update(piece);
             hash.update([0]);
         }
         let text = Digest::Sha256(hash.finalize().into()).to_string();
@@ -117,5 +120,16 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn a_part_is_of_the_name_wherever_the_ref_has_it_and_a_revision_with_a_colon_is_none() {
+        let of = |reference: &str| key(reference, "7:1", ManifestFile::new("x", 1));
+        assert_eq!(of("gh:o/n@v1:a"), of("gh:o/n:a@v2"));
+        let others = ["gh:o/n", "gh:o/n@v1:a", "gh:o/n@v1:b", "gh:o/n@v1:a:b", "gh:o/n:a@v1:b"];
+        for (i, one) in others.iter().enumerate() {
+            others[i + 1..].iter().for_each(|other| assert_ne!(of(one), of(other), "{one} {other}"));
+        }
+        assert_eq!((of("gh:o/n@7:1"), of("gh:o/n@latest")), (of("gh:o/n"), of("gh:o/n")));
     }
 }

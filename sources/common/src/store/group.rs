@@ -3,44 +3,7 @@
 use llm_local_core::{ArtifactRef, Digest, Want};
 use sha2::{Digest as _, Sha256};
 
-/// Where an artifact is, in whatever revision. What stands behind the first `:` of the locator or of the revision is a
-/// part of it (a subfolder, in refs of the Hugging Face Hub) and no part of either: `org/name:sub@rev` and
-/// `org/name@rev:sub` are two spellings of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Location<'a> {
-    pub(super) scheme: &'a str,
-    pub(super) locator: &'a str,
-    pub(super) part: Option<&'a str>,
-}
-
-impl<'a> Location<'a> {
-    /// The location of `reference`.
-    pub(super) fn of(reference: &'a ArtifactRef) -> Self {
-        Self::at(reference, reference.revision())
-    }
-
-    /// The location of `reference`, which was resolved to `revision`: if it asks for just that, it may have a `:` of its
-    /// own.
-    pub(super) fn of_resolved(reference: &'a ArtifactRef, revision: &str) -> Self {
-        Self::at(reference, reference.revision().filter(|asked| *asked != revision))
-    }
-
-    fn at(reference: &'a ArtifactRef, revision: Option<&'a str>) -> Self {
-        let (scheme, whole) = (reference.scheme(), reference.locator());
-        // In a path a `:` means itself: `C:\x`.
-        let (locator, below) = if reference.is_file() { (whole, None) } else { split(whole) };
-        match (below, revision.and_then(|revision| split(revision).1)) {
-            (below, None) => Self { scheme, locator, part: below },
-            // Where there are two, the source says what they mean, if anything.
-            (_, part) => Self { scheme, locator: if below.is_some() { whole } else { locator }, part },
-        }
-    }
-
-    /// It as texts; a part that it lacks is empty.
-    pub(super) fn parts(&self) -> [&'a str; 3] {
-        [self.scheme, self.locator, self.part.unwrap_or("")]
-    }
-}
+use crate::location::{Location, split};
 
 /// Refs that differ in their revision alone, wanted as the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,11 +61,6 @@ pub(super) fn at_version(reference: &ArtifactRef, revision: &str, version: &str)
     let part = reference.revision().filter(|asked| *asked != revision).and_then(|asked| split(asked).1);
     let revision = part.map_or_else(|| version.to_owned(), |part| format!("{version}:{part}"));
     reference.clone().with_revision(revision).unwrap_or_else(|_| reference.clone())
-}
-
-/// What is before the first `:` and what is behind it. A part that is empty is none.
-fn split(text: &str) -> (&str, Option<&str>) {
-    text.split_once(':').map_or((text, None), |(before, part)| (before, Some(part).filter(|part| !part.is_empty())))
 }
 
 #[cfg(test)]

@@ -52,16 +52,29 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn digests(&self, manifest: &Manifest) -> Result<BTreeMap<String, Digest>> {
+        let group = Group::of_resolved(&manifest.reference, &manifest.revision, manifest.want);
+        let mut digests = self.digests_by(manifest, |record| record.group() == group)?;
+        digests.extend(manifest.files.iter().filter_map(|file| Some((file.path.clone(), file.digest?))));
+        Ok(digests)
+    }
+
+    /// The digests that the files of `manifest` have by the records at its revision of which `are` says so.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn digests_by(
+        &self,
+        manifest: &Manifest,
+        are: impl Fn(&Record) -> bool,
+    ) -> Result<BTreeMap<String, Digest>> {
         let mut digests = BTreeMap::new();
         let ledger = self.ledger()?;
-        let group = Group::of_resolved(&manifest.reference, &manifest.revision, manifest.want);
-        for record in ledger.of_group(&group).filter(|record| record.revision == manifest.revision) {
+        for record in ledger.records.iter().filter(|record| record.revision == manifest.revision && are(record)) {
             for (path, size, digest) in record.sourced() {
                 let is_of = manifest.file(path).is_some_and(|file| file.size == size);
                 digests.extend(digest.filter(|_| is_of).map(|digest| (path.clone(), digest)));
             }
         }
-        digests.extend(manifest.files.iter().filter_map(|file| Some((file.path.clone(), file.digest?))));
         Ok(digests)
     }
 

@@ -11,14 +11,14 @@ use super::{
     Came, Hold, Store,
     below::{Below, real},
     entry::{Origin, Place, RecordFile, place},
-    group::{Location, hex_of},
+    group::hex_of,
     hold::Held,
     ledger::Ledger,
     record::Record,
     tree,
     usage::Usage,
 };
-use crate::disk::FileKey;
+use crate::{disk::FileKey, location::Location};
 
 /// What was made of the files of an artifact.
 #[derive(Debug, Clone)]

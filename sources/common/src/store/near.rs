@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use llm_local_core::ArtifactRef;
 
-use super::{group::Location, record::Record};
+use super::record::Record;
+use crate::location::Location;
 
 /// So many are named.
 const MOST: usize = 5;

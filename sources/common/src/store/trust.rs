@@ -6,7 +6,7 @@
 //! file under another name would otherwise be one of which nothing is known.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -18,12 +18,12 @@ use time::OffsetDateTime;
 
 use super::{
     Store,
-    group::{Group, Location, asks_for, at_version, hex_of},
+    group::{Group, asks_for, at_version, hex_of},
     ledger::{Ledger, files_ending},
     record::{Record, from_millis, to_millis},
     tree,
 };
-use crate::disk::write_text_atomically;
+use crate::{disk::write_text_atomically, location::Location};
 
 /// The version of the form that is written and read.
 const VERSION: u32 = 1;
@@ -127,16 +127,34 @@ impl Store {
         Ok(all.filter(|(_, trusted)| trusted.group() == group).map(|(_, trusted)| trusted.version).collect())
     }
 
-    /// Holds what is told of the files of `manifest` against what they were when they were first fetched.
+    /// What the files of `manifest` are by the records of its revision, whatever version that was fetched as.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn known(&self, manifest: &Manifest) -> Result<BTreeMap<String, Digest>> {
+        let location = Location::of_resolved(&manifest.reference, &manifest.revision);
+        self.digests_by(manifest, |record| Location::of_resolved(&record.reference, &record.revision) == location)
+    }
+
+    /// Holds what is told of the files of `manifest`, or else known of what is here of it, against what they were when
+    /// they were first fetched.
     ///
     /// # Errors
     /// [`Error::IntegrityFailed`] for the first that differs, or if there are others than there were; as
     /// [`Store::trusted`].
     pub(crate) fn check_trust(&self, manifest: &Manifest) -> Result<()> {
+        let mut known = None;
         for file in &manifest.files {
-            if let Some(trusted) = self.trusted(manifest, &file.path)?
-                && let Some(differs) = trusted.differs(file)
-            {
+            let Some(trusted) = self.trusted(manifest, &file.path)? else { continue };
+            let mut file = file.clone();
+            if file.digest.is_none() {
+                let known = match &mut known {
+                    Some(known) => known,
+                    none => none.insert(self.known(manifest)?),
+                };
+                file.digest = known.get(&file.path).copied();
+            }
+            if let Some(differs) = trusted.differs(&file) {
                 return Err(self.replaced(manifest, &trusted, &differs));
             }
         }

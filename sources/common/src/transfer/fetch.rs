@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::{
     Call, Files,
-    context::{FileContext, blocking},
+    context::{FileContext, blocking, untrusted},
     file::{Fetched, Item, Spot, fetch_file},
     missing::{Content, Here, Wanted, bytes, contents},
     plan::{Place, Plan, of_job},
@@ -311,8 +311,11 @@ impl Course {
     }
 }
 
-/// `computed`, and the digests of those `files` of a version that were here before, of which none was told, and of which
-/// nothing is remembered: with them, what they are is known from now on.
+/// `computed`, and the digests of those `files` of a version that were here before, of which none was told and none is
+/// known: with them, what they are is known from now on.
+///
+/// # Errors
+/// [`Error::IntegrityFailed`] for one that is another than it was when the version was first fetched.
 fn first_seen(
     store: &Store,
     manifest: &Manifest,
@@ -322,10 +325,20 @@ fn first_seen(
     if manifest.version.is_none() {
         return Ok(computed);
     }
-    for file in manifest.files.iter().filter(|file| file.digest.is_none()) {
-        if !computed.contains_key(&file.path) && store.trusted(manifest, &file.path)?.is_none() {
-            computed.insert(file.path.clone(), digest_file(&files[&file.path], None)?);
-        }
+    let untold = |file: &&ManifestFile| file.digest.is_none() && !computed.contains_key(&file.path);
+    let untold: Vec<_> = manifest.files.iter().filter(untold).collect();
+    let known = if untold.is_empty() { BTreeMap::new() } else { store.known(manifest)? };
+    for file in untold {
+        let trusted = store.trusted(manifest, &file.path)?;
+        // What was recorded at this revision was digested when it came.
+        let recorded =
+            known.get(&file.path).filter(|d| trusted.as_ref().is_none_or(|trusted| trusted.is_comparable(d)));
+        let digest = match recorded {
+            Some(digest) => *digest,
+            None => digest_file(&files[&file.path], trusted.as_ref().map(|trusted| &trusted.digest))?,
+        };
+        untrusted(store, manifest, trusted.as_ref(), digest)?;
+        computed.insert(file.path.clone(), digest);
     }
     Ok(computed)
 }

@@ -227,6 +227,44 @@ fn a_file_that_was_added_to_a_version_is_refused_and_the_same_files_are_not() {
 }
 
 #[test]
+fn what_is_here_already_is_held_to_what_a_version_was() {
+    let content = |seed: u64| zip_of(&[(CONFIG, b"{}"), (WEIGHTS, &bytes(seed, 1000))]);
+    let (old, new) = (content(1), content(2));
+    for (recorded, archive) in [(true, false), (false, false), (true, true)] {
+        let assets = Assets::new(&[(WEIGHTS, old.clone()), ("a.zip", old.clone())]);
+        let name = if archive { "a.zip" } else { WEIGHTS };
+        let at = |reference: &str, version: &str, asset: u32| {
+            let manifest = assets.manifest(reference, &format!("7:{asset}"), &[name], false).with_version(version);
+            let steps = archive.then(|| Unpack::Archive { file: name.into() });
+            manifest.with_unpack(steps.into_iter().collect()).unwrap()
+        };
+        assets.fetch(&at(V1, "v1", 1)).unwrap();
+        let of_v1 = assets.below("artifacts");
+        assets.put(name, new.clone());
+        assets.fetch(&at("test:org/lora@latest", "latest", 2)).unwrap();
+        if !recorded {
+            let others = assets.below("artifacts").into_iter().filter(|record| !of_v1.contains(record));
+            others.for_each(|record| fs::remove_file(record).unwrap());
+        }
+        let (before, records) = (assets.blobs(), assets.recorded());
+        assets.asked();
+        // The same assets, under the tag that had others.
+        let error = assets.fetch(&at(V1, "v1", 2)).unwrap_err().to_string();
+        for part in [name, V1, &sha256_of(&old).to_string(), &sha256_of(&new).to_string(), "was replaced"] {
+            assert!(error.contains(part), "{part} is not in: {error}");
+        }
+        let present = pollster::block_on(assets.transfer().present(&assets.job(&at(V1, "v1", 2)), &assets.cx()));
+        assert_eq!(present.is_err(), recorded, "to look at it digests nothing");
+        assert_eq!((assets.asked(), assets.blobs(), assets.recorded()), (0, before, records));
+        // Another tag that nobody knows is taken for what it is, and is that from now on.
+        assets.fetch(&at("test:org/lora@v2", "v2", 2)).unwrap();
+        assert_eq!(assets.asked(), 0);
+        let error = assets.fetch(&at("test:org/lora@v2", "v2", 1)).unwrap_err().to_string();
+        assert!(error.contains("`v2`") && error.contains("was replaced"), "{error}");
+    }
+}
+
+#[test]
 fn what_has_no_version_may_change() {
     let assets = Assets::new(&[(WEIGHTS, bytes(1, 1000))]);
     assets.fetch(&assets.manifest("test:org/lora@main", "c1", &[WEIGHTS], true)).unwrap();
