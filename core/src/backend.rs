@@ -55,7 +55,8 @@ pub enum Support {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// It can run adapters beside the weights, without merging them.
+    /// It can run adapters beside the weights, without merging them: those of [`ModelWeights::adapters`], those that a
+    /// request names, and those of [`LoadedModel::set_adapters`].
     pub unmerged: bool,
     /// It keeps KV caches between requests.
     pub sessions: bool,
@@ -216,7 +217,9 @@ pub struct ModelWeights {
     pub tensors: Option<Arc<dyn TensorSource>>,
     /// Tokenizer, chat template and generation defaults.
     pub text: TextFiles,
-    /// Adapters to run beside the weights, each with its weight; empty unless the backend said that it can.
+    /// Adapters to run beside the weights, each with its weight; empty unless the backend said that it can. They are in
+    /// the names and in the row order of the Hugging Face layout, whatever layout the base has. The set is the model's
+    /// own until [`LoadedModel::set_adapters`] replaces it.
     pub adapters: Vec<(Arc<LoraAdapter>, f32)>,
     /// The memory set aside for this model. Held as long as the model is.
     pub reservation: Option<Box<dyn Any + Send + Sync>>,
@@ -285,10 +288,13 @@ pub trait LoadedModel: Send + Sync {
     /// [`Error::ContextLengthExceeded`], [`Error::ModelNotLoaded`], [`Error::GenerationFailed`].
     async fn logits(&self, r: LogitsRequest) -> Result<Vec<f32>>;
 
-    /// Replaces the unmerged adapters. Running generations keep what they started with.
+    /// Replaces the model's own adapters, without loading the base anew. It is in line with the requests: those made
+    /// before keep the adapters that they started with, to their end. What sessions computed with the adapters replaced
+    /// is forgotten, and computed anew when they go on.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] unless a backend can.
+    /// [`Error::Unsupported`] unless a backend can; [`Error::AdapterMergeFailed`] that names the adapter and what of it the
+    /// model cannot run, with nothing changed; [`Error::ModelNotLoaded`].
     async fn set_adapters(&self, a: AdapterSet) -> Result<()> {
         let _ = a;
         Err(Error::unsupported("set_adapters", "this model was loaded with its adapters merged; load another spec"))
@@ -314,8 +320,8 @@ pub trait LoadedModel: Send + Sync {
         Err(no_sessions(from))
     }
 
-    /// What the session has computed: nothing, if it has not begun or was trimmed. A running generation of it is waited
-    /// for.
+    /// What the session has computed with the model's own adapters: nothing, if it has not begun or was trimmed. A
+    /// running generation of it is waited for.
     ///
     /// # Errors
     /// [`Error::Unsupported`] unless the backend keeps sessions; [`Error::ModelNotLoaded`].
@@ -488,7 +494,7 @@ impl MemoryEstimate {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MemoryReport {
-    /// Weights.
+    /// Weights, with the adapters that run beside them.
     pub weights: u64,
     /// KV caches.
     pub kv_cache: u64,

@@ -235,3 +235,20 @@ fn what_needs_the_rows_of_the_base_has_them_in_order_on_gguf_files() {
     model.widen_always();
     agrees_with(&mut model, twice("tiny-llama-lora-dora"), "tiny-llama__tiny-llama-lora-dora", 0.13);
 }
+
+/// GGUF files of Gemma have 1 added to their norms, and adapters have not. Measured: 2e-6.
+#[test]
+fn replaced_norms_are_the_same_on_gguf_files() {
+    let c = description("arch-gemma2", None);
+    let norm = |name: &str| {
+        let values: Vec<f32> = (0..c.hidden_size).map(|i| (i as f32 * 0.7).sin()).collect();
+        ReplacementTensor::new(name, vec![c.hidden_size], values)
+    };
+    let names = ["model.norm.weight", "model.layers.0.input_layernorm.weight"];
+    let adapter = LoraAdapter::new("norms", "norms", Vec::new()).with_replacements(names.map(norm).into());
+    let (set, prompt) = (set(adapter), [3, 99, 250, 17, 42]);
+    let mut dense = load(&dense_checkpoint("arch-gemma2", None), ComputeDtype::F32);
+    let expected = logits_with(&mut dense, &prompt, &set);
+    let difference = difference(&logits_with(&mut gguf("arch-gemma2"), &prompt, &set), &expected);
+    assert!(difference < 1e-4, "{difference}");
+}
