@@ -201,20 +201,13 @@ impl Policy {
         if want == Want::Adapter { self.adapter_bytes } else { self.model_bytes }
     }
 
-    /// `limits`, and no more than may be in anything that is `wanted` so. So an archive that holds much more than that is
-    /// given up while it is unpacked, and not once it is.
-    pub(crate) fn unpack_limits(&self, limits: &Limits, wanted: impl Iterator<Item = Want>) -> Limits {
-        let (mut most, mut rules) = (0, BTreeSet::new());
-        for want in wanted {
-            let Some(bytes) = self.most(want) else { return limits.clone() };
-            most = most.max(bytes);
-            rules.insert(if want == Want::Adapter { "Policy::max_adapter_bytes" } else { "Policy::max_model_bytes" });
-        }
-        if rules.is_empty() {
-            return limits.clone();
-        }
+    /// `limits`, and no more than may be in anything that is wanted as `want`. So an archive that holds much more than that
+    /// is given up while it is unpacked, and not once it is.
+    pub(crate) fn unpack_limits(&self, limits: &Limits, want: Want) -> Limits {
+        let Some(most) = self.most(want) else { return limits.clone() };
+        let rule = if want == Want::Adapter { "`Policy::max_adapter_bytes`" } else { "`Policy::max_model_bytes`" };
         // In a compressed tar what is skipped counts too, like the states of an optimizer: it may be beside as much again.
-        limits.clone().with_policy(listed(&rules), most, most.saturating_mul(2))
+        limits.clone().with_policy(rule, most, most.saturating_mul(2))
     }
 
     /// Checks the names of the files that an artifact has; archives among them are let through, to be checked once they
@@ -294,24 +287,18 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_may_hold_what_the_rules_of_what_is_wanted_allow() {
+    fn an_archive_may_hold_what_the_rule_of_what_is_wanted_allows() {
         let limits = Limits::default();
         let (adapter, model) = (Policy::new().max_adapter_bytes(10), Policy::new().max_model_bytes(20));
         let both = adapter.clone().max_model_bytes(20);
-        let of = |policy: &Policy, wanted: &[Want]| policy.unpack_limits(&limits, wanted.iter().copied());
-        let ruled = |rules: &str, bytes: u64| limits.clone().with_policy(rules, bytes, 2 * bytes);
-        let [an_adapter, a_model] = [ruled("`Policy::max_adapter_bytes`", 10), ruled("`Policy::max_model_bytes`", 20)];
+        let of = |policy: &Policy| [Want::Adapter, Want::Model].map(|want| policy.unpack_limits(&limits, want));
+        let an_adapter = limits.clone().with_policy("`Policy::max_adapter_bytes`", 10, 20);
+        let a_model = limits.clone().with_policy("`Policy::max_model_bytes`", 20, 40);
         // One rule holds without the other.
-        assert_eq!(
-            (of(&adapter, &[Want::Adapter]), of(&adapter, &[Want::Model])),
-            (an_adapter.clone(), limits.clone())
-        );
-        assert_eq!((of(&model, &[Want::Model]), of(&model, &[Want::Adapter])), (a_model.clone(), limits.clone()));
-        assert_eq!((of(&both, &[Want::Model]), of(&both, &[Want::Adapter])), (a_model, an_adapter));
-        let together = ruled("`Policy::max_adapter_bytes`, `Policy::max_model_bytes`", 20);
-        assert_eq!(of(&both, &[Want::Model, Want::Adapter]), together);
-        assert_eq!(of(&adapter, &[Want::Model, Want::Adapter]), limits);
-        assert_eq!(of(&both, &[]), limits);
+        assert_eq!(of(&adapter), [an_adapter.clone(), limits.clone()]);
+        assert_eq!(of(&model), [limits.clone(), a_model.clone()]);
+        assert_eq!(of(&both), [an_adapter, a_model]);
+        assert_eq!(of(&Policy::new()), [limits.clone(), limits.clone()]);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::{path::PathBuf, sync::Arc};
 
 use etcetera::BaseStrategy;
-use llm_local_core::{AdapterSource, Error, InferenceBackend, ModelSource, Plugin, PluginContext, Registry, Result};
+use llm_local_core::{
+    AdapterSource, Error, InferenceBackend, ModelSource, Plugin, PluginContext, Registry, Result, Want,
+};
 use llm_local_source_common::{
     network::{Network, NetworkConfig},
     store::Store,
@@ -128,9 +130,14 @@ impl EngineBuilder {
         let (network, store) = (Network::new(network), Store::new(cache));
         let registry = registry.with_context(PluginContext::new().with(network.clone()).with(store.clone()));
         let heads_at_once = self.transfer.connections.max(1);
-        let (config, transfer) = (self.transfer.clone(), Transfer::new(network, store, self.transfer));
+        let limited = |config: TransferConfig, want| {
+            let limits = self.policy.unpack_limits(config.unpack_of(want), want);
+            config.with_unpack_of(want, limits)
+        };
+        let config = [Want::Model, Want::Adapter].into_iter().fold(self.transfer, limited);
+        let transfer = Transfer::new(network, store, config);
         let (quota, policy, offline, slots) = (self.quota, self.policy, self.offline, Slots::default());
-        let inner = Inner { registry, transfer, config, heads_at_once, quota, policy, offline, slots };
+        let inner = Inner { registry, transfer, heads_at_once, quota, policy, offline, slots };
         Ok(Engine { inner: Arc::new(inner) })
     }
 

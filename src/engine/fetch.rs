@@ -3,7 +3,7 @@
 use llm_local_core::{FetchContext, Result, Want};
 use llm_local_source_common::{
     store::Hold,
-    transfer::{Files, Job, Transfer},
+    transfer::{Files, Job},
 };
 
 use super::Inner;
@@ -27,7 +27,7 @@ impl Inner {
         for job in jobs {
             new.push(self.is_new(job).await?);
         }
-        let fetched = match self.transfer_of(jobs).fetch(jobs.to_vec(), cx).await {
+        let fetched = match self.transfer.fetch(jobs.to_vec(), cx).await {
             Err(error) => return Err(self.of_adapters(error, jobs, cx).await),
             fetched => fetched?,
         };
@@ -41,14 +41,6 @@ impl Inner {
             }
         }
         Ok((fetched, holds))
-    }
-
-    /// One that gives an archive up once more comes out of it than is allowed in anything of `jobs` that has one.
-    fn transfer_of(&self, jobs: &[Job]) -> Transfer {
-        let unpacked = jobs.iter().filter(|job| !job.manifest.unpack.is_empty());
-        let limits = self.policy.unpack_limits(&self.config.unpack, unpacked.map(|job| job.manifest.want));
-        let (network, store) = (self.transfer.network().clone(), self.transfer.store().clone());
-        Transfer::new(network, store, self.config.clone().with_unpack(limits))
     }
 
     /// Whether nothing is kept or known of what is in `job`, and it is judged once it is unpacked.

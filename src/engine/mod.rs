@@ -48,7 +48,7 @@ use llm_local_core::{
     ArtifactRef, Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights,
     ProgressEvent, ProgressHandler, Registry, Result, TensorSource,
 };
-use llm_local_source_common::{store::Store, transfer::{Transfer, TransferConfig}};
+use llm_local_source_common::{store::Store, transfer::Transfer};
 
 use crate::{adapters::Adapters, blocking::blocking, lora::MergedSource, plan::Plan, policy::Policy};
 use judge::Weights;
@@ -66,7 +66,6 @@ pub struct Engine {
 pub(crate) struct Inner {
     pub(crate) registry: Registry,
     pub(crate) transfer: Transfer,
-    config: TransferConfig,
     /// How many heads of files that are elsewhere are read at a time.
     heads_at_once: usize,
     quota: Option<u64>,
