@@ -74,6 +74,13 @@ impl From<&LoraAdapter> for AdapterOutline {
     }
 }
 
+impl ModuleOutline {
+    /// As [`LoraModule::weight_name`].
+    pub(super) fn weight_name(&self) -> String {
+        if self.is_parameter { self.name.clone() } else { format!("{}.weight", self.name) }
+    }
+}
+
 impl From<&LoraModule> for ModuleOutline {
     fn from(module: &LoraModule) -> Self {
         let LoraModule { name, rank, in_features, out_features, experts, scale, .. } = module;

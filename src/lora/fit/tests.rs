@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use llm_local_core::{
     Encoding, Error, FloatType, GgmlType, IntType, LoraAdapter, LoraModule, ModelFormat, ModelInfo, TensorEntry,
-    lora::{DeclaredTargets, Floats, ModuleSelector, ReplacementTensor},
+    lora::{DeclaredTargets, Floats, ModuleSelector, ReplacedRows, ReplacementTensor},
     model::GgufMetadata,
 };
 use serde_json::json;
@@ -57,7 +57,7 @@ fn names_of_a_list_that_match_nothing_are_reported_and_not_refused() {
 }
 
 #[test]
-fn lora_on_the_head_of_a_tied_model_is_refused_though_the_head_is_stored() {
+fn lora_on_the_head_of_a_tied_model_changes_the_embedding_and_the_head_that_is_stored_beside_it() {
     let head = |info: &mut Vec<TensorEntry>| {
         info.push(TensorEntry::new("lm_head.weight", vec![896, 128], Encoding::Float(FloatType::Bf16)));
     };
@@ -67,8 +67,17 @@ fn lora_on_the_head_of_a_tied_model_is_refused_though_the_head_is_stored() {
     adapter.set("target_modules", json!(r".*\.[23]\..*[qv]_proj|lm_head"));
     let info = tiny_llama_info(head);
     assert!(info.decoder.as_ref().unwrap().tied_embeddings);
-    let error = fit_unread(adapter.read().unwrap(), &info).unwrap_err();
-    assert_names("tied", &error, &["`lm_head.weight`", "tied", "`tie_word_embeddings`", "not supported yet"]);
+    let report = fit_unread(adapter.read().unwrap(), &info).unwrap();
+    assert_eq!(report.touched.len(), 6);
+    for (touched, name) in report.touched.iter().zip(["lm_head.weight", "model.embed_tokens.weight"]) {
+        assert_eq!(
+            (touched.name.as_str(), &touched.shape[..], &touched.adapters[..]),
+            (name, &[896, 128][..], &[0][..])
+        );
+    }
+    assert!(!report.unties_embeddings);
+    let once = fit_unread(adapter.read().unwrap(), &tiny_llama_info(|_| {})).unwrap();
+    assert_eq!(once.touched[0].name, "model.embed_tokens.weight");
 
     let ModelFormat::Safetensors { config } = &info.format else { panic!("it is in safetensors") };
     let mut config = (**config).clone();
@@ -153,23 +162,16 @@ fn tensors_without_a_base_tensor_or_of_another_shape_are_named() {
     misfit(
         "tied head",
         |t| {
-            t.pair("lm_head", 2, 128, 896);
+            t.pair("lm_head", 2, 128, 800);
         },
-        &["`lm_head.weight`", "tied"],
+        &["`lm_head.lora_B` has the shape (800, 2)", "`lm_head.weight` has the shape (896, 128)"],
     );
     misfit(
         "embedding",
         |t| {
-            t.pair("model.embed_tokens", 2, 128, 896);
+            t.pair("model.embed_tokens", 2, 96, 896);
         },
-        &["model.embed_tokens", "embedding"],
-    );
-    misfit(
-        "no module",
-        |t| {
-            t.pair("", 2, 128, 896);
-        },
-        &["`.weight`, which"],
+        &["`model.embed_tokens.lora_A` has the shape (2, 96)", "(896, 128)"],
     );
 }
 
@@ -228,7 +230,7 @@ fn bases_that_no_delta_can_be_added_to_are_refused() {
     let format = ModelFormat::Gguf { metadata: Arc::new(GgufMetadata::default()) };
     let info = ModelInfo::new("tiny.gguf", format, tiny_llama_info(|_| {}).tensors);
     let error = fit_unread(TestAdapter::new().read().unwrap(), &info).unwrap_err();
-    assert_names("GGUF", &error, &["GGUF bases are not supported yet", "tiny.gguf", "safetensors"]);
+    assert_names("GGUF", &error, &["GGUF file whose architecture is not understood", "tiny.gguf", "safetensors"]);
 }
 
 #[test]
@@ -239,27 +241,59 @@ fn what_another_reader_may_bring_is_not_ignored() {
     let adapter = |modules| LoraAdapter::new("test", "digest", modules);
     assert_eq!(fit_unread(adapter(vec![module()]), &info).unwrap().touched.len(), 1);
 
-    let mut dora = module();
-    dora.magnitude = Some(vec![1.0; 128]);
-    let mut biased = module();
-    biased.bias = Some(vec![1.0; 128]);
+    let dora = module().with_magnitude(vec![1.0; 128]);
+    assert_eq!(fit_unread(adapter(vec![dora]), &info).unwrap().touched.len(), 1);
+    let biased = module().with_bias(vec![1.0; 128]);
     let mut scaled = module();
     scaled.scale = f64::NAN;
     let mut short = module();
     short.a = Floats::F32(vec![1.0; 127]);
-    let mut full = adapter(vec![module()]);
-    full.replacements.push(ReplacementTensor::new("lm_head.weight", vec![1], vec![1.0]));
+    let long = module().with_magnitude(vec![1.0; 129]);
+    let of_experts = LoraModule::of_experts(
+        "model.layers.0.self_attn.q_proj",
+        2,
+        (1, 128, 128),
+        vec![1.0; 256],
+        vec![1.0; 256],
+        1.0,
+    );
+    let named = |name: &str| {
+        let mut module = module();
+        module.name = name.into();
+        module
+    };
+    let replacing = |name: &str, shape: Vec<usize>| {
+        let values = vec![1.0; shape.iter().product()];
+        adapter(vec![]).with_replacements(vec![ReplacementTensor::new(name, shape, values)])
+    };
+    let rows = |rows: Vec<usize>, columns: usize| {
+        let values = vec![1.0; rows.len() * columns];
+        adapter(vec![]).with_rows(vec![ReplacedRows::new("model.embed_tokens.weight", rows, values)])
+    };
+    assert_eq!(fit_unread(rows(vec![0, 895], 128), &info).unwrap().adapters[0].replaced, 1);
+    let twice = || ReplacementTensor::new("model.norm.weight", vec![128], vec![1.0; 128]);
     let unknown = adapter(vec![module()]).with_targets(
         DeclaredTargets::new(ModuleSelector::Names(vec!["q_proj".into()])).with_exclude(ModuleSelector::AllLinear),
     );
     for (label, adapter, words) in [
-        ("DoRA", adapter(vec![dora]), &["q_proj", "DoRA"][..]),
-        ("bias", adapter(vec![biased]), &["q_proj", "bias"]),
+        ("magnitude", adapter(vec![long]), &["q_proj", "lengths"][..]),
+        ("bias", adapter(vec![biased]), &["`model.layers.0.self_attn.q_proj.bias`", "does not have one"]),
+        ("experts", adapter(vec![of_experts]), &["q_proj", "(128, 128)", "(2, out, in)"]),
+        ("no such layer", adapter(vec![named("model.layers.4.self_attn.q_proj")]), &["layers.4", "does not have"]),
+        ("no such tensor", replacing("score.weight", vec![2, 128]), &["`score.weight`", "does not have"]),
+        ("shape", replacing("model.norm.weight", vec![64]), &["`model.norm.weight`", "(64)", "(128)"]),
+        ("fewer rows", replacing("model.embed_tokens.weight", vec![4, 128]), &["(4, 128)", "cannot be taken away"]),
+        ("row", rows(vec![1, 896], 128), &["row 896", "which has 896"]),
+        ("columns", rows(vec![1], 64), &["rows of 64 values", "expected 128"]),
+        (
+            "replaced twice",
+            adapter(vec![]).with_replacements(vec![twice(), twice()]),
+            &["replacement of `model.norm.weight`", "twice"],
+        ),
         ("scale", adapter(vec![scaled]), &["q_proj", "scale NaN"]),
         ("lengths", adapter(vec![short]), &["q_proj", "lengths"]),
         ("twice", adapter(vec![module(), module()]), &["q_proj", "twice"]),
         ("nothing", adapter(vec![]), &["no low-rank pairs"]),
-        ("replacement", full, &["`lm_head.weight`", "full weights in an adapter are not supported yet"]),
         ("exclusion", unknown, &["AllLinear"]),
     ] {
         assert_names(label, &fit_unread(adapter, &info).unwrap_err(), words);

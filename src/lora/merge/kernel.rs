@@ -1,4 +1,4 @@
-//! One touched tensor: widen the base to f32, add the delta, round once, block by block.
+//! One touched tensor: widen the base to f32, change it, round once, block by block.
 
 use half::{
     f16,
@@ -7,113 +7,148 @@ use half::{
 use llm_local_core::{FloatType, TensorData};
 use rayon::prelude::*;
 
-use super::product::{Tile, add_product};
-use crate::lora::floats::{narrow_bf16, widen_bf16};
+use super::{
+    mixed::Mixed,
+    overlay::Overlay,
+    product::{Tile, add_product},
+    stored::{Stored, fill},
+};
+use crate::lora::floats::narrow_bf16;
 
 /// Rows of one task. Many enough that a product of them pays for packing A.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// Most columns of one tile: ROWS * COLUMNS floats are 192 KiB, which stay in a core's second-level cache.
 const COLUMNS: usize = 768;
 
 /// Columns of the tiles that cut `columns` into even parts, so that none is too narrow to pay for its calls.
-fn tile_columns(columns: usize) -> usize {
+pub(super) fn tile_columns(columns: usize) -> usize {
     columns.div_ceil(columns.div_ceil(COLUMNS)).next_multiple_of(16).min(columns)
 }
 
-/// The product that is added to a base tensor.
+/// A product that is added to a matrix.
+#[derive(Default)]
 pub(super) struct Delta {
-    pub(super) rows: usize,
-    pub(super) columns: usize,
     pub(super) rank: usize,
     /// Shape (rank, columns), row-major.
     pub(super) a: Vec<f32>,
-    /// Shape (rows, rank), row-major, with scale and weight in it.
+    /// Shape (rows, rank), row-major, with the scale in it.
     pub(super) b: Vec<f32>,
 }
 
-/// The base tensor as it is stored.
-#[derive(Clone, Copy)]
-pub(super) enum Stored<'a> {
-    /// Little-endian, maybe unaligned.
-    Bytes(FloatType, &'a [u8]),
-    F32(&'a [f32]),
-    /// Bits of f16 or bf16.
-    Half(FloatType, &'a [u16]),
+/// DoRA of one adapter (arXiv:2402.09353): `weight * (m / n * (W + delta) - W)`, where n are the norms of `W + delta`.
+pub(super) struct Dora {
+    pub(super) delta: Delta,
+    pub(super) weight: f64,
+    /// The magnitude m of each row, `None` where the adapter has no such row; or of each column.
+    pub(super) magnitude: Vec<Option<f32>>,
+    /// Whether magnitudes and norms are those of columns: the weight is stored transposed.
+    pub(super) is_of_columns: bool,
 }
 
-impl<'a> Stored<'a> {
-    /// Looks at `data` as `elements` floats of type `stored`.
-    pub(super) fn new(data: &'a TensorData<'_>, stored: FloatType, elements: usize) -> Result<Self, String> {
-        let expected = elements * stored.size();
-        if data.byte_len() != expected {
-            return Err(format!("has {} bytes; expected {expected}", data.byte_len()));
-        }
-        match (data, stored) {
-            (TensorData::Borrowed(bytes), _) => Ok(Self::Bytes(stored, bytes)),
-            (TensorData::Bytes(bytes), _) => Ok(Self::Bytes(stored, bytes)),
-            (TensorData::F32(values), FloatType::F32) => Ok(Self::F32(values)),
-            (TensorData::Half(bits), FloatType::F16 | FloatType::Bf16) => Ok(Self::Half(stored, bits)),
-            _ => Err(format!("was read in another type than {stored}, in which it is stored")),
-        }
-    }
+/// What is added to a matrix.
+#[derive(Default)]
+pub(super) struct Sum {
+    /// The products of all plain pairs, side by side.
+    pub(super) plain: Delta,
+    pub(super) doras: Vec<Dora>,
+}
 
-    /// Writes the floats from index `start` into `out`.
-    fn widen(self, start: usize, out: &mut [f32]) {
-        let end = start + out.len();
-        match self {
-            Self::F32(values) => out.copy_from_slice(&values[start..end]),
-            Self::Half(FloatType::Bf16, bits) => fill(out, bits[start..end].iter().map(|b| widen_bf16(*b))),
-            Self::Half(_, bits) => bits[start..end].reinterpret_cast::<f16>().convert_to_f32_slice(out),
-            Self::Bytes(stored, bytes) => {
-                let bytes = &bytes[start * stored.size()..end * stored.size()];
-                match stored {
-                    FloatType::F64 => fill(out, bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32)),
-                    FloatType::F32 => fill(out, bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-                    FloatType::Bf16 => {
-                        fill(out, bytes.as_chunks().0.iter().map(|b| widen_bf16(u16::from_le_bytes(*b))))
-                    }
-                    // The conversion of `half` uses the processor's instruction for it, and wants aligned values.
-                    _ => {
-                        let mut aligned = [0u16; COLUMNS];
-                        for (bytes, out) in bytes.chunks(2 * COLUMNS).zip(out.chunks_mut(COLUMNS)) {
-                            let aligned = &mut aligned[..out.len()];
-                            fill(aligned, bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)));
-                            aligned.reinterpret_cast::<f16>().convert_to_f32_slice(out);
-                        }
-                    }
-                }
-            }
+/// A touched tensor: matrices one below another, of `rows` rows each.
+pub(super) struct Touched<'a> {
+    /// The base's values, if they are asked for at all.
+    pub(super) stored: Option<Stored<'a>>,
+    /// The base's rows, of all matrices.
+    pub(super) base_rows: usize,
+    /// Rows of one matrix.
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Tensors that replace it, then rows that replace some of it.
+    pub(super) overlays: [Vec<Overlay<'a>>; 2],
+    pub(super) sums: Vec<Sum>,
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+pub(super) struct Scratch {
+    values: Vec<f32>,
+    /// Those of [`Mixed`].
+    pub(super) spare: [Vec<f32>; 2],
+}
+
+/// The rows from `first` on, of the columns from `left` on, that a tile of a matrix is of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) first: usize,
+    pub(super) left: usize,
+    pub(super) tile: Tile,
+}
+
+/// What a matrix becomes, tile by tile.
+pub(super) trait Tiles: Sync {
+    /// What the tiles of a block of rows have in common.
+    type Block;
+
+    /// Prepares `rows` rows from `first` on.
+    fn block(&self, first: usize, rows: usize, scratch: &mut [Vec<f32>; 2]) -> Self::Block;
+
+    /// Writes a tile, row-major, into `values`.
+    fn write(&self, block: &Self::Block, place: Place, values: &mut [f32], scratch: &mut [Vec<f32>; 2]);
+}
+
+/// The sum of the base and plain pairs.
+struct Plain<'a> {
+    stored: Stored<'a>,
+    /// The first row in the whole tensor.
+    first: usize,
+    columns: usize,
+    delta: &'a Delta,
+}
+
+impl Tiles for Plain<'_> {
+    type Block = ();
+
+    fn block(&self, _: usize, _: usize, _: &mut [Vec<f32>; 2]) {}
+
+    fn write(&self, (): &(), Place { first, left, tile }: Place, values: &mut [f32], _: &mut [Vec<f32>; 2]) {
+        for (row, values) in values.chunks_mut(tile.columns).enumerate() {
+            self.stored.widen((self.first + first + row) * self.columns + left, values);
         }
+        self.delta.add(Place { first, left, tile }, self.columns, values);
     }
 }
 
-fn fill<T>(out: &mut [T], values: impl Iterator<Item = T>) {
-    for (out, value) in out.iter_mut().zip(values) {
-        *out = value;
+impl Delta {
+    /// Adds a tile of the product to `values`, the matrix having so many columns.
+    pub(super) fn add(&self, Place { first, left, tile }: Place, columns: usize, values: &mut [f32]) {
+        if self.rank == 0 {
+            return;
+        }
+        let b = &self.b[first * self.rank..(first + tile.rows) * self.rank];
+        add_product(values, tile, b, &self.a[left..], columns, self.rank);
     }
 }
 
-/// The sum of `stored` and `delta`, rounded once to `want`. The error continues a sentence that starts with the tensor's
-/// name; nothing is given then.
-pub(super) fn merge(stored: Stored<'_>, delta: &Delta, want: FloatType) -> Result<TensorData<'static>, String> {
+/// What `touched` becomes, rounded once to `want`. The error continues a sentence that starts with the tensor's name;
+/// nothing is given then.
+pub(super) fn merge(touched: &Touched<'_>, want: FloatType) -> Result<TensorData<'static>, String> {
     Ok(match want {
-        FloatType::F32 => TensorData::F32(sum(stored, delta, |values, out: &mut [f32]| {
+        FloatType::F32 => TensorData::F32(all(touched, |values, out: &mut [f32]| {
             out.copy_from_slice(values);
             true
         })?),
         FloatType::F64 => {
-            let sum = sum(stored, delta, |values, out: &mut [[u8; 8]]| {
+            let all = all(touched, |values, out: &mut [[u8; 8]]| {
                 fill(out, values.iter().map(|v| f64::from(*v).to_le_bytes()));
                 true
             })?;
-            TensorData::Bytes(sum.into_flattened())
+            TensorData::Bytes(all.into_flattened())
         }
-        FloatType::F16 => TensorData::Half(sum(stored, delta, |values, out: &mut [u16]| {
+        FloatType::F16 => TensorData::Half(all(touched, |values, out: &mut [u16]| {
             out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
             out.iter().fold(true, |finite, bits| finite & (bits & 0x7c00 != 0x7c00))
         })?),
-        FloatType::Bf16 => TensorData::Half(sum(stored, delta, |values, out: &mut [u16]| {
+        FloatType::Bf16 => TensorData::Half(all(touched, |values, out: &mut [u16]| {
             fill(out, values.iter().map(|v| narrow_bf16(*v)));
             out.iter().fold(true, |finite, bits| finite & (bits & 0x7f80 != 0x7f80))
         })?),
@@ -121,46 +156,62 @@ pub(super) fn merge(stored: Stored<'_>, delta: &Delta, want: FloatType) -> Resul
     })
 }
 
-/// The sum in whatever `narrow` writes; that returns whether everything it wrote is finite.
-///
-/// Tasks take blocks of rows of fixed size, so the result does not depend on the number of threads.
-fn sum<T: Copy + Default + Send>(
-    stored: Stored<'_>,
-    delta: &Delta,
+/// All matrices in whatever `narrow` writes; that returns whether everything it wrote is finite.
+fn all<T: Copy + Default + Send>(
+    touched: &Touched<'_>,
     narrow: impl Fn(&[f32], &mut [T]) -> bool + Sync,
 ) -> Result<Vec<T>, String> {
-    let Delta { columns, rank, .. } = *delta;
+    let Touched { rows, columns, .. } = *touched;
+    let mut out = vec![T::default(); touched.sums.len() * rows * columns];
+    let is_overlaid = touched.overlays.iter().any(|overlays| !overlays.is_empty());
+    for (index, (sum, out)) in touched.sums.iter().zip(out.chunks_mut((rows * columns).max(1))).enumerate() {
+        let first = index * rows;
+        match touched.stored {
+            Some(stored) if sum.doras.is_empty() && !is_overlaid => {
+                one(&Plain { stored, first, columns, delta: &sum.plain }, columns, out, &narrow)
+            }
+            _ => one(&Mixed::new(touched, sum, first), columns, out, &narrow),
+        }
+        .map_err(|row| {
+            let expert = if touched.sums.len() > 1 { format!(" of expert {index}") } else { String::new() };
+            format!(
+                "is not finite any more in row {row}{expert} when the adapter is added: the sum is beyond the type asked \
+                 for, or the base itself is not finite there"
+            )
+        })?;
+    }
+    Ok(out)
+}
+
+/// Writes one matrix; the error is a row that is not finite.
+///
+/// Tasks take blocks of rows of fixed size, so the result does not depend on the number of threads.
+fn one<T: Send, M: Tiles>(
+    matrix: &M,
+    columns: usize,
+    out: &mut [T],
+    narrow: impl Fn(&[f32], &mut [T]) -> bool + Sync,
+) -> Result<(), usize> {
     let width = tile_columns(columns);
-    let mut out = vec![T::default(); delta.rows * columns];
-    out.par_chunks_mut(ROWS * columns).enumerate().try_for_each_init(
-        || vec![0.0f32; ROWS * width],
-        |scratch, (block, out)| {
-            let first = block * ROWS;
-            let rows = out.len() / columns;
-            let b = &delta.b[first * rank..(first + rows) * rank];
-            for left in (0..columns).step_by(width) {
-                let tile = Tile { rows, columns: width.min(columns - left) };
-                let values = &mut scratch[..rows * tile.columns];
-                for (row, values) in values.chunks_mut(tile.columns).enumerate() {
-                    stored.widen((first + row) * columns + left, values);
-                }
-                add_product(values, tile, b, &delta.a[left..], columns, rank);
-                for (row, values) in values.chunks(tile.columns).enumerate() {
-                    let from = row * columns + left;
-                    let finite = all_finite(values);
-                    if !(narrow(values, &mut out[from..from + tile.columns]) & finite) {
-                        return Err(format!(
-                            "is not finite any more in row {} when the adapter is added: the sum is beyond the type \
-                             asked for, or the base itself is not finite there",
-                            first + row
-                        ));
-                    }
+    out.par_chunks_mut(ROWS * columns).enumerate().try_for_each_init(Scratch::default, |scratch, (block, out)| {
+        let first = block * ROWS;
+        let rows = out.len() / columns;
+        scratch.values.resize(ROWS * width, 0.0);
+        let block = matrix.block(first, rows, &mut scratch.spare);
+        for left in (0..columns).step_by(width) {
+            let tile = Tile { rows, columns: width.min(columns - left) };
+            let values = &mut scratch.values[..rows * tile.columns];
+            matrix.write(&block, Place { first, left, tile }, values, &mut scratch.spare);
+            for (row, values) in values.chunks(tile.columns).enumerate() {
+                let from = row * columns + left;
+                let finite = all_finite(values);
+                if !(narrow(values, &mut out[from..from + tile.columns]) & finite) {
+                    return Err(first + row);
                 }
             }
-            Ok(())
-        },
-    )?;
-    Ok(out)
+        }
+        Ok(())
+    })
 }
 
 /// Whether no value is NaN or infinite; without a branch, so that it is vectorized.

@@ -1,7 +1,20 @@
 //! The merge: a [`TensorSource`] around a base, whose touched tensors are the sum of base and adapters.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `factors` | what the kernel works with, from adapters and what they change |
+//! | `kernel` | one tensor, block by block; plain pairs alone |
+//! | `mixed` | tiles of everything else: values replaced, DoRA |
+//! | `overlay` | what replaces values |
+//! | `stored` | a base tensor as it is stored, to f32 |
+//! | `product` | `C += B @ A` on slices |
 
+mod factors;
 mod kernel;
+mod mixed;
+mod overlay;
 mod product;
+mod stored;
 
 #[cfg(test)]
 mod tests;
@@ -12,24 +25,32 @@ use llm_local_core::{
     Encoding, Error, FloatType, LoraAdapter, ModelInfo, Result, TensorData, TensorEntry, TensorSource,
 };
 
-use self::kernel::{Delta, Stored};
+use self::{kernel::Touched, stored::Stored};
 use super::{
-    fit::{FitReport, TouchedTensor, fit},
-    floats,
+    fit::{Change, FitReport, fit_changes},
     message::shape_text,
 };
 
 /// A base with adapters merged in while it is read.
 ///
-/// An untouched tensor is passed through as the base gives it. A touched one is computed when it is read:
-/// `W + sum of weight * scale * (B @ A)` in f32, rounded once to the type asked for. The same bits come out whatever
-/// the number of threads. Nothing is kept, so reading a tensor twice computes it twice; while it is computed, memory
-/// holds the result, one block in f32 per thread, and its factors in f32.
+/// An untouched tensor is passed through as the base gives it. A touched one is computed when it is read, in f32, and
+/// rounded once to the type asked for. With the weight w of each adapter it is, in this order:
+///
+/// 1. `W + sum of w * (R - W)` for tensors R that replace it; a single one of weight 1 is taken as it is,
+/// 2. the same for rows that replace some of it,
+/// 3. `W + sum of w * delta`, where delta is `scale * (B @ A)`, or `m / n * (W + scale * (B @ A)) - W` for DoRA, with n the
+///    norms of the rows in the bracket, summed in f64.
+///
+/// The same bits come out whatever the number of threads. Nothing is kept, so reading a tensor twice computes it twice;
+/// while it is computed, memory holds the result, up to three tiles in f32 per thread, and its factors in f32.
 pub struct MergedSource {
     base: Arc<dyn TensorSource>,
     adapters: Vec<(Arc<LoraAdapter>, f32)>,
-    touched: HashMap<String, TouchedTensor>,
+    changes: HashMap<String, Change>,
+    /// The base's entries, where some are others.
+    entries: Option<Vec<TensorEntry>>,
     report: FitReport,
+    info: Arc<ModelInfo>,
 }
 
 impl MergedSource {
@@ -37,9 +58,9 @@ impl MergedSource {
     /// weight.
     ///
     /// # Errors
-    /// [`Error::AdapterMergeFailed`] as [`fit()`], or if `base` has other tensors than `info` says.
+    /// [`Error::AdapterMergeFailed`] as [`fit()`](super::fit()), or if `base` has other tensors than `info` says.
     pub fn new(base: Arc<dyn TensorSource>, adapters: Vec<(Arc<LoraAdapter>, f32)>, info: &ModelInfo) -> Result<Self> {
-        let report = fit(&adapters, info)?;
+        let (report, changes) = fit_changes(&adapters, info)?;
         for adapter in report.adapters.iter().filter(|adapter| !adapter.unmatched_targets.is_empty()) {
             tracing::warn!(
                 adapter = adapter.reference,
@@ -48,22 +69,25 @@ impl MergedSource {
                 "names in `target_modules` match no module of the base"
             );
         }
-        let touched: HashMap<_, _> = report.touched.iter().map(|t| (t.name.clone(), t.clone())).collect();
-        let merged = Self { base, adapters, touched, report };
-        for tensor in &merged.report.touched {
-            match merged.base.entry(&tensor.name) {
-                Some(e) if e.shape == tensor.shape && e.encoding == Encoding::Float(tensor.stored) => {}
+        let changes: HashMap<_, _> = changes.into_iter().map(|change| (change.name.clone(), change)).collect();
+        let info = report.merged_info(&Arc::new(info.clone()));
+        let mut merged = Self { base, adapters, changes, entries: None, report, info };
+        for touched in &merged.report.touched {
+            let change = &merged.changes[&touched.name];
+            match merged.base.entry(&change.from) {
+                Some(e) if e.shape == change.base_shape && e.encoding == Encoding::Float(change.stored) => {}
                 found => {
                     let found = found.map_or("is missing".into(), |e| {
                         format!("has the shape {} in {}", shape_text(&e.shape), e.encoding)
                     });
                     return Err(merged.error(
-                        tensor,
-                        format!("{found}; expected {} in {}", shape_text(&tensor.shape), tensor.stored),
+                        change,
+                        format!("{found}; expected {} in {}", shape_text(&change.base_shape), change.stored),
                     ));
                 }
             }
         }
+        merged.entries = merged.changed_entries();
         Ok(merged)
     }
 
@@ -72,58 +96,71 @@ impl MergedSource {
         &self.report
     }
 
-    /// An error of all adapters that touch `tensor`; `reason` continues a sentence that starts with its name.
-    fn error(&self, tensor: &TouchedTensor, reason: impl std::fmt::Display) -> Error {
-        let adapters: Vec<_> = tensor.adapters.iter().map(|&i| self.adapters[i].0.reference.as_str()).collect();
-        Error::adapter(adapters.join(" + "), format!("the base tensor `{}` {reason}", tensor.name))
+    /// The description of the base with the adapters merged in: another one than the base's where embedding and head are
+    /// untied or the vocabulary grows.
+    pub fn info(&self) -> &Arc<ModelInfo> {
+        &self.info
     }
 
-    /// The factors of all adapters for `tensor`, side by side: the product of the whole is the sum of the products.
-    fn delta(&self, tensor: &TouchedTensor) -> Result<Delta> {
-        let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
-        let mut modules = Vec::with_capacity(tensor.adapters.len());
-        for &index in &tensor.adapters {
-            let (adapter, weight) = &self.adapters[index];
-            let module = adapter.module(name).ok_or_else(|| self.error(tensor, "has lost its pair"))?;
-            modules.push((module, module.scale * f64::from(*weight)));
+    /// The base's entries with those that have another shape or are new, if there are such.
+    fn changed_entries(&self) -> Option<Vec<TensorEntry>> {
+        let is_own = |change: &Change| self.base.entry(&change.name).is_some_and(|entry| entry.shape == change.shape);
+        if self.changes.values().all(is_own) {
+            return None;
         }
-        let [rows, columns] = tensor.shape[..] else { return Err(self.error(tensor, "is no matrix")) };
-        let rank: usize = modules.iter().map(|(m, _)| m.rank).sum();
-        let (mut a, mut b) = (vec![0.0; rank * columns], vec![0.0; rows * rank]);
-        let mut first = 0;
-        for (module, scale) in modules {
-            let end = first + module.rank;
-            floats::scale_into(&module.a, 0, 1.0, &mut a[first * columns..end * columns]);
-            for (row, b) in b.chunks_exact_mut(rank).enumerate() {
-                floats::scale_into(&module.b, row * module.rank, scale, &mut b[first..end]);
+        let mut entries = self.base.entries().to_vec();
+        for touched in &self.report.touched {
+            let encoding = Encoding::Float(touched.stored);
+            let changed = TensorEntry::new(touched.name.clone(), touched.shape.clone(), encoding);
+            match entries.iter_mut().find(|entry| entry.name == touched.name) {
+                Some(entry) => *entry = changed,
+                None => entries.push(changed),
             }
-            first = end;
         }
-        Ok(Delta { rows, columns, rank, a, b })
+        Some(entries)
     }
 
-    fn merge(&self, tensor: &TouchedTensor, want: FloatType) -> Result<TensorData<'static>> {
-        let delta = self.delta(tensor)?;
-        let data = self.base.read(&tensor.name, None)?;
-        let stored = Stored::new(&data, tensor.stored, delta.rows * delta.columns)
-            .map_err(|reason| Error::load(format!("tensor `{}`", tensor.name), reason))?;
-        kernel::merge(stored, &delta, want).map_err(|reason| self.error(tensor, reason))
+    /// An error of all adapters that touch a tensor; `reason` continues a sentence that starts with its name.
+    fn error(&self, change: &Change, reason: impl std::fmt::Display) -> Error {
+        let mut adapters: Vec<_> = change.terms.iter().map(|term| term.adapter).collect();
+        adapters.dedup();
+        let adapters: Vec<_> = adapters.into_iter().map(|i| self.adapters[i].0.reference.as_str()).collect();
+        Error::adapter(adapters.join(" + "), format!("the base tensor `{}` {reason}", change.name))
+    }
+
+    fn merge(&self, change: &Change, want: FloatType) -> Result<TensorData<'static>> {
+        let (count, rows, columns) = factors::matrices(&change.shape);
+        let overlays = factors::overlays(change, &self.adapters);
+        let is_of_all = !overlays[0].is_empty() && overlays[0].iter().all(|overlay| overlay.is_of_all(count * rows));
+        let is_replaced = is_of_all && overlays[0].iter().map(|overlay| overlay.weight).sum::<f64>() == 1.0;
+        let (base_count, base_rows, _) = factors::matrices(&change.base_shape);
+        let base_rows = base_count * base_rows;
+        let data = if is_replaced { None } else { Some(self.base.read(&change.from, None)?) };
+        let stored = data.as_ref().map(|data| Stored::new(data, change.stored, base_rows * columns)).transpose();
+        let stored = stored.map_err(|reason| Error::load(format!("tensor `{}`", change.from), reason))?;
+        let sums = factors::sums(change, &self.adapters);
+        let touched = Touched { stored, base_rows, rows, columns, overlays, sums };
+        kernel::merge(&touched, want).map_err(|reason| self.error(change, reason))
     }
 }
 
 impl TensorSource for MergedSource {
     fn entries(&self) -> &[TensorEntry] {
-        self.base.entries()
+        self.entries.as_deref().unwrap_or_else(|| self.base.entries())
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
-        match self.touched.get(name) {
+        match self.changes.get(name) {
             None => self.base.read(name, want),
-            Some(tensor) => self.merge(tensor, want.unwrap_or(tensor.stored)),
+            Some(change) if change.terms.is_empty() => self.base.read(&change.from, want),
+            Some(change) => self.merge(change, want.unwrap_or(change.stored)),
         }
     }
 
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
-        self.base.entry(name)
+        match &self.entries {
+            Some(entries) if self.changes.contains_key(name) => entries.iter().find(|entry| entry.name == name),
+            _ => self.base.entry(name),
+        }
     }
 }

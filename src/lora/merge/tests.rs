@@ -8,7 +8,14 @@ use llm_local_core::{
 use proptest::prelude::*;
 use serde_json::json;
 
+mod layouts;
+mod naive;
+mod peft;
+mod tied;
+mod variants;
+
 use super::MergedSource;
+use crate::lora::floats;
 use crate::lora::testing::{Unreadable, fixture, read_folder, tiny_llama, tiny_llama_info};
 
 /// A base of one touched matrix `m.weight` and one vector `n.weight`, whose bytes are unaligned if they are borrowed.
@@ -84,7 +91,7 @@ fn bytes(data: &TensorData<'_>) -> Vec<u8> {
     }
 }
 
-fn floats(values: &[f64], stored: FloatType) -> Floats {
+fn stored_floats(values: &[f64], stored: FloatType) -> Floats {
     match stored {
         FloatType::F16 => Floats::F16(values.iter().map(|v| f16::from_f64(*v).to_bits()).collect()),
         FloatType::Bf16 => Floats::Bf16(values.iter().map(|v| bf16::from_f64(*v).to_bits()).collect()),
@@ -152,11 +159,11 @@ fn check(shape: [usize; 2], types: (FloatType, Option<FloatType>), parts: &[Part
     let mut adapters = Vec::new();
     for (i, part) in parts.iter().enumerate() {
         let Part { rank, stored, scale, weight } = *part;
-        let a = floats(&numbers(seed ^ (2 * i as u64 + 1), rank * columns), stored);
-        let b = floats(&numbers(seed ^ (2 * i as u64 + 2), rows * rank), stored);
+        let a = stored_floats(&numbers(seed ^ (2 * i as u64 + 1), rank * columns), stored);
+        let b = stored_floats(&numbers(seed ^ (2 * i as u64 + 2), rows * rank), stored);
         let wide = |values: &Floats| {
             let mut wide = vec![0.0; values.len()];
-            super::floats::scale_into(values, 0, 1.0, &mut wide);
+            floats::scale_into(values, 0, 1.0, &mut wide);
             wide.into_iter().map(f64::from).collect::<Vec<_>>()
         };
         let (a64, b64) = (wide(&a), wide(&b));
@@ -254,7 +261,8 @@ fn a_touched_tensor_is_not_rounded_to_the_base_s_type_first() {
 #[test]
 fn the_bits_do_not_depend_on_the_number_of_threads() {
     let base = Arc::new(Base::new(&numbers(1, 300 * 700), [300, 700], FloatType::F16, false));
-    let (a, b) = (floats(&numbers(2, 8 * 700), FloatType::F32), floats(&numbers(3, 300 * 8), FloatType::F32));
+    let (a, b) =
+        (stored_floats(&numbers(2, 8 * 700), FloatType::F32), stored_floats(&numbers(3, 300 * 8), FloatType::F32));
     let module = LoraModule::new("m", (8, 700, 300), a, b, 0.5);
     let adapters = vec![(Arc::new(LoraAdapter::new("x", "", vec![module])), 1.0)];
     let merged = MergedSource::new(base.clone(), adapters, &base.info()).unwrap();

@@ -1,0 +1,59 @@
+//! The description of a merged base.
+
+use std::sync::Arc;
+
+use llm_local_core::{Encoding, ModelFormat, ModelInfo, TensorEntry, model::GgufValue};
+use serde_json::json;
+
+use super::FitReport;
+
+impl FitReport {
+    /// The description of the base with the adapters merged in: that of the base, unless its embedding and its head are
+    /// untied or its vocabulary grows. Then config.json, or the metadata of a GGUF file, says so too.
+    pub fn merged_info(&self, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
+        if !self.unties_embeddings && self.vocab_size.is_none() {
+            return info.clone();
+        }
+        let mut tensors = info.tensors.to_vec();
+        for touched in &self.touched {
+            match tensors.iter_mut().find(|entry| entry.name == touched.name) {
+                Some(entry) => entry.shape.clone_from(&touched.shape),
+                None => tensors.push(TensorEntry::new(
+                    touched.name.clone(),
+                    touched.shape.clone(),
+                    Encoding::Float(touched.stored),
+                )),
+            }
+        }
+        Arc::new(ModelInfo::new(info.id.clone(), self.format(info), tensors))
+    }
+
+    fn format(&self, info: &ModelInfo) -> ModelFormat {
+        match &info.format {
+            ModelFormat::Safetensors { config } => {
+                let mut config = (**config).clone();
+                if let Some(fields) = config.as_object_mut() {
+                    if self.unties_embeddings {
+                        fields.insert("tie_word_embeddings".into(), json!(false));
+                    }
+                    if let Some(rows) = self.vocab_size {
+                        fields.insert("vocab_size".into(), json!(rows));
+                    }
+                }
+                ModelFormat::Safetensors { config: Arc::new(config) }
+            }
+            ModelFormat::Gguf { metadata } => {
+                let mut metadata = (**metadata).clone();
+                let key = metadata.string("general.architecture").map(|name| format!("{name}.vocab_size"));
+                // Whether the head is tied is told by its tensor alone.
+                if let (Some(key), Some(rows)) = (key, self.vocab_size)
+                    && metadata.get(&key).is_some()
+                {
+                    metadata.insert(key, GgufValue::Int(rows as i128));
+                }
+                ModelFormat::Gguf { metadata: Arc::new(metadata) }
+            }
+            other => other.clone(),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! A base tensor as it is stored, to f32.
+
+use half::{
+    f16,
+    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+};
+use llm_local_core::{FloatType, TensorData};
+
+use crate::lora::floats::widen_bf16;
+
+/// Floats that are converted at a time.
+const AT_A_TIME: usize = 768;
+
+/// The base tensor as it is stored.
+#[derive(Clone, Copy)]
+pub(super) enum Stored<'a> {
+    /// Little-endian, maybe unaligned.
+    Bytes(FloatType, &'a [u8]),
+    F32(&'a [f32]),
+    /// Bits of f16 or bf16.
+    Half(FloatType, &'a [u16]),
+}
+
+impl<'a> Stored<'a> {
+    /// Looks at `data` as `elements` floats of type `stored`.
+    pub(super) fn new(data: &'a TensorData<'_>, stored: FloatType, elements: usize) -> Result<Self, String> {
+        let expected = elements * stored.size();
+        if data.byte_len() != expected {
+            return Err(format!("has {} bytes; expected {expected}", data.byte_len()));
+        }
+        match (data, stored) {
+            (TensorData::Borrowed(bytes), _) => Ok(Self::Bytes(stored, bytes)),
+            (TensorData::Bytes(bytes), _) => Ok(Self::Bytes(stored, bytes)),
+            (TensorData::F32(values), FloatType::F32) => Ok(Self::F32(values)),
+            (TensorData::Half(bits), FloatType::F16 | FloatType::Bf16) => Ok(Self::Half(stored, bits)),
+            _ => Err(format!("was read in another type than {stored}, in which it is stored")),
+        }
+    }
+
+    /// Writes the floats from index `start` into `out`.
+    pub(super) fn widen(self, start: usize, out: &mut [f32]) {
+        let end = start + out.len();
+        match self {
+            Self::F32(values) => out.copy_from_slice(&values[start..end]),
+            Self::Half(FloatType::Bf16, bits) => fill(out, bits[start..end].iter().map(|b| widen_bf16(*b))),
+            Self::Half(_, bits) => bits[start..end].reinterpret_cast::<f16>().convert_to_f32_slice(out),
+            Self::Bytes(stored, bytes) => {
+                let bytes = &bytes[start * stored.size()..end * stored.size()];
+                match stored {
+                    FloatType::F64 => fill(out, bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32)),
+                    FloatType::F32 => fill(out, bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+                    FloatType::Bf16 => {
+                        fill(out, bytes.as_chunks().0.iter().map(|b| widen_bf16(u16::from_le_bytes(*b))))
+                    }
+                    // The conversion of `half` uses the processor's instruction for it, and wants aligned values.
+                    _ => {
+                        let mut aligned = [0u16; AT_A_TIME];
+                        for (bytes, out) in bytes.chunks(2 * AT_A_TIME).zip(out.chunks_mut(AT_A_TIME)) {
+                            let aligned = &mut aligned[..out.len()];
+                            fill(aligned, bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)));
+                            aligned.reinterpret_cast::<f16>().convert_to_f32_slice(out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn fill<T>(out: &mut [T], values: impl Iterator<Item = T>) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = value;
+    }
+}
