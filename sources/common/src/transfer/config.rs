@@ -1,10 +1,26 @@
-//! How much is moved at a time.
+//! How much is moved at a time, and what may be made of it.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
 
-use llm_local_core::Want;
+use llm_local_core::{Manifest, Result, Want};
 
 use crate::unpack::Limits;
+
+/// Who judges what was made, see [`Transfer::with_check`](super::Transfer::with_check).
+#[derive(Clone)]
+pub(super) struct Check(pub(super) Arc<Judge>);
+
+type Judge = dyn Fn(&Manifest, &BTreeMap<String, u64>) -> Result<()> + Send + Sync;
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
+}
 
 /// How much is moved at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]

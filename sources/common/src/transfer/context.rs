@@ -9,7 +9,7 @@ use llm_local_core::{ArtifactSource, Digest, Error, FetchContext, Manifest, Mani
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{Job, TransferConfig, flush::Flush};
+use super::{Job, TransferConfig, config::Check, flush::Flush};
 use crate::{
     disk::Folders,
     network::Network,
@@ -23,6 +23,7 @@ pub(super) struct Call {
     pub(super) root: PathBuf,
     pub(super) store: Store,
     pub(super) config: TransferConfig,
+    pub(super) check: Option<Check>,
     pub(super) jobs: Vec<Job>,
     pub(super) connections: Arc<Semaphore>,
     pub(super) folders: Folders,

@@ -41,6 +41,7 @@ use bytes::Bytes;
 use llm_local_core::{ArtifactSource, Error, FetchContext, Manifest, Result};
 use tokio::sync::Semaphore;
 
+use config::Check;
 pub use config::TransferConfig;
 use context::{Call, FileContext};
 use fetch::{Course, check_trust};
@@ -81,12 +82,25 @@ pub struct Transfer {
     network: Network,
     store: Store,
     config: TransferConfig,
+    check: Option<Check>,
 }
 
 impl Transfer {
     /// Fetches over `network` into `store`.
     pub fn new(network: Network, store: Store, config: TransferConfig) -> Self {
-        Self { network, store, config }
+        Self { network, store, config, check: None }
+    }
+
+    /// Asks `check` about the files that were made of archives or parts, by their paths and sizes, before any of them is kept:
+    /// what is in an archive nobody tells before. After an error of its, which the fetch gives, nothing of them is here, nor
+    /// of what they were made of, unless other artifacts need that; and nothing is remembered of it. It is not asked about
+    /// what was made and kept before.
+    pub fn with_check(
+        mut self,
+        check: impl Fn(&Manifest, &BTreeMap<String, u64>) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.check = Some(Check(Arc::new(check)));
+        self
     }
 
     /// The network it fetches over.
@@ -211,6 +225,7 @@ impl Transfer {
             root: self.store.root().to_owned(),
             store: self.store.clone(),
             config: self.config.clone(),
+            check: self.check.clone(),
             jobs,
             connections: Arc::new(Semaphore::new(self.config.connections.max(1))),
             folders: Folders::default(),

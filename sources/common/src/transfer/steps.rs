@@ -30,7 +30,7 @@ impl File {
         }
     }
 
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         match self {
             Self::Came { size, .. } | Self::Made { size, .. } => *size,
         }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Call, Files,
+    config::Check,
     context::{blocking, untrusted},
     steps::{File, Steps, name},
 };
@@ -45,7 +46,7 @@ impl Unpacking {
     /// of, unless others need that.
     ///
     /// # Errors
-    /// Those of [`unpack`](mod@crate::unpack), after which what cannot be unpacked is gone; [`Error::Cancelled`] and
+    /// Those of [`unpack`](mod@crate::unpack) and of who checks what was made, after which what cannot be unpacked is gone; [`Error::Cancelled`] and
     /// [`Error::Io`], after which it is there for the next time. Nothing of what was made is left, unless it is recorded
     /// already, or needed by others, or the system does not let it go: that is logged, and left to
     /// [`Store::clean`](crate::store::Store::clean).
@@ -90,6 +91,14 @@ impl Unpacking {
                 return Err(if_full(error, || estimate(self.manifest())));
             }
         };
+        if let Some(Check(check)) = &self.call.check {
+            let sizes = made.iter().map(|(path, file)| (path.clone(), file.size())).collect();
+            if let Err(error) = check(self.manifest(), &sizes) {
+                drop(folder);
+                self.forget_origins();
+                return Err(error);
+            }
+        }
         let outputs = made.iter().map(|(path, file)| (path.clone(), file.output())).collect();
         let result = self.store.make(self.manifest(), &outputs, &self.computed)?;
         // Until it is recorded, nothing else says that these contents are needed.

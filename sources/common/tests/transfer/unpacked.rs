@@ -3,11 +3,15 @@
 use std::{
     fs,
     path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, SystemTime},
 };
 
-use llm_local_core::{CancellationToken, Error, PlacedFile, Placement, ProgressEvent, Unpack, Want};
+use llm_local_core::{CancellationToken, Error, Manifest, PlacedFile, Placement, ProgressEvent, Unpack, Want};
 use llm_local_source_common::{store::Outcome, unpack::Limits};
 use llm_local_testkit::hub::Content;
 
@@ -28,7 +32,7 @@ fn good() -> Vec<u8> {
 }
 
 /// A release with a good archive.
-fn setup() -> (Assets, llm_local_core::Manifest) {
+fn setup() -> (Assets, Manifest) {
     let assets = Assets::new(&[(ARCHIVE, good())]);
     let manifest = assets.archive(V1, ARCHIVE);
     (assets, manifest)
@@ -248,6 +252,43 @@ fn what_comes_out_of_an_archive_is_bounded_by_what_it_is_wanted_as() {
     assert!(error.contains(V1) && error.contains("by `max_adapter_bytes`"), "{error}");
     assert_eq!(assets.recorded(), ["test:org/model@v1"]);
     assets.assert_has(&[JSON, &weights()]);
+}
+
+#[test]
+fn what_is_refused_once_it_is_unpacked_is_never_kept() {
+    let (assets, manifest) = setup();
+    let (rule, seen) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+    let fetch = |manifest: &Manifest| {
+        let (rule, seen) = (rule.clone(), seen.clone());
+        let transfer = assets.transfer().with_check(move |manifest, files| {
+            seen.lock().unwrap().push((manifest.reference.to_string(), files.clone()));
+            match rule.load(Ordering::SeqCst) {
+                true => Err(Error::not_allowed(&manifest.reference, "it is `safetensors`")),
+                false => Ok(()),
+            }
+        });
+        pollster::block_on(transfer.fetch(vec![assets.job(manifest)], &assets.cx()))
+    };
+    let error = fetch(&manifest).unwrap_err();
+    assert!(error.code() == "adapter_merge_failed" && error.to_string().contains("it is `safetensors`"), "{error}");
+    let sizes = [(CONFIG.to_owned(), JSON.len() as u64), (WEIGHTS.to_owned(), 700_000)];
+    assert_eq!(*seen.lock().unwrap(), [(V1.to_owned(), sizes.into())]);
+    assets.assert_has(&[]);
+    assert_eq!((assets.recorded().len(), assets.below("trust").len()), (0, 0));
+    // What another artifact needs of it stays.
+    assets.put(CONFIG, JSON.to_vec());
+    let files = assets.manifest("test:org/files", "1", &[ARCHIVE, CONFIG], true);
+    fetch(&files).unwrap();
+    fetch(&manifest).unwrap_err();
+    assets.assert_has(&[JSON, &good()]);
+    rule.store(false, Ordering::SeqCst);
+    fetch(&manifest).unwrap();
+    assets.assert_has(&[JSON, &weights(), &good()]);
+    // What was kept is not asked about again, and neither is what was not unpacked.
+    rule.store(true, Ordering::SeqCst);
+    fetch(&manifest).unwrap();
+    fetch(&files).unwrap();
+    assert_eq!(seen.lock().unwrap().len(), 3);
 }
 
 #[test]
