@@ -69,7 +69,7 @@ impl Inner {
             };
             let names = job.manifest.files.iter().map(|file| file.path.as_str());
             let declared = lora::declare(reference, names, config.as_deref())?;
-            declared.outline(&self.head(job, declared.weights(), cx).await?.entries()?).map(Some)
+            declared.outline_by_head(&self.head(job, declared.weights(), cx).await?).map(Some)
         };
         outlined.await.map_err(|e| e.into_adapter(reference))
     }

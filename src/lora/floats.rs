@@ -56,15 +56,37 @@ pub(super) fn first_non_finite(values: &Floats) -> Option<(usize, f32)> {
     (0..values.len()).map(|i| (i, at(values, i))).find(|(_, v)| !v.is_finite())
 }
 
-/// Whether `B @ A`, with A of shape (rank, in) and B of shape (out, rank), is zero because for each rank the row of A
-/// or the column of B is. (That terms of several ranks cancel exactly is left aside.)
-pub(super) fn product_is_zero(a: &Floats, b: &Floats, rank: usize) -> bool {
-    let (columns, rows) = (a.len() / rank, b.len() / rank);
-    (0..rank)
-        .all(|k| (0..columns).all(|c| at(a, k * columns + c) == 0.0) || (0..rows).all(|r| at(b, r * rank + k) == 0.0))
+/// Whether `B @ A` is zero for each of so many experts, with A of shape (experts, rank, in) and B of shape (experts, out,
+/// rank), because for each rank the row of A or the column of B is. (That terms of several ranks cancel exactly is left
+/// aside.) A pair of matrices is that of one expert.
+pub(super) fn stacked_product_is_zero(a: &Floats, b: &Floats, experts: usize, rank: usize) -> bool {
+    let pairs = experts * rank;
+    let (columns, rows) = (a.len() / pairs, b.len() / pairs);
+    let a_is_zero = |e: usize, k: usize| (0..columns).all(|c| at(a, (e * rank + k) * columns + c) == 0.0);
+    let b_is_zero = |e: usize, k: usize| (0..rows).all(|r| at(b, (e * rows + r) * rank + k) == 0.0);
+    (0..experts).all(|e| (0..rank).all(|k| a_is_zero(e, k) || b_is_zero(e, k)))
 }
 
-/// Whether `scale * (B @ A)`, of shapes as in [`product_is_zero`], is zero in the arithmetic of the merge, which rounds
+/// A matrix of `columns` columns, its rows and columns exchanged.
+pub(super) fn transposed(values: &Floats, columns: usize) -> Floats {
+    fn exchange<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
+        let rows = values.len() / columns;
+        (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
+    }
+    match values {
+        Floats::F32(v) => Floats::F32(exchange(v, columns)),
+        Floats::F16(v) => Floats::F16(exchange(v, columns)),
+        Floats::Bf16(v) => Floats::Bf16(exchange(v, columns)),
+        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
+    }
+}
+
+/// All of them as f32, exactly.
+pub(super) fn widened(values: &Floats) -> Vec<f32> {
+    (0..values.len()).map(|i| at(values, i)).collect()
+}
+
+/// Whether `scale * (B @ A)`, with A of shape (rank, in) and B of shape (out, rank), is zero in the arithmetic of the merge, which rounds
 /// `scale * B` to f32 and multiplies in f32: each term is 0, or too small for an f32.
 pub(super) fn scaled_product_is_zero(a: &Floats, b: &Floats, rank: usize, scale: f64) -> bool {
     let (columns, rows) = (a.len() / rank, b.len() / rank);
@@ -116,11 +138,32 @@ mod tests {
 
     #[test]
     fn a_product_is_zero_when_each_rank_has_a_zero_row_or_column() {
-        let zero = |a: &[f32], b: &[f32]| product_is_zero(&Floats::F32(a.to_vec()), &Floats::F32(b.to_vec()), 2);
+        let zero =
+            |a: &[f32], b: &[f32]| stacked_product_is_zero(&Floats::F32(a.to_vec()), &Floats::F32(b.to_vec()), 1, 2);
         assert!(zero(&[0., 0., 1., 2.], &[3., 0., 4., 0.]));
         assert!(zero(&[1., 2., 3., 4.], &[0., -0., 0., 0.]));
         assert!(!zero(&[0., 1e-30, 1., 2.], &[3., 0., 4., 0.]));
-        assert!(product_is_zero(&Floats::Bf16(vec![0x3f80]), &Floats::F16(vec![0x8000]), 1));
+        assert!(stacked_product_is_zero(&Floats::Bf16(vec![0x3f80]), &Floats::F16(vec![0x8000]), 1, 1));
+    }
+
+    #[test]
+    fn a_stacked_product_is_zero_when_that_of_each_expert_is() {
+        // Two experts of rank 1: A (2, 1, 2), B (2, 3, 1).
+        let zero = |a: [f32; 4], b: [f32; 6]| {
+            stacked_product_is_zero(&Floats::F32(a.to_vec()), &Floats::F32(b.to_vec()), 2, 1)
+        };
+        assert!(zero([0., 0., 1., 2.], [5., 6., 7., 0., 0., 0.]));
+        assert!(!zero([0., 0., 1., 2.], [5., 6., 7., 0., 0., 8.]));
+        assert!(!zero([0., 3., 1., 2.], [5., 6., 7., 0., 0., 0.]));
+    }
+
+    #[test]
+    fn a_matrix_is_transposed_in_the_type_it_is_stored_in() {
+        let matrix = Floats::F32(vec![1., 2., 3., 4., 5., 6.]);
+        assert_eq!(transposed(&matrix, 3), Floats::F32(vec![1., 4., 2., 5., 3., 6.]));
+        assert_eq!(transposed(&transposed(&matrix, 3), 2), matrix);
+        assert_eq!(transposed(&Floats::Bf16(vec![1, 2, 3]), 1), Floats::Bf16(vec![1, 2, 3]));
+        assert_eq!(transposed(&Floats::F16(vec![1, 2, 3, 4]), 2), Floats::F16(vec![1, 3, 2, 4]));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) fn outline_folder(folder: &Path) -> Result<AdapterOutline> {
         while let Some(range) = head.wanted()? {
             head.extend(&bytes[range.start as usize..range.end as usize]);
         }
-        declared.outline(&head.entries()?)
+        declared.outline_by_head(&head)
     })();
     outlined.map_err(|e| e.into_adapter(&reference))
 }

@@ -1,160 +1,168 @@
 //! Files into a [`LoraAdapter`]. Which format they are is decided by what they hold, never by the shape of a tensor.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `formats` | the built-in formats, in the order in which they are tried |
+//! | `peft`, `mlx`, `gguf` | a reader each |
+//! | `bare` | tensors without a config, of which the caller says format and scale |
+//! | `declared` | what an adapter says of itself whose tensors are not on this machine yet |
+//! | `plan` | what a file's header holds: what an outline and an adapter are both made of |
+//! | `files`, `digest`, `options` | names of files, what tells adapters apart, what a caller can add |
 
+mod bare;
+mod declared;
+mod digest;
+mod files;
+mod formats;
+mod gguf;
+mod mlx;
+mod options;
 mod peft;
+mod plan;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, io::Read, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use llm_local_core::{ArtifactRef, Error, LoraAdapter, Result};
-use llm_local_weights::{ADAPTER_CONFIG, is_pickle, parse_json_object, read_json_object};
+use llm_local_core::{
+    ArtifactRef, Error, LoraAdapter, Result,
+    lora::{AdapterFiles as Given, AdapterFormat},
+};
+use llm_local_weights::{ADAPTER_CONFIG, read_json_object};
 use serde_json::{Map, Value};
 
+use self::files::{AdapterFiles, starts_as_gguf};
 use super::message::some_of;
-pub(crate) use peft::Declared;
+
+pub(crate) use declared::declare;
+pub use options::{BareFormat, ReadOptions};
 
 /// The file that says what an adapter is, in PEFT's format and in mlx-lm's.
 pub(crate) const CONFIG: &str = ADAPTER_CONFIG;
 
-/// The files of one adapter, by their names in its artifact, wherever they are.
-struct AdapterFiles<'a> {
-    reference: &'a ArtifactRef,
-    names: Vec<&'a str>,
-}
+/// The names of the built-in formats.
+const PEFT: &str = "peft";
+const MLX_LM: &str = "mlx-lm";
+const MLX_VLM: &str = "mlx-vlm";
+const GGUF: &str = "gguf";
 
 /// Reads the adapter `reference` from its `files`, given by name.
 ///
-/// The format is told by content: an `adapter_config.json` with `peft_type` is PEFT's.
+/// The format is told by content, and tried in this order: an `adapter_config.json` with `peft_type` is PEFT's, with
+/// `fine_tune_type` or `lora_parameters` mlx-lm's, with `rank` and `alpha` mlx-vlm's; a GGUF file whose `general.type` is
+/// `adapter` is one of llama.cpp.
 ///
 /// # Errors
-/// [`Error::AdapterMergeFailed`] naming the file, field or tensor for whatever is broken, incomplete, not finite,
-/// without effect, or not supported yet: mlx-lm's, mlx-vlm's and GGUF adapters, and tensors without a config.
+/// [`Error::AdapterMergeFailed`] naming the file, field or tensor for whatever is broken, incomplete, not finite, without
+/// effect, or not supported; and for tensors without a config, of which nothing says format and scale ([`read_with`]).
 pub fn read(reference: &ArtifactRef, files: &BTreeMap<String, PathBuf>) -> Result<LoraAdapter> {
-    let listed = AdapterFiles { reference, names: files.keys().map(String::as_str).collect() };
-    let Some(path) = files.get(CONFIG) else {
-        return Err(listed.without_config(|name| starts_with(&files[name], b"GGUF")));
-    };
-    let (config, bytes) = read_json_object(path).map_err(|e| e.into_adapter(reference))?;
-    let declared = listed.declared(&config)?;
-    declared.read(&bytes, &files[declared.weights()])
+    read_with(reference, files, ReadOptions::default(), &[])
 }
 
-/// What the adapter `reference`, with files called `names` that are elsewhere, says of itself: `config` is the content of
-/// its [`CONFIG`], if it has one.
+/// As [`read`], with what `options` say of files that do not say it, and with the formats `extra` beside the built-in
+/// ones.
 ///
 /// # Errors
-/// As [`read`], as far as names and config tell.
-pub(crate) fn declare<'a>(
-    reference: &'a ArtifactRef,
-    names: impl IntoIterator<Item = &'a str>,
-    config: Option<&[u8]>,
-) -> Result<Declared<'a>> {
-    let files = AdapterFiles { reference, names: names.into_iter().collect() };
-    // What is called GGUF is taken for it: it is refused either way.
-    let Some(config) = config else { return Err(files.without_config(|_| Ok(true))) };
-    let shown = format!("{CONFIG} of {reference}");
-    let config = parse_json_object(config, &shown).map_err(|e| e.into_adapter(reference))?;
-    files.declared(&config)
+/// As [`read`]; those of the formats; and [`Error::AdapterMergeFailed`] for an adapter that two formats recognize, naming
+/// both, and for options that the files themselves answer.
+pub fn read_with(
+    reference: &ArtifactRef,
+    files: &BTreeMap<String, PathBuf>,
+    options: ReadOptions,
+    extra: &[Arc<dyn AdapterFormat>],
+) -> Result<LoraAdapter> {
+    read_any(reference, files, options, extra).map_err(|e| e.into_adapter(reference))
 }
 
-/// The formats that have an `adapter_config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Peft,
-    MlxLm,
-    MlxVlm,
-}
-
-impl Format {
-    /// The first whose own fields are there, in the order in which the fields are unmistakable.
-    fn of(config: &Map<String, Value>) -> Option<Self> {
-        let has = |key| config.contains_key(key);
-        if has("peft_type") {
-            Some(Self::Peft)
-        } else if has("fine_tune_type") || has("lora_parameters") {
-            Some(Self::MlxLm)
-        } else if has("rank") && has("alpha") {
-            Some(Self::MlxVlm)
-        } else {
-            None
+fn read_any(
+    reference: &ArtifactRef,
+    files: &BTreeMap<String, PathBuf>,
+    options: ReadOptions,
+    extra: &[Arc<dyn AdapterFormat>],
+) -> Result<LoraAdapter> {
+    let config = files.get(CONFIG).map(|path| read_json_object(path)).transpose()?.map(|(config, _)| config);
+    let given = Given::new(reference, files, config.as_ref());
+    let listed = AdapterFiles::of(&given);
+    let builtin = formats::builtin(options.scale);
+    let mut recognizing: Vec<&dyn AdapterFormat> = Vec::new();
+    for format in &builtin {
+        if format.recognizes(&given)? {
+            recognizing.push(&**format);
+            break;
         }
     }
-}
-
-impl<'a> AdapterFiles<'a> {
-    /// What the adapter with this config says of itself.
-    fn declared(self, config: &Map<String, Value>) -> Result<Declared<'a>> {
-        match Format::of(config) {
-            Some(Format::Peft) => Declared::new(self, config),
-            Some(Format::MlxLm) => Err(self.unsupported("mlx-lm's format (`fine_tune_type`, `lora_parameters`)")),
-            Some(Format::MlxVlm) => Err(self.unsupported("mlx-vlm's format (top-level `rank` and `alpha`)")),
-            None => Err(self.error(format!(
-                "{CONFIG} does not say which format it is: expected `peft_type` (PEFT), or `fine_tune_type` or \
-                 `lora_parameters` (mlx-lm); found {}",
-                if config.is_empty() { "no fields".into() } else { some_of(&config.keys().collect::<Vec<_>>()) }
-            ))),
+    for format in extra {
+        if format.recognizes(&given)? {
+            recognizing.push(&**format);
         }
     }
-
-    fn error(&self, reason: impl Into<String>) -> Error {
-        Error::adapter(self.reference, reason)
-    }
-
-    fn unsupported(&self, format: &str) -> Error {
-        self.error(format!("it is in {format}, which is not supported yet; convert it to PEFT's format"))
-    }
-
-    /// Names of the files, for messages.
-    fn listing(&self) -> String {
-        if self.names.is_empty() { "no files".into() } else { some_of(&self.names) }
-    }
-
-    fn first_ending(&self, suffix: &str) -> Option<&'a str> {
-        self.names.iter().copied().find(|name| name.to_ascii_lowercase().ends_with(suffix))
-    }
-
-    /// Why files without a config cannot be used; `is_gguf` looks into the file of a name.
-    fn without_config(&self, is_gguf: impl FnOnce(&str) -> Result<bool>) -> Error {
-        if let Some(inner) = self.names.iter().find(|name| name.ends_with(&format!("/{CONFIG}"))) {
-            let folder = &inner[..inner.len() - CONFIG.len() - 1];
-            return self.error(format!("{CONFIG} is not at its top but in the folder `{folder}`; name that folder"));
+    match recognizing[..] {
+        [format] => {
+            refuse_needless(&listed, format.name(), options)?;
+            format.read(&given)
         }
-        if let Some(name) = self.first_ending(".gguf") {
-            return match is_gguf(name) {
-                Ok(true) => self.unsupported("the GGUF format"),
-                Ok(false) => self.error(format!("`{name}` does not start with GGUF: it is damaged or something else")),
-                Err(error) => error.into_adapter(self.reference),
-            };
+        [] if config.is_none() && (options.format.is_some() || options.scale.is_some()) => {
+            let weights = listed.bare()?;
+            bare::read(listed, weights, &files[weights], options)
         }
-        if let Some(name) = self.first_ending(".safetensors") {
-            return self.error(format!(
-                "`{name}` comes without {CONFIG}, so its format and its scale are unknown; put the {CONFIG} that was \
-                 saved with it beside it"
-            ));
-        }
-        if let Some(error) = self.pickle() {
-            return error;
-        }
-        self.error(format!("expected {CONFIG} and adapter_model.safetensors; found {}", self.listing()))
-    }
-
-    /// The refusal of weights that only a pickle holds, if there is one.
-    fn pickle(&self) -> Option<Error> {
-        let name = self.names.iter().find(|name| is_pickle(name))?;
-        Some(self.error(format!(
-            "its weights are a pickle (`{name}`), and a pickle runs code when it is read; save them as \
-             adapter_model.safetensors (PEFT: save_pretrained(..., safe_serialization=True))"
-        )))
+        [] => Err(unrecognized(&listed, config.as_ref(), files)?),
+        [one, other, ..] => Err(listed.error(format!(
+            "the formats `{}` and `{}` both recognize it, so which of them it is is not clear; leave one of them out",
+            one.name(),
+            other.name()
+        ))),
     }
 }
 
-fn starts_with(path: &PathBuf, magic: &[u8; 4]) -> Result<bool> {
-    let mut start = [0; 4];
-    let mut file = fs_err::File::open(path).map_err(|e| Error::io("open", path, e))?;
-    match file.read_exact(&mut start) {
-        Ok(()) => Ok(&start == magic),
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(e) => Err(Error::io("read", path, e)),
+/// Refuses options that the files answer themselves.
+fn refuse_needless(files: &AdapterFiles<'_>, format: &str, options: ReadOptions) -> Result<()> {
+    if let Some(other) = options.format
+        && other.as_str() != format
+    {
+        let other = other.as_str();
+        return Err(files.error(format!("its format was given as {other}, but its files say that it is {format}")));
     }
+    match options.scale {
+        Some(scale) if !scale.is_finite() || scale == 0.0 => {
+            Err(files.error(format!("its scale is given as {scale}; expected a finite number other than 0")))
+        }
+        Some(scale) if format != MLX_LM && format != MLX_VLM => {
+            Err(files
+                .error(format!("its scale was given as {scale}, but an adapter in the format {format} has its own")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why files that no format recognizes cannot be used.
+fn unrecognized(
+    listed: &AdapterFiles<'_>,
+    config: Option<&Map<String, Value>>,
+    files: &BTreeMap<String, PathBuf>,
+) -> Result<Error> {
+    if let Some(name) = listed.gguf()? {
+        if !starts_as_gguf(&files[name])? {
+            return Ok(listed.error(format!("`{name}` does not start with GGUF: it is damaged or something else")));
+        }
+        // It is no adapter, or its header is broken: its reader says which.
+        let read = gguf::Declared::new(listed.clone(), name).read(&files[name]);
+        return Ok(match read {
+            Err(error) => error,
+            Ok(_) => listed.error(format!("`{name}` changed while it was read")),
+        });
+    }
+    Ok(match config {
+        Some(config) => unknown_config(listed, config),
+        None => listed.without_config(),
+    })
+}
+
+/// Why a config that no format recognizes cannot be used.
+fn unknown_config(files: &AdapterFiles<'_>, config: &Map<String, Value>) -> Error {
+    files.error(format!(
+        "{CONFIG} does not say which format it is: expected `peft_type` (PEFT), or `fine_tune_type` or \
+         `lora_parameters` (mlx-lm); found {}",
+        if config.is_empty() { "no fields".into() } else { some_of(&config.keys().collect::<Vec<_>>()) }
+    ))
 }

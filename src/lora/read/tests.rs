@@ -1,9 +1,17 @@
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use llm_local_core::ArtifactRef;
+use llm_local_core::{
+    ArtifactRef, LoraAdapter, LoraModule, Result,
+    lora::{AdapterFiles, AdapterFormat},
+};
 use tempfile::TempDir;
 
-use super::read;
+use super::{BareFormat, ReadOptions, read, read_with};
 use crate::lora::{
     AdapterOutline, fit_outlines,
     testing::{fit_unread, fixture, outline_folder, read_folder, tiny_llama_info},
@@ -100,31 +108,16 @@ fn what_is_wrong_with_an_adapter_is_found_without_its_values_but_for_theirs() {
 #[test]
 fn an_outline_is_what_a_read_adapter_has_beside_its_values() {
     let info = tiny_llama_info(|_| {});
-    for folder in
-        ["adapters/tiny-llama-lora-peft", "adapters/tiny-llama-lora-rslora", "adapters/tiny-llama-lora-qv-last2"]
-    {
+    for folder in [
+        "adapters/tiny-llama-lora-peft",
+        "adapters/tiny-llama-lora-rslora",
+        "adapters/tiny-llama-lora-qv-last2",
+        "adapters/tiny-llama-lora-mlx",
+    ] {
         let adapter = read_folder(&fixture(folder)).unwrap();
         let outline = outline_folder(&fixture(folder)).unwrap();
         assert_eq!(outline, AdapterOutline::from(&adapter), "{folder}");
         assert_eq!(fit_outlines(&[(outline, 1.0)], &info).unwrap(), fit_unread(adapter, &info).unwrap(), "{folder}");
-    }
-}
-
-#[test]
-fn variants_and_formats_that_are_not_supported_are_named() {
-    for (folder, words) in [
-        ("tiny-llama-lora-dora", &["use_dora", "DoRA"][..]),
-        ("tiny-llama-lora-patterns", &["alpha_pattern", "alphas that differ by module"]),
-        ("tiny-llama-lora-embed", &["model.embed_tokens", "embedding"]),
-        ("tiny-llama-lora-modules-to-save-lm_head", &["modules_to_save", "lm_head"]),
-        ("tiny-llama-lora-bias-lora_only", &["`bias` is \"lora_only\""]),
-        ("tiny-llama-lora-mlx", &["mlx-lm"]),
-    ] {
-        let error = read_folder(&fixture("adapters").join(folder)).unwrap_err();
-        assert_eq!(error.code(), "adapter_merge_failed", "{folder}: {error}");
-        for word in words {
-            assert!(error.to_string().contains(word), "{folder}: `{word}` is not in: {error}");
-        }
     }
 }
 
@@ -150,16 +143,22 @@ fn files_that_are_no_known_format_say_what_was_expected() {
     let cases: &[(Folder<'_>, &[&str])] = &[
         (&[], &["expected adapter_config.json", "no files"]),
         (&[("README.md", b"")], &["found `README.md`"]),
-        (&[("a.gguf", b"GGUF\x03\0\0\0")], &["GGUF", "not supported yet"]),
+        (&[("a.gguf", b"GGUF\x03\0\0\0")], &["a.gguf", "cut off"]),
         (&[("a.gguf", b"GG")], &["`a.gguf` does not start with GGUF"]),
         (&[("a.safetensors", b"")], &["`a.safetensors` comes without adapter_config.json"]),
         (&[("adapter_model.bin", b"")], &["pickle (`adapter_model.bin`)"]),
         (&[("pirate/adapter_config.json", b"{}")], &["in the folder `pirate`"]),
         (&[("adapter_config.json", b"[]")], &["adapter_config.json", "expected an object"]),
         (&[("adapter_config.json", b"{\"r\": 8}")], &["`peft_type`", "found `r`"]),
-        (&[("adapter_config.json", b"{\"rank\": 8, \"alpha\": 1}")], &["mlx-vlm"]),
-        (&[("adapter_config.json", b"{\"lora_parameters\": {}}")], &["mlx-lm"]),
-        (&[("adapter_config.json", b"{\"fine_tune_type\": \"dora\"}")], &["mlx-lm"]),
+        (&[("adapters.npz", b"")], &["`adapters.npz`", "mx.save_safetensors"]),
+        (&[("a.gguf", b""), ("b.GGUF", b"")], &["`a.gguf`, `b.GGUF`", "name it"]),
+        (&[("adapter_config.json", b"{\"rank\": 8, \"alpha\": 1}")], &["mlx-vlm", "1 up to 0.1, 0.125 later"]),
+        (&[("adapter_config.json", b"{\"lora_parameters\": {}}")], &["`lora_parameters.scale` is missing"]),
+        (&[("adapter_config.json", b"{\"fine_tune_type\": \"dora\"}")], &["`lora_parameters` is missing"]),
+        (
+            &[("adapter_config.json", b"{\"fine_tune_type\": \"full\"}")],
+            &["adapters.safetensors is missing beside adapter_config.json"],
+        ),
     ];
     for (files, words) in cases {
         let message = refusal(files);
@@ -224,4 +223,128 @@ fn a_file_that_cannot_be_read_is_an_adapter_error_with_its_cause() {
     assert_eq!(error.code(), "adapter_merge_failed");
     assert!(error.to_string().contains("/no/such/file"), "{error}");
     assert!(std::error::Error::source(&error).is_some());
+}
+
+/// A format of one file, `magic`, whose content is its mark.
+struct Marked(&'static str);
+
+impl AdapterFormat for Marked {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn recognizes(&self, files: &AdapterFiles<'_>) -> Result<bool> {
+        Ok(files.files.contains_key("magic"))
+    }
+
+    fn read(&self, files: &AdapterFiles<'_>) -> Result<LoraAdapter> {
+        let module = LoraModule::new("q", (1, 1, 1), vec![1.0], vec![1.0], 1.0);
+        Ok(LoraAdapter::new(files.reference.to_string(), "00", vec![module]).with_format(self.0))
+    }
+}
+
+#[test]
+fn formats_of_a_caller_are_tried_beside_the_built_in_ones_and_two_that_recognize_one_are_named() {
+    let reference: ArtifactRef = "hf:org/name".parse().unwrap();
+    let formats = |names: &[&'static str]| -> Vec<Arc<dyn AdapterFormat>> {
+        names.iter().map(|name| Arc::new(Marked(name)) as Arc<dyn AdapterFormat>).collect()
+    };
+    let mut files = BTreeMap::from([("magic".to_owned(), PathBuf::from("magic"))]);
+    let with = |files: &BTreeMap<_, _>, names| read_with(&reference, files, ReadOptions::new(), &formats(names));
+    assert!(with(&files, &[]).unwrap_err().to_string().contains("found `magic`"));
+    assert_eq!(with(&files, &["one"]).unwrap().format, "one");
+    let message = with(&files, &["one", "two"]).unwrap_err().to_string();
+    assert!(message.contains("`one` and `two` both recognize it"), "{message}");
+    let good = fixture("bad-adapters/_control-good");
+    files.insert("adapter_config.json".into(), good.join("adapter_config.json"));
+    files.insert("adapter_model.safetensors".into(), good.join("adapter_model.safetensors"));
+    let message = with(&files, &["one"]).unwrap_err().to_string();
+    assert!(message.contains("`peft` and `one` both recognize it"), "{message}");
+    files.remove("magic");
+    assert_eq!(with(&files, &["one"]).unwrap(), read(&reference, &files).unwrap());
+}
+
+#[test]
+fn the_first_format_in_order_is_the_one_and_a_gguf_file_beside_another_adapter_is_left_alone() {
+    let good = fixture("bad-adapters/_control-good");
+    let config = fs::read_to_string(good.join("adapter_config.json")).unwrap();
+    // Fields of all three formats at once.
+    let both = config.replacen('{', r#"{"lora_parameters": {}, "rank": 0, "alpha": 0,"#, 1);
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("adapter_config.json"), both).unwrap();
+    let mut files = BTreeMap::from([
+        ("adapter_config.json".to_owned(), folder.path().join("adapter_config.json")),
+        ("adapter_model.safetensors".to_owned(), good.join("adapter_model.safetensors")),
+    ]);
+    let reference = ArtifactRef::file(&good).unwrap();
+    // PEFT's reader, which does not know the fields.
+    let message = read(&reference, &files).unwrap_err().to_string();
+    assert!(
+        message.contains("`rank`") || message.contains("`alpha`") || message.contains("`lora_parameters`"),
+        "{message}"
+    );
+    files.insert("adapter_config.json".into(), good.join("adapter_config.json"));
+    files.insert("a.gguf".into(), fixture("gguf/tiny-llama-lora-qv-last2-f16.gguf"));
+    assert_eq!(read(&reference, &files).unwrap().format, "peft");
+    // Beside a config that says no format, the GGUF file is it.
+    fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+    files.insert("adapter_config.json".into(), folder.path().join("adapter_config.json"));
+    assert_eq!(read(&reference, &files).unwrap().format, "gguf");
+}
+
+#[test]
+fn tensors_without_a_config_are_read_if_format_and_scale_are_given() {
+    for (folder, file, format, scale) in [
+        ("tiny-llama-lora-peft", "adapter_model.safetensors", BareFormat::Peft, 2.0),
+        ("tiny-llama-lora-qv-last2", "adapter_model.safetensors", BareFormat::Peft, 0.1),
+        ("tiny-llama-lora-mlx", "adapters.safetensors", BareFormat::MlxLm, 2.0),
+        ("tiny-llama-lora-dora-mlx", "adapters.safetensors", BareFormat::MlxLm, 2.0),
+    ] {
+        let path = fixture("adapters").join(folder);
+        let reference = ArtifactRef::file(&path).unwrap();
+        let files = BTreeMap::from([(file.to_owned(), path.join(file))]);
+        let with = |options| read_with(&reference, &files, options, &[]);
+        let options = ReadOptions::new().with_format(format);
+        let adapter = with(options.with_scale(scale)).unwrap();
+        assert_eq!((&*adapter.format, adapter.targets.as_ref()), (format.as_str(), None));
+        let configured = read_folder(&path).unwrap();
+        let modules: Vec<_> = configured
+            .modules
+            .into_iter()
+            .map(|mut m| {
+                m.scale = scale;
+                m
+            })
+            .collect();
+        assert_eq!(adapter.modules, modules, "{folder}");
+        assert_ne!(adapter.digest, with(options.with_scale(3.0)).unwrap().digest, "the scale is a part of it");
+        for (options, word) in [
+            (ReadOptions::new(), "scale are unknown"),
+            (options, "no scale is given"),
+            (ReadOptions::new().with_scale(scale), "no format is given"),
+            (options.with_scale(0.0), "given as 0"),
+        ] {
+            let message = with(options).unwrap_err().to_string();
+            assert!(message.contains(word) && message.contains(path.to_str().unwrap()), "{word}: {message}");
+        }
+        // Tensors of the other format are told by their names.
+        let other = if format == BareFormat::Peft { BareFormat::MlxLm } else { BareFormat::Peft };
+        let message = with(ReadOptions::new().with_format(other).with_scale(scale)).unwrap_err().to_string();
+        let spelled = if format == BareFormat::Peft { "as PEFT does" } else { "mlx-lm" };
+        assert!(message.contains(spelled), "{message}");
+    }
+}
+
+#[test]
+fn options_that_the_files_answer_themselves_are_refused() {
+    let good = fixture("bad-adapters/_control-good");
+    let reference = ArtifactRef::file(&good).unwrap();
+    let files = ["adapter_config.json", "adapter_model.safetensors"];
+    let files: BTreeMap<_, _> = files.into_iter().map(|name| (name.to_owned(), good.join(name))).collect();
+    let with = |options| read_with(&reference, &files, options, &[]);
+    let message = with(ReadOptions::new().with_scale(2.0)).unwrap_err().to_string();
+    assert!(message.contains("given as 2") && message.contains("peft"), "{message}");
+    let message = with(ReadOptions::new().with_format(BareFormat::MlxLm)).unwrap_err().to_string();
+    assert!(message.contains("given as mlx-lm") && message.contains("it is peft"), "{message}");
+    assert!(with(ReadOptions::new().with_format(BareFormat::Peft)).is_ok());
 }

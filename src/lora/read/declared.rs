@@ -1,0 +1,87 @@
+//! What an adapter says of itself whose tensors are not on this machine yet.
+
+use llm_local_core::{ArtifactRef, Result, TensorEntry};
+use llm_local_weights::{Head, parse_json_object};
+
+use super::{CONFIG, files::AdapterFiles, formats::Configured, gguf, mlx, peft, unknown_config};
+use crate::lora::outline::AdapterOutline;
+
+/// What an adapter says of itself, as far as that can be told from names and config.
+pub(crate) enum Declared<'a> {
+    /// PEFT's.
+    Peft(peft::Declared<'a>),
+    /// mlx-lm's, or mlx-vlm's.
+    Mlx(mlx::Declared<'a>),
+    /// llama.cpp's, which says all of it in its file.
+    Gguf(gguf::Declared<'a>),
+}
+
+/// What the adapter `reference`, with files called `names` that are elsewhere, says of itself: `config` is the content of
+/// its [`CONFIG`], if it has one.
+///
+/// # Errors
+/// As [`super::read`], as far as names and config tell.
+pub(crate) fn declare<'a>(
+    reference: &'a ArtifactRef,
+    names: impl IntoIterator<Item = &'a str>,
+    config: Option<&[u8]>,
+) -> Result<Declared<'a>> {
+    let files = AdapterFiles { reference, names: names.into_iter().collect() };
+    let shown = format!("{CONFIG} of {reference}");
+    let parse = |bytes: &'_ [u8]| parse_json_object(bytes, &shown).map_err(|e| e.into_adapter(reference));
+    let config = config.map(|bytes| parse(bytes).map(|config| (config, bytes))).transpose()?;
+    if let Some((config, bytes)) = &config
+        && let Some(format) = Configured::of(config)
+    {
+        return match format {
+            Configured::Peft => peft::Declared::new(files, config, bytes).map(Declared::Peft),
+            Configured::MlxLm => mlx::Declared::mlx_lm(files, config, None).map(Declared::Mlx),
+            Configured::MlxVlm => mlx::Declared::mlx_vlm(files, config, None).map(Declared::Mlx),
+        };
+    }
+    if let Some(name) = files.gguf()? {
+        return Ok(Declared::Gguf(gguf::Declared::new(files, name)));
+    }
+    Err(match &config {
+        Some((config, _)) => unknown_config(&files, config),
+        None => files.without_config(),
+    })
+}
+
+impl<'a> Declared<'a> {
+    /// The name of the file that has its tensors.
+    pub(crate) fn weights(&self) -> &'a str {
+        match self {
+            Self::Peft(declared) => declared.weights(),
+            Self::Mlx(declared) => declared.weights(),
+            Self::Gguf(declared) => declared.weights(),
+        }
+    }
+
+    /// The adapter without its values, by the tensors that the header of its safetensors file lists.
+    ///
+    /// # Errors
+    /// As [`super::read`], as far as the header tells. Of a GGUF file more than the tensors is needed:
+    /// [`Declared::outline_by_head`].
+    pub(crate) fn outline(&self, entries: &[TensorEntry]) -> Result<AdapterOutline> {
+        match self {
+            Self::Peft(declared) => declared.outline(entries),
+            Self::Mlx(declared) => declared.outline(entries),
+            Self::Gguf(declared) => declared.outline(&Default::default(), entries),
+        }
+    }
+
+    /// The adapter without its values, by the head of its weights.
+    ///
+    /// # Errors
+    /// As [`super::read`], as far as the header tells, and those of [`Head::entries`].
+    pub(crate) fn outline_by_head(&self, head: &Head) -> Result<AdapterOutline> {
+        match self {
+            Self::Gguf(declared) => {
+                let metadata = head.gguf_metadata()?.unwrap_or_default();
+                declared.outline(&metadata, &head.entries()?)
+            }
+            _ => self.outline(&head.entries()?),
+        }
+    }
+}
