@@ -32,6 +32,11 @@ impl Matcher {
         }
     }
 
+    /// Whether it can choose nothing, being a list without names.
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Names(names) if names.is_empty())
+    }
+
     /// Whether `module` itself stands in a list of names.
     pub(super) fn is_whole_path(&self, module: &str) -> bool {
         matches!(self, Self::Names(names) if names.iter().any(|name| name == module))
@@ -69,7 +74,7 @@ pub(super) enum NoMatch {
 }
 
 /// Whether `module` is `path`, or ends with it after a dot.
-fn ends_with_path(module: &str, path: &str) -> bool {
+pub(in crate::lora) fn ends_with_path(module: &str, path: &str) -> bool {
     module.strip_suffix(path).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
@@ -88,13 +93,19 @@ impl Pattern {
         let regex = compile(text).and_then(|_| compile(regex)).map_err(|error| {
             format!(
                 "`{field}` is the regular expression `{text}`, which is broken or uses what only Python's engine \
-                 knows; list the modules instead: {error}"
+                 knows; name the modules instead: {error}"
             )
         })?;
         Ok(Self { field: field.to_owned(), text: text.to_owned(), regex })
     }
 
-    fn is_match(&self, module: &str) -> Result<bool, String> {
+    /// The expression `text` of `field`, which must match the end of a path from a segment's start on: in Python
+    /// `re.match(r"(.*\.)?(TEXT)$", path)`.
+    pub(super) fn at_end(field: &str, text: &str) -> Result<Self, String> {
+        Self::new(field, text, &format!(r"\A(.*\.)?({text})\z"))
+    }
+
+    pub(super) fn is_match(&self, module: &str) -> Result<bool, String> {
         self.regex.is_match(module).map_err(|error| self.undecided(module, &error))
     }
 
@@ -106,7 +117,7 @@ impl Pattern {
 
     fn undecided(&self, module: &str, error: &fancy_regex::Error) -> String {
         format!(
-            "`{}` is the regular expression `{}`, which takes too many steps on the module `{module}`; list the \
+            "`{}` is the regular expression `{}`, which takes too many steps on the module `{module}`; name the \
              modules instead: {error}",
             self.field, self.text
         )

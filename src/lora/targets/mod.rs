@@ -3,7 +3,9 @@
 //! Source of the rules: PEFT `src/peft/tuners/tuners_utils.py`, `check_target_module_exists` and
 //! `_maybe_include_all_linear_layers`; the defaults are those of `src/peft/utils/constants.py`.
 
+mod last;
 mod matcher;
+mod overrides;
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +18,11 @@ use llm_local_core::{
 };
 use serde_json::Value;
 
-use self::matcher::{LayerFilter, Matcher, NoMatch};
+use self::{
+    last::LastLayers,
+    matcher::{LayerFilter, Matcher, NoMatch},
+};
+pub(super) use self::{matcher::ends_with_path, overrides::Overrides};
 use super::message::some_of;
 
 /// The modules of a base: whatever has a `<module>.weight`.
@@ -31,9 +37,36 @@ const EMBEDDINGS: &[&str] = &["embed_tokens", "embed_in", "wte", "wpe", "word_em
 /// Last path segments of output heads.
 const HEADS: &[&str] = &["lm_head", "embed_out"];
 
-/// `model_type`s for which PEFT takes q_proj and v_proj when `target_modules` is null.
-const QUERY_AND_VALUE: &[&str] =
-    &["llama", "llama4", "mistral", "mixtral", "stablelm", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"];
+/// What PEFT takes when `target_modules` is null, by `model_type`.
+const DEFAULTS: &[(&[&str], &[&str])] = &[
+    (
+        &[
+            "llama",
+            "llama4",
+            "mistral",
+            "mixtral",
+            "stablelm",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "qwen2",
+            "qwen3",
+            "opt",
+            "gptj",
+            "gpt_neo",
+        ],
+        &["q_proj", "v_proj"],
+    ),
+    (&["phi"], &["q_proj", "v_proj", "fc1", "fc2"]),
+    (&["nemotron_h"], &["q_proj", "k_proj", "v_proj", "o_proj"]),
+    (&["gpt2", "gpt_bigcode"], &["c_attn"]),
+    (&["gpt_neox", "bloom", "falcon", "RefinedWeb", "RefinedWebModel", "chatglm"], &["query_key_value"]),
+    (&["codegen"], &["qkv_proj"]),
+    (&["mpt"], &["Wqkv"]),
+    (&["btlm"], &["c_proj", "c_attn"]),
+    (&["rwkv"], &["key", "value", "receptance", "output"]),
+    (&["rwkv7"], &["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"]),
+];
 
 impl<'a> BaseModules<'a> {
     /// The modules of `info`, in the names of the Hugging Face layout.
@@ -91,6 +124,9 @@ pub(super) struct Targets {
     modules: Matcher,
     exclude: Option<Matcher>,
     layers: Option<LayerFilter>,
+    last: Option<LastLayers>,
+    /// Whether nothing but bare parameters is declared.
+    only_parameters: bool,
 }
 
 impl Targets {
@@ -100,7 +136,11 @@ impl Targets {
             ModuleSelector::Names(names) => Matcher::names(names.clone()),
             ModuleSelector::Pattern(pattern) => Matcher::pattern("target_modules", pattern)?,
             ModuleSelector::AllLinear => Matcher::names(base.linear_except_head()),
-            ModuleSelector::ArchitectureDefault => Matcher::names(defaults(base.model_type)?),
+            ModuleSelector::ArchitectureDefault => match defaults(base.model_type) {
+                // PEFT then leaves it at the parameters.
+                Err(_) if !declared.parameters.is_empty() => Matcher::names(Vec::new()),
+                names => Matcher::names(names?),
+            },
             other => return Err(format!("targets of the kind {other:?} are not known")),
         };
         let exclude = match &declared.exclude {
@@ -113,7 +153,9 @@ impl Targets {
             [] => None,
             layers => Some(LayerFilter::new(layers.to_vec(), &declared.layers_pattern)?),
         };
-        Ok(Self { modules, exclude, layers })
+        let last = declared.last_layers.map(|count| LastLayers::new(count, base.names()));
+        let only_parameters = modules.is_empty() && !declared.parameters.is_empty();
+        Ok(Self { modules, exclude, layers, last, only_parameters })
     }
 
     /// Whether the adapter says that it applies to `module`. The error names a field whose regular expression cannot be
@@ -125,11 +167,13 @@ impl Targets {
         if !self.modules.matches(module)? {
             return Ok(Verdict::NotDeclared);
         }
-        match &self.layers {
-            // A whole path in the list counts in whichever layer it is.
-            Some(layers) if !self.modules.is_whole_path(module) && !layers.matches(module)? => Ok(Verdict::OtherLayer),
-            _ => Ok(Verdict::Covered),
+        // A whole path in the list counts in whichever layer it is.
+        if self.modules.is_whole_path(module) {
+            return Ok(Verdict::Covered);
         }
+        let by_index = self.layers.as_ref().map_or(Ok(true), |layers| layers.matches(module))?;
+        let from_last = self.last.as_ref().is_none_or(|last| last.holds(module));
+        Ok(if by_index && from_last { Verdict::Covered } else { Verdict::OtherLayer })
     }
 
     /// The modules of `base` that the adapter says it applies to.
@@ -142,6 +186,9 @@ impl Targets {
     /// The declared names that match nothing in `base`: PEFT lets them pass, and one list for several architectures has
     /// such. The error is that nothing at all matches.
     pub(super) fn unmatched(&self, base: &BaseModules<'_>) -> Result<Vec<String>, String> {
+        if self.only_parameters {
+            return Ok(Vec::new());
+        }
         self.modules.without_match(|| base.names()).map_err(|error| match error {
             NoMatch::Undecided(reason) => reason,
             NoMatch::Nothing(declared) if declared.is_empty() => {
@@ -171,13 +218,27 @@ impl Targets {
     }
 }
 
+/// Whether `modules` chooses `module`, as far as that can be told without the base; the error names the field.
+pub(super) fn selects(modules: &ModuleSelector, module: &str) -> Result<Option<bool>, String> {
+    match modules {
+        ModuleSelector::Names(names) => Matcher::names(names.clone()).matches(module).map(Some),
+        ModuleSelector::Pattern(pattern) => Matcher::pattern("target_modules", pattern)?.matches(module).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// A regular expression that matches `text` alone.
+pub(super) fn literal(text: &str) -> String {
+    fancy_regex::escape(text).into_owned()
+}
+
 /// What PEFT targets on an architecture when nothing is declared.
 fn defaults(model_type: Option<&str>) -> Result<Vec<String>, String> {
-    match model_type {
-        Some(kind) if QUERY_AND_VALUE.contains(&kind) => Ok(vec!["q_proj".into(), "v_proj".into()]),
-        kind => Err(format!(
+    let known = DEFAULTS.iter().find(|(kinds, _)| model_type.is_some_and(|kind| kinds.contains(&kind)));
+    known.map(|(_, names)| names.iter().map(|name| (*name).to_owned()).collect()).ok_or_else(|| {
+        format!(
             "`target_modules` is null, and there is no default for the base's model_type ({}); name the modules",
-            kind.unwrap_or("none given")
-        )),
-    }
+            model_type.unwrap_or("none given")
+        )
+    })
 }

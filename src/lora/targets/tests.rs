@@ -181,3 +181,32 @@ fn declarations_that_match_nothing_are_named() {
     let bare = BaseModules::new(&bare);
     assert!(Targets::new(&all, &bare).unwrap().unmatched(&bare).unwrap_err().contains("no linear modules"));
 }
+
+#[test]
+fn what_only_names_parameters_needs_no_modules() {
+    let info = tiny_llama_info(|_| {});
+    let base = BaseModules::new(&info);
+    let declared = DeclaredTargets::new(names(&[])).with_parameters(vec!["experts.down_proj".into()]);
+    let targets = Targets::new(&declared, &base).unwrap();
+    assert_eq!(targets.unmatched(&base).unwrap(), [""; 0]);
+    assert!(targets.covered(&base).unwrap().is_empty());
+    // PEFT takes an architecture's default beside them, if there is one.
+    let info = base_of("phi3", &["model.layers.0.self_attn.qkv_proj"]);
+    let declared = DeclaredTargets::new(ModuleSelector::ArchitectureDefault).with_parameters(vec!["x.y".into()]);
+    let base = BaseModules::new(&info);
+    assert_eq!(Targets::new(&declared, &base).unwrap().unmatched(&base).unwrap(), [""; 0]);
+}
+
+#[test]
+fn the_last_layers_are_those_of_the_base() {
+    let of = |count| {
+        let declared = DeclaredTargets::new(names(&["q_proj", "model.layers.0.self_attn.v_proj"]));
+        covered(&tiny_llama_info(|_| {}), &declared.with_last_layers(count))
+    };
+    assert_eq!(
+        of(1),
+        ["model.layers.0.self_attn.v_proj", "model.layers.3.self_attn.q_proj"],
+        "a whole path counts in whichever layer it is"
+    );
+    assert_eq!(of(16).len(), 5);
+}
