@@ -1,162 +1,158 @@
-//! The fields of a PEFT `adapter_config.json` that a plain LoRA adapter is read by.
+//! The fields of a PEFT `adapter_config.json` that an adapter is read by.
 
-use llm_local_core::lora::{BaseHint, DeclaredTargets, ModuleSelector};
+use std::collections::BTreeMap;
+
+use llm_local_core::lora::{BaseHint, DeclaredTargets};
 use serde_json::{Map, Value};
 
-use super::features::{self, shown};
+use super::{declared, features, fields::Fields, kinds, patterns::Patterns};
 
 /// PEFT's value for a config without `r`. The tensors tell whether it is right.
 const DEFAULT_RANK: usize = 8;
 
 /// What the config says.
-#[derive(Debug, PartialEq)]
 pub(super) struct PeftConfig {
-    /// `r`.
-    pub(super) rank: usize,
-    /// What `B @ A` is multiplied by.
-    pub(super) scale: f64,
+    /// `r`, of modules without their own.
+    rank: usize,
+    /// `lora_alpha`, of modules without their own.
+    alpha: f64,
+    pub(super) patterns: Patterns,
+    /// alpha / sqrt(r) instead of alpha / r.
+    pub(super) rank_stabilized: bool,
+    /// Whether each pair has a magnitude.
+    pub(super) dora: bool,
+    /// Whether each B has a bias.
+    pub(super) lora_bias: bool,
+    pub(super) bias: TrainedBias,
+    /// Ends of the paths of modules that are saved in full.
+    pub(super) modules_to_save: Vec<String>,
+    pub(super) fan_in_fan_out: bool,
+    pub(super) trained_tokens: Option<TrainedTokens>,
+    /// Whether what is tied to the embedding is trained and saved with it.
+    pub(super) ensure_weight_tying: bool,
+    /// Whether stacked weights of experts are taken for (experts, in, out), whatever the model makes of them.
+    pub(super) experts_by_position: bool,
     pub(super) targets: DeclaredTargets,
     pub(super) base: BaseHint,
+    /// Whether it is for a task whose head is new: PEFT then adds names of heads to `modules_to_save`, most of which no
+    /// model has.
+    pub(super) adds_heads: bool,
+}
+
+/// Which biases of the base are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TrainedBias {
+    None,
+    All,
+    /// Those of the modules that have pairs.
+    OfPairs,
+}
+
+/// Rows of embeddings that are trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum TrainedTokens {
+    /// Of the input embedding.
+    OfInput(Vec<usize>),
+    /// By the end of a module's path.
+    ByModule(BTreeMap<String, Vec<usize>>),
 }
 
 impl PeftConfig {
-    /// Reads `config`; the error is the reason, naming the field.
-    pub(super) fn new(config: &Map<String, Value>) -> Result<Self, String> {
+    /// Reads `config`, which was read from `bytes`; the error is the reason, naming the field.
+    pub(super) fn new(config: &Map<String, Value>, bytes: &[u8]) -> Result<Self, String> {
         let fields = Fields(config);
-        match config.get("peft_type") {
-            Some(Value::String(kind)) if kind.eq_ignore_ascii_case("LORA") => {}
-            other => {
-                let found = shown(other.unwrap_or(&Value::Null));
-                return Err(format!("`peft_type` is {found}: of PEFT's kinds only \"LORA\" is supported"));
+        kinds::check(config.get("peft_type"))?;
+        features::check(config)?;
+        let rank = fields.get("r").map_or(Ok(DEFAULT_RANK), |value| Fields::rank("r", value))?;
+        let config = Self {
+            rank,
+            alpha: alpha(&fields)?,
+            patterns: Patterns::new(&fields, bytes)?,
+            rank_stabilized: fields.flag("use_rslora")?,
+            dora: fields.flag("use_dora")?,
+            lora_bias: fields.flag("lora_bias")?,
+            bias: bias(&fields)?,
+            modules_to_save: fields.names_or_null("modules_to_save")?,
+            fan_in_fan_out: fields.flag("fan_in_fan_out")?,
+            trained_tokens: trained_tokens(&fields)?,
+            ensure_weight_tying: fields.flag("ensure_weight_tying")?,
+            experts_by_position: experts_by_position(fields.text("peft_version")?.as_deref()),
+            targets: declared::targets(&fields)?,
+            base: BaseHint::new(fields.text("base_model_name_or_path")?, fields.text("revision")?),
+            adds_heads: matches!(fields.text("task_type")?.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS")),
+        };
+        config.check_together()?;
+        Ok(config)
+    }
+
+    /// The rank of the module, or parameter, `path`, and what its `B @ A` is multiplied by.
+    pub(super) fn rank_and_scale(&self, path: &str) -> Result<(usize, f64), String> {
+        let rank = self.patterns.rank(path)?.unwrap_or(self.rank);
+        let alpha = self.patterns.alpha(path)?.unwrap_or(self.alpha);
+        let divisor = if self.rank_stabilized { (rank as f64).sqrt() } else { rank as f64 };
+        Ok((rank, alpha / divisor))
+    }
+
+    /// Refuses what PEFT itself does not put together: what such an adapter would mean, nobody has said.
+    fn check_together(&self) -> Result<(), String> {
+        let parameters = !self.targets.parameters.is_empty();
+        for (both, first, second) in [
+            (self.dora && self.lora_bias, "use_dora", "lora_bias"),
+            (self.dora && parameters, "use_dora", "target_parameters"),
+            (self.lora_bias && parameters, "lora_bias", "target_parameters"),
+            (self.fan_in_fan_out && parameters, "fan_in_fan_out", "target_parameters"),
+        ] {
+            if both {
+                return Err(format!("`{first}` and `{second}` are both set, which PEFT does not know together"));
             }
         }
-        features::check(config)?;
-        let rank = fields.rank()?;
-        let divisor = if fields.flag("use_rslora")? { (rank as f64).sqrt() } else { rank as f64 };
-        let scale = fields.alpha()? / divisor;
-        let base = BaseHint::new(fields.text("base_model_name_or_path")?, fields.text("revision")?);
-        Ok(Self { rank, scale, targets: fields.targets()?, base })
+        Ok(())
     }
 }
 
-/// Typed access to the fields; null is the same as not there.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|v| !v.is_null())
+/// PEFT takes 8 where it is not given. No tensor tells whether that is right, and a wrong scale shows nowhere but in the
+/// model's answers: so it must be given.
+fn alpha(fields: &Fields<'_>) -> Result<f64, String> {
+    match fields.get("lora_alpha") {
+        Some(value) => Fields::alpha("lora_alpha", value),
+        None => Err("`lora_alpha` is missing, so the scale is unknown; set it to the value of the training".into()),
     }
+}
 
-    fn wrong<T>(key: &str, expected: &str, found: &Value) -> Result<T, String> {
-        Err(format!("`{key}` must be {expected}, found {}", shown(found)))
+fn bias(fields: &Fields<'_>) -> Result<TrainedBias, String> {
+    match fields.get("bias") {
+        None => Ok(TrainedBias::None),
+        Some(Value::String(kind)) if kind == "none" => Ok(TrainedBias::None),
+        Some(Value::String(kind)) if kind == "all" => Ok(TrainedBias::All),
+        Some(Value::String(kind)) if kind == "lora_only" => Ok(TrainedBias::OfPairs),
+        Some(other) => Fields::wrong("bias", "\"none\", \"all\" or \"lora_only\"", other),
     }
+}
 
-    fn rank(&self) -> Result<usize, String> {
-        let Some(value) = self.get("r") else { return Ok(DEFAULT_RANK) };
-        match value.as_u64().and_then(|r| usize::try_from(r).ok()) {
-            Some(rank) if rank > 0 => Ok(rank),
-            _ => Self::wrong("r", "a rank of at least 1, as an integer", value),
+fn trained_tokens(fields: &Fields<'_>) -> Result<Option<TrainedTokens>, String> {
+    const KEY: &str = "trainable_token_indices";
+    match fields.get(KEY) {
+        None => Ok(None),
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
+        Some(Value::Object(lists)) if lists.is_empty() => Ok(None),
+        Some(Value::Array(list)) => Ok(Some(TrainedTokens::OfInput(Fields::indexes(KEY, list)?))),
+        Some(Value::Object(lists)) => {
+            let one = |(module, list): (&String, &Value)| match list {
+                Value::Array(list) => Ok((module.clone(), Fields::indexes(KEY, list)?)),
+                other => Fields::wrong(&format!("{KEY}.{module}"), "a list of indexes from 0", other),
+            };
+            Ok(Some(TrainedTokens::ByModule(lists.iter().map(one).collect::<Result<_, String>>()?)))
         }
+        Some(other) => Fields::wrong(KEY, "a list of indexes from 0, or an object of them by module", other),
     }
+}
 
-    /// PEFT takes 8 where it is not given. No tensor tells whether that is right, and a wrong scale shows nowhere but in
-    /// the model's answers: so it must be given.
-    fn alpha(&self) -> Result<f64, String> {
-        let Some(value) = self.get("lora_alpha") else {
-            return Err("`lora_alpha` is missing, so the scale is unknown; set it to the value of the training".into());
-        };
-        match value.as_f64() {
-            Some(0.0) => Err("`lora_alpha` is 0, so the adapter would do nothing".into()),
-            Some(alpha) if alpha.is_finite() => Ok(alpha),
-            _ => Self::wrong("lora_alpha", "a finite number", value),
-        }
-    }
-
-    fn flag(&self, key: &str) -> Result<bool, String> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Self::wrong(key, "true or false", other),
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<Option<String>, String> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Self::wrong(key, "text or null", other),
-        }
-    }
-
-    /// A list of names, none of them empty.
-    fn names(key: &str, list: &[Value]) -> Result<Vec<String>, String> {
-        let name = |v: &Value| match v {
-            Value::String(name) if !name.is_empty() => Ok(name.clone()),
-            other => Self::wrong(key, "a list of names", other),
-        };
-        list.iter().map(name).collect()
-    }
-
-    fn targets(&self) -> Result<DeclaredTargets, String> {
-        let modules = match self.get("target_modules") {
-            None => ModuleSelector::ArchitectureDefault,
-            Some(Value::String(all)) if all.eq_ignore_ascii_case("all-linear") => ModuleSelector::AllLinear,
-            Some(Value::String(pattern)) => ModuleSelector::Pattern(pattern.clone()),
-            Some(Value::Array(list)) if list.is_empty() => {
-                return Err("`target_modules` is an empty list: the adapter applies to nothing".into());
-            }
-            Some(Value::Array(list)) => ModuleSelector::Names(Self::names("target_modules", list)?),
-            Some(other) => {
-                return Self::wrong("target_modules", "a list of names, a regular expression or null", other);
-            }
-        };
-        let is_text = matches!(modules, ModuleSelector::Pattern(_) | ModuleSelector::AllLinear);
-        let mut targets = DeclaredTargets::new(modules);
-        if let Some(exclude) = self.exclude()? {
-            targets = targets.with_exclude(exclude);
-        }
-        let (layers, pattern) = (self.layers()?, self.layers_pattern()?);
-        for (key, empty) in [("layers_to_transform", layers.is_empty()), ("layers_pattern", pattern.is_empty())] {
-            if is_text && !empty {
-                return Err(format!("`{key}` goes only with a list of `target_modules`, and that is text"));
-            }
-        }
-        if layers.is_empty() && !pattern.is_empty() {
-            return Err("`layers_pattern` is given without `layers_to_transform`".into());
-        }
-        Ok(targets.with_layers(layers, pattern))
-    }
-
-    fn exclude(&self) -> Result<Option<ModuleSelector>, String> {
-        match self.get("exclude_modules") {
-            None => Ok(None),
-            Some(Value::String(pattern)) if pattern.is_empty() => Ok(None),
-            Some(Value::String(pattern)) => Ok(Some(ModuleSelector::Pattern(pattern.clone()))),
-            Some(Value::Array(list)) if list.is_empty() => Ok(None),
-            Some(Value::Array(list)) => Ok(Some(ModuleSelector::Names(Self::names("exclude_modules", list)?))),
-            Some(other) => Self::wrong("exclude_modules", "a list of names, a regular expression or null", other),
-        }
-    }
-
-    fn layers(&self) -> Result<Vec<usize>, String> {
-        let index = |v: &Value| match v.as_u64().and_then(|i| usize::try_from(i).ok()) {
-            Some(index) => Ok(index),
-            None => Self::wrong("layers_to_transform", "a layer's index from 0, or a list of them", v),
-        };
-        match self.get("layers_to_transform") {
-            None => Ok(Vec::new()),
-            Some(Value::Array(list)) => list.iter().map(index).collect(),
-            Some(one) => Ok(vec![index(one)?]),
-        }
-    }
-
-    fn layers_pattern(&self) -> Result<Vec<String>, String> {
-        match self.get("layers_pattern") {
-            None => Ok(Vec::new()),
-            Some(Value::String(one)) if one.is_empty() => Ok(Vec::new()),
-            Some(Value::String(one)) => Ok(vec![one.clone()]),
-            Some(Value::Array(list)) => Self::names("layers_pattern", list),
-            Some(other) => Self::wrong("layers_pattern", "text, a list of texts or null", other),
-        }
-    }
+/// Whether a PEFT of this version takes the shape of experts' stacked weights for (experts, in, out) in every model. From
+/// 0.19 on it takes it for (experts, out, in), but in models that say otherwise; before 0.18.1 no version was written.
+///
+/// Source: PEFT `src/peft/tuners/lora/layer.py`, `ParamWrapper`, of the versions 0.17.1, 0.18.1 and 0.19.0.
+fn experts_by_position(version: Option<&str>) -> bool {
+    let Some(version) = version else { return true };
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (0, 19)
 }

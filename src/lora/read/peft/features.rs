@@ -1,7 +1,9 @@
-//! What a PEFT config may ask for beyond plain and rank-stabilized LoRA. All of it is refused by name: an adapter
-//! applied without a feature that it was trained with gives a model that nobody trained.
+//! What a PEFT config may ask for that cannot be merged. All of it is refused by name: an adapter applied without a
+//! feature that it was trained with gives a model that nobody trained.
 
 use serde_json::{Map, Value};
+
+use super::fields::shown;
 
 /// Fields that the reader takes values from.
 const READ: &[&str] = &[
@@ -17,15 +19,24 @@ const READ: &[&str] = &[
     "revision",
     "init_lora_weights",
     "bias",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "fan_in_fan_out",
+    "target_parameters",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+    "peft_version",
+    "task_type",
 ];
 
 /// Fields that change nothing about what the finished adapter does: training, bookkeeping, and parameters of features
 /// that other fields switch on.
 const INERT: &[&str] = &[
-    "task_type",
     "auto_mapping",
     "inference_mode",
-    "peft_version",
     "lora_dropout",
     "megatron_core",
     "qalora_group_size",
@@ -33,44 +44,35 @@ const INERT: &[&str] = &[
     "runtime_config",
 ];
 
-/// Fields that ask for a feature that is not supported, and what it is.
-const FEATURES: &[(&str, &str)] = &[
-    ("use_dora", "DoRA"),
-    ("rank_pattern", "ranks that differ by module"),
-    ("alpha_pattern", "alphas that differ by module"),
-    ("modules_to_save", "modules saved in full"),
-    ("lora_bias", "a bias of lora_B"),
-    ("fan_in_fan_out", "base weights stored as (in, out)"),
-    ("target_parameters", "LoRA on bare parameters"),
-    ("trainable_token_indices", "trained rows of the embedding"),
-    ("ensure_weight_tying", "adapters on tied weights"),
-    ("layer_replication", "replicated base layers"),
-    ("alora_invocation_tokens", "activated LoRA (aLoRA)"),
-    ("use_qalora", "QA-LoRA"),
-    ("use_bdlora", "block-diagonal LoRA (BD-LoRA)"),
-    ("arrow_config", "Arrow routing"),
-    ("kasa_config", "KaSA, which changes the base"),
-    ("velora_config", "VeLoRA"),
-    ("monteclora_config", "MonteCLoRA"),
-    ("megatron_config", "Megatron's parallel layers"),
-    ("loftq_config", "LoftQ, which assumes a changed base"),
-    ("corda_config", "CorDA, which assumes a changed base"),
-    ("lora_ga_config", "LoRA-GA, which assumes a changed base"),
+/// Fields that ask for what cannot be merged, what that is, and why.
+const FEATURES: &[(&str, &str, &str)] = &[
+    ("layer_replication", "replicated base layers", "it makes another model of the base"),
+    ("alora_invocation_tokens", "activated LoRA (aLoRA)", "it applies only to what comes after certain tokens"),
+    ("use_qalora", "QA-LoRA", "it sums up groups of inputs before A"),
+    ("use_bdlora", "block-diagonal LoRA (BD-LoRA)", "its factors are stored as blocks"),
+    ("arrow_config", "Arrow routing", "it chooses among adapters anew for each token"),
+    ("kasa_config", "KaSA", "it changes the base"),
+    ("velora_config", "VeLoRA", "it stores more than its pairs"),
+    ("monteclora_config", "MonteCLoRA", "it adds trained noise to A"),
+    ("megatron_config", "Megatron's parallel layers", "their weights are stored in parts"),
+    ("loftq_config", "LoftQ", "it assumes a changed base"),
+    ("corda_config", "CorDA", "it assumes a changed base"),
+    ("lora_ga_config", "LoRA-GA", "it assumes a changed base"),
 ];
 
 /// Kinds of `init_lora_weights` that replace the base's weights while they set up the adapter.
 const BASE_ALTERING: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// Kinds of `init_lora_weights` that only choose where training starts.
-const BASE_KEEPING: &[&str] = &["gaussian", "eva", "orthogonal"];
+const BASE_KEEPING: &[&str] = &["gaussian", "eva", "orthogonal", "mica"];
 
 /// Whether `config` asks for nothing that is not supported or not known.
 pub(super) fn check(config: &Map<String, Value>) -> Result<(), String> {
     for (key, value) in config {
-        if let Some((_, feature)) = FEATURES.iter().find(|(name, _)| name == key) {
+        if let Some((_, feature, why)) = FEATURES.iter().find(|(name, ..)| name == key) {
             if is_set(value) {
                 return Err(format!(
-                    "`{key}` is {}: it asks for {feature}, and llm-local does not support that yet",
+                    "`{key}` is {}: it asks for {feature}, which cannot be merged: {why}",
                     shown(value)
                 ));
             }
@@ -81,7 +83,6 @@ pub(super) fn check(config: &Map<String, Value>) -> Result<(), String> {
             ));
         }
     }
-    check_bias(config.get("bias"))?;
     check_init(config.get("init_lora_weights"))
 }
 
@@ -93,16 +94,6 @@ fn is_set(value: &Value) -> bool {
         Value::Array(a) => !a.is_empty(),
         Value::Object(o) => !o.is_empty(),
         Value::Bool(true) | Value::Number(_) => true,
-    }
-}
-
-fn check_bias(bias: Option<&Value>) -> Result<(), String> {
-    match bias {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::String(kind)) if kind == "none" => Ok(()),
-        Some(other) => {
-            Err(format!("`bias` is {}: trained biases are not supported yet; expected \"none\"", shown(other)))
-        }
     }
 }
 
@@ -121,14 +112,5 @@ fn check_init(init: Option<&Value>) -> Result<(), String> {
             shown(other),
             BASE_KEEPING.iter().map(|k| format!("\"{k}\"")).collect::<Vec<_>>().join(", ")
         )),
-    }
-}
-
-/// A value as JSON, cut short.
-pub(super) fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
     }
 }

@@ -1,11 +1,32 @@
 //! PEFT adapters: `adapter_config.json` and `adapter_model.safetensors`, or another safetensors file alone.
 //!
-//! Source of the rules: PEFT `src/peft/tuners/lora/config.py`, `layer.py` and `src/peft/utils/save_and_load.py`.
+//! | module | what it holds |
+//! |---|---|
+//! | `config`, `fields`, `declared`, `patterns` | what the config says; targets; ranks and alphas by module |
+//! | `kinds`, `features` | what is refused: PEFT's other kinds, and what cannot be merged |
+//! | `keys` | names of tensors |
+//! | `contents` | what the tensors of a file are, told from its header |
+//! | `groups`, `pair`, `parameters` | low-rank pairs, and which bare parameter one belongs to |
+//! | `saved`, `rows` | tensors saved in full, and trained rows of embeddings |
+//! | `values` | values, turned to the one internal form |
+//!
+//! Source of the rules: PEFT `src/peft/tuners/lora/config.py`, `layer.py` and `src/peft/utils/save_and_load.py`, of the
+//! version 0.21.2.
 
 mod config;
+mod contents;
+mod declared;
 mod features;
+mod fields;
+mod groups;
 mod keys;
-mod pairs;
+mod kinds;
+mod pair;
+mod parameters;
+mod patterns;
+mod rows;
+mod saved;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -13,18 +34,19 @@ mod tests;
 use std::path::Path;
 
 use llm_local_core::{
-    Encoding, Error, FloatType, LoraAdapter, LoraModule, Result, TensorEntry, TensorSource, model::Layout,
+    Error, LoraAdapter, Result, TensorEntry, TensorSource,
+    lora::{DeclaredTargets, ModuleSelector},
+    model::Layout,
 };
 use llm_local_weights::SafetensorsSource;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
-use self::{config::PeftConfig, pairs::Pair};
-use super::{AdapterFiles, CONFIG};
+use self::{config::PeftConfig, contents::Contents, pair::Pair, values::Values};
+use super::{CONFIG, digest::digest, files::AdapterFiles};
 use crate::lora::{
-    floats,
-    message::{all_of, some_of},
-    outline::{AdapterOutline, ModuleOutline},
+    message::all_of,
+    outline::{AdapterOutline, ReplacementOutline, RowsOutline},
+    targets,
 };
 
 /// The file that PEFT saves the tensors in.
@@ -38,9 +60,10 @@ pub(crate) struct Declared<'a> {
 }
 
 impl<'a> Declared<'a> {
-    pub(super) fn new(files: AdapterFiles<'a>, config: &Map<String, Value>) -> Result<Self> {
-        let config = PeftConfig::new(config).map_err(|reason| files.error(format!("{CONFIG}: {reason}")))?;
-        let weights = weights(&files)?;
+    /// The adapter with this config; `bytes` are those the config was read from, which have the order of its fields.
+    pub(super) fn new(files: AdapterFiles<'a>, config: &Map<String, Value>, bytes: &[u8]) -> Result<Self> {
+        let config = PeftConfig::new(config, bytes).map_err(|reason| files.error(format!("{CONFIG}: {reason}")))?;
+        let weights = files.weights(WEIGHTS)?;
         Ok(Self { files, config, weights })
     }
 
@@ -54,120 +77,90 @@ impl<'a> Declared<'a> {
     /// # Errors
     /// As [`super::read`], as far as the header tells.
     pub(crate) fn outline(&self, entries: &[TensorEntry]) -> Result<AdapterOutline> {
-        let pairs = self.pairs(entries)?;
-        let module = |pair: &Pair<'_>| ModuleOutline {
-            name: pair.module.to_owned(),
-            rank: self.config.rank,
-            in_features: pair.a.shape[1],
-            out_features: pair.b.shape[0],
-            experts: None,
-            transposed: false,
-            is_parameter: false,
-            has_magnitude: false,
-            has_bias: false,
-            scale: self.config.scale,
-            defect: None,
-        };
-        let bytes = |pair: &Pair<'_>| [pair.a, pair.b].into_iter().filter_map(TensorEntry::stored_bytes).sum::<usize>();
+        self.outlined(entries).map_err(|reason| self.in_weights(reason))
+    }
+
+    fn outlined(&self, entries: &[TensorEntry]) -> Result<AdapterOutline, String> {
+        let contents = Contents::new(entries, &self.config)?;
+        let stored = |entry: &TensorEntry| entry.stored_bytes().unwrap_or(usize::MAX);
+        let saved = contents.replacements.values().copied().chain(contents.rows.values().map(|rows| rows.entry));
+        let bytes = contents.pairs.iter().map(Pair::bytes).chain(saved.map(stored)).fold(0, usize::saturating_add);
+        let replacements = contents.replacements.iter();
+        let rows = contents.rows.iter();
         Ok(AdapterOutline {
             reference: self.files.reference.to_string(),
-            modules: pairs.iter().map(module).collect(),
             row_order: Layout::HuggingFace,
-            replacements: Vec::new(),
-            rows: Vec::new(),
-            features: Vec::new(),
-            targets: Some(self.config.targets.clone()),
-            bytes: pairs.iter().map(|pair| bytes(pair) as u64).sum(),
+            modules: contents.pairs.iter().map(Pair::outline).collect(),
+            replacements: replacements
+                .map(|(name, entry)| ReplacementOutline { name: name.clone(), shape: entry.shape.clone() })
+                .collect(),
+            rows: rows
+                .map(|(name, rows)| RowsOutline {
+                    name: name.clone(),
+                    rows: rows.order.iter().map(|(row, _)| *row).collect(),
+                    columns: rows.entry.shape[1],
+                })
+                .collect(),
+            targets: Some(self.targets(&contents)?),
+            features: contents.features,
+            bytes: bytes as u64,
         })
     }
 
-    /// The adapter, from the file at `path` that has its tensors; `config` are the bytes of its config.
-    pub(super) fn read(&self, config: &[u8], path: &Path) -> Result<LoraAdapter> {
+    /// The adapter, from the file at `path` that has its tensors; `said` are the bytes of its config.
+    pub(super) fn read(&self, said: &[u8], path: &Path) -> Result<LoraAdapter> {
         let reference = self.files.reference;
         let source = SafetensorsSource::open(path).map_err(|e| e.into_adapter(reference))?;
-        let modules = self
-            .pairs(source.entries())?
-            .iter()
-            .map(|pair| read_pair(&source, pair, &self.config))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|reason| self.in_weights(reason))?;
-        if modules.iter().all(|m| floats::product_is_zero(&m.a, &m.b, m.rank)) {
-            return Err(self.in_weights(format!(
+        let mut adapter = self.adapter(&source).map_err(|reason| self.in_weights(reason))?;
+        adapter.digest = digest(said, path).map_err(|e| e.into_adapter(reference))?;
+        Ok(adapter)
+    }
+
+    /// The adapter, without its digest.
+    fn adapter(&self, source: &SafetensorsSource) -> Result<LoraAdapter, String> {
+        let contents = Contents::new(source.entries(), &self.config)?;
+        let values = Values(source);
+        let modules = contents.pairs.iter().map(|pair| values.pair(pair)).collect::<Result<Vec<_>, _>>()?;
+        let replacements = contents.replacements.iter().map(|(name, entry)| values.replacement(name, entry));
+        let replacements = replacements.collect::<Result<Vec<_>, _>>()?;
+        let rows = contents.rows.iter().map(|(name, rows)| values.rows(name, rows)).collect::<Result<Vec<_>, _>>()?;
+        if replacements.is_empty() && rows.is_empty() && modules.iter().all(values::is_without_effect) {
+            return Err(format!(
                 "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly",
                 all_of(modules.len(), "module")
-            )));
+            ));
         }
-        let digest = digest(config, path).map_err(|e| e.into_adapter(reference))?;
-        Ok(LoraAdapter::new(reference.to_string(), digest, modules)
-            .with_targets(self.config.targets.clone())
+        let targets = self.targets(&contents)?;
+        Ok(LoraAdapter::new(self.files.reference.to_string(), "", modules)
+            .with_format(super::PEFT)
+            .with_replacements(replacements)
+            .with_rows(rows)
+            .with_features(contents.features)
+            .with_targets(targets)
             .with_base(self.config.base.clone()))
     }
 
-    fn pairs<'e>(&self, entries: &'e [TensorEntry]) -> Result<Vec<Pair<'e>>> {
-        pairs::collect(entries, self.config.rank).map_err(|reason| self.in_weights(reason))
+    /// What the config declares, and what PEFT ties to that: with `ensure_weight_tying` a pair of the embedding is saved a
+    /// second time as that of the head, which no field names.
+    fn targets(&self, contents: &Contents<'_>) -> Result<DeclaredTargets, String> {
+        let mut declared = self.config.targets.clone();
+        if !self.config.ensure_weight_tying {
+            return Ok(declared);
+        }
+        let pairs = contents.pairs.iter().filter(|pair| !pair.is_parameter && contents::is_vocabulary(&pair.name));
+        for Pair { name, .. } in pairs {
+            if targets::selects(&declared.modules, name)? == Some(false) {
+                match &mut declared.modules {
+                    ModuleSelector::Names(names) => names.push(name.clone()),
+                    ModuleSelector::Pattern(pattern) => *pattern = format!("(?:{pattern})|{}", targets::literal(name)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(declared)
     }
 
     fn in_weights(&self, reason: String) -> Error {
         self.files.error(format!("{}: {reason}", self.weights))
     }
 }
-
-/// The file that holds the tensors: PEFT's own name if it is there, for a renamed file is common, but which of several
-/// belongs to the config nothing says.
-fn weights<'a>(files: &AdapterFiles<'a>) -> Result<&'a str> {
-    if files.names.contains(&WEIGHTS) {
-        return Ok(WEIGHTS);
-    }
-    let beside = |name: &&str| !name.contains('/') && name.to_ascii_lowercase().ends_with(".safetensors");
-    let candidates: Vec<_> = files.names.iter().copied().filter(beside).collect();
-    match candidates[..] {
-        [one] => Ok(one),
-        [] => Err(files.pickle().unwrap_or_else(|| {
-            files.error(format!("{WEIGHTS} is missing beside {CONFIG}; found {}", files.listing()))
-        })),
-        _ => Err(files.error(format!(
-            "which safetensors file belongs to {CONFIG} is not clear: expected {WEIGHTS} or one file alone; found {}",
-            some_of(&candidates)
-        ))),
-    }
-}
-
-/// Reads both factors of a pair; the error names the tensor.
-fn read_pair(source: &SafetensorsSource, pair: &Pair<'_>, config: &PeftConfig) -> Result<LoraModule, String> {
-    let factor = |entry: &TensorEntry| {
-        let Encoding::Float(stored) = entry.encoding else { unreachable!("`pairs` takes floats only") };
-        let data = source.read(&entry.name, None).map_err(|e| e.to_string())?;
-        let values = floats::own(data, stored).map_err(|reason| format!("`{}` {reason}", entry.name))?;
-        match floats::first_non_finite(&values) {
-            None => Ok(values),
-            Some((index, found)) => {
-                let columns = entry.shape[1];
-                let (row, column) = (index / columns, index % columns);
-                Err(format!("`{}` has {found} at ({row}, {column}); expected finite values only", entry.name))
-            }
-        }
-    };
-    let shape = (config.rank, pair.a.shape[1], pair.b.shape[0]);
-    Ok(LoraModule::new(pair.module, shape, factor(pair.a)?, factor(pair.b)?, config.scale))
-}
-
-/// SHA-256 over config and weights, each after its length.
-fn digest(config: &[u8], weights: &Path) -> Result<String> {
-    let failed = |e| Error::io("read", weights, e);
-    let mut file = fs_err::File::open(weights).map_err(failed)?;
-    let mut hash = Sha256::new();
-    hash.update((config.len() as u64).to_le_bytes());
-    hash.update(config);
-    hash.update(file.metadata().map_err(failed)?.len().to_le_bytes());
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match std::io::Read::read(&mut file, &mut buffer).map_err(failed)? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The float types a factor may be stored in.
-const FACTOR_TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
