@@ -200,6 +200,76 @@ fn a_replaced_embedding_that_was_trained_tied_is_the_head_too() {
     assert!(difference_of("tiny-llama", &AdapterSet::new().with(untied.into(), 1.0)) > 0.1);
 }
 
+/// A pair of the head, one of the embedding, and either saved for both: what is tied has all of them, once each.
+#[test]
+fn pairs_of_a_tied_head_are_of_the_embedding_too() {
+    let c = description("tiny-llama", None);
+    let shape = (3, c.hidden_size, c.vocab_size);
+    let of = |name: &str, module: &str, seed| LoraAdapter::new(name, name, vec![pair(module, shape, seed)]);
+    let (head, embedding) = (of("head", "lm_head", 1), of("embedding", "model.embed_tokens", 1));
+    let mut model = tiny(ComputeDtype::F32);
+    let mut logits = |adapter: &LoraAdapter| {
+        logits_with(&mut model, &[1, 5, 9, 200], &AdapterSet::new().with(adapter.clone().into(), 0.4))
+    };
+    let expected = logits(&embedding);
+    assert_eq!(logits(&head), expected);
+    let both = vec![pair("lm_head", shape, 1), pair("model.embed_tokens", shape, 1)];
+    let saved_twice = LoraAdapter::new("both", "both", both).with_features([AdapterFeature::WeightTying]);
+    assert_eq!(logits(&saved_twice), expected);
+    is_merged("tiny-llama", &AdapterSet::new().with(embedding.into(), 0.4));
+}
+
+/// Whatever else there is in the set: the pair of the embedding is the head's no more.
+#[test]
+fn a_replaced_head_leaves_the_pairs_of_the_embedding_to_that() {
+    let c = description("tiny-llama", None);
+    let shape = vec![c.vocab_size, c.hidden_size];
+    let head = numbers(c.vocab_size * c.hidden_size, 2, 0.3);
+    let replaced = ReplacementTensor::new("lm_head.weight", shape, head.clone());
+    let replaced = LoraAdapter::new("head", "head", Vec::new()).with_replacements(vec![replaced]);
+    let embedding = pair("model.embed_tokens", (3, c.hidden_size, c.vocab_size), 1);
+    let set = AdapterSet::new()
+        .with(LoraAdapter::new("pair", "pair", vec![embedding]).into(), 1.0)
+        .with(replaced.into(), 1.0);
+    let mut model = tiny(ComputeDtype::F32);
+    let hidden = logits_with(&mut model, &[1, 5, 9, 200], &set);
+    // The same model, untied as it is stored.
+    let checkpoint = dense_checkpoint("tiny-llama", None);
+    let mut config = match &checkpoint.info.format {
+        llm_local_core::ModelFormat::Safetensors { config } => (**config).clone(),
+        other => panic!("{other:?}"),
+    };
+    config["tie_word_embeddings"] = false.into();
+    let f32s = |name: &str, shape: &[usize]| TensorEntry::new(name, shape.to_vec(), Encoding::Float(FloatType::F32));
+    let mut entries: Vec<_> = checkpoint.tensors.entries().iter().map(|t| f32s(&t.name, &t.shape)).collect();
+    entries.push(f32s("lm_head.weight", &[c.vocab_size, c.hidden_size]));
+    let format = llm_local_core::ModelFormat::Safetensors { config: Arc::new(config) };
+    let info = llm_local_core::ModelInfo::new("untied", format, entries.clone());
+    let untied = Untied { merged: Merged { inner: checkpoint.tensors.clone(), entries, set }, head };
+    let checked = support::check(&info, &options(64, ComputeDtype::F32), &Devices::probe()).unwrap();
+    let loading = Loading::new(&options(64, ComputeDtype::F32), 1);
+    let mut untied = Decoder::load(&checked, &untied, 64, loading).unwrap();
+    let expected =
+        untied.new_cache(4).and_then(|mut cache| untied.forward(&mut cache, &[1, 5, 9, 200], 0, None)).unwrap();
+    assert!(difference(&hidden, &expected) < 5e-5);
+}
+
+/// A merged model with a head of its own.
+struct Untied {
+    merged: Merged,
+    head: Vec<f32>,
+}
+
+impl TensorSource for Untied {
+    fn entries(&self) -> &[TensorEntry] {
+        &self.merged.entries
+    }
+
+    fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
+        if name == "lm_head.weight" { Ok(TensorData::F32(self.head.clone())) } else { self.merged.read(name, want) }
+    }
+}
+
 #[test]
 fn an_empty_set_and_a_weight_of_zero_are_the_base() {
     let mut model = tiny(ComputeDtype::F32);

@@ -21,6 +21,8 @@ pub(super) struct Plan<'a> {
 #[derive(Debug)]
 pub(super) struct By<'a, T> {
     pub(super) adapter: &'a LoraAdapter,
+    /// Which adapter of the set it is.
+    pub(super) place: usize,
     /// The adapter's weight in the set.
     pub(super) weight: f32,
     pub(super) what: &'a T,
@@ -33,6 +35,13 @@ impl<T> Clone for By<'_, T> {
 }
 
 impl<T> Copy for By<'_, T> {}
+
+impl<T> By<'_, T> {
+    /// Whether the adapter keeps tied what is tied.
+    fn keeps_tied(&self) -> bool {
+        self.adapter.features.contains(&AdapterFeature::WeightTying)
+    }
+}
 
 /// The same change, not an equal one.
 impl<T> PartialEq for By<'_, T> {
@@ -66,6 +75,24 @@ impl<'a> Changes<'a> {
     /// Whether the weight becomes another, apart from what runs beside it.
     pub(super) fn replaces(&self) -> bool {
         !self.replaced.is_empty() || !self.replaced_rows.is_empty()
+    }
+
+    /// Whether one of the adapters makes a tied tensor one of its own: by a replacement, unless it says that it has kept
+    /// both tied, or has a pair beside the replacement, which is how PEFT saves a base below a pair.
+    fn unties(&self) -> bool {
+        self.replaced.iter().any(|by| !by.keeps_tied() && !self.pairs.iter().any(|pair| pair.place == by.place))
+    }
+
+    /// Takes the changes of what is tied to this. What an adapter that keeps both tied has for the two is saved twice, and
+    /// counts once.
+    fn join(&mut self, other: Self) {
+        fn add<'a, T>(all: &mut Vec<By<'a, T>>, more: Vec<By<'a, T>>) {
+            let own: Vec<usize> = all.iter().map(|by| by.place).collect();
+            all.extend(more.into_iter().filter(|by| !(by.keeps_tied() && own.contains(&by.place))));
+        }
+        add(&mut self.replaced, other.replaced);
+        add(&mut self.replaced_rows, other.replaced_rows);
+        add(&mut self.pairs, other.pairs);
     }
 
     pub(super) fn has_bias(&self) -> bool {
@@ -157,10 +184,35 @@ impl<'a> Plan<'a> {
         let names: HashMap<&str, &BaseTensor> = base.iter().map(|t| (t.name.as_str(), t)).collect();
         let rows = base.iter().filter(|t| !t.bias).map(|t| ((t.role, t.layer), t.shape[0])).collect();
         let mut plan = Self { modules: HashMap::new(), rows };
-        for (adapter, weight) in &set.adapters {
-            Reading { adapter, weight: *weight, names: &names, c, plan: &mut plan }.read()?;
+        for (place, (adapter, weight)) in set.adapters.iter().enumerate() {
+            Reading { adapter, place, weight: *weight, names: &names, c, plan: &mut plan }.read()?;
+        }
+        if c.tied_embeddings {
+            plan.resolve_tied();
         }
         Ok(plan)
+    }
+
+    /// Gives the embedding and the head that is tied to it the changes of both, as they are where they are merged into the
+    /// one tensor; unless an adapter unties them by a replacement. Then each has its own, and the head goes out from what
+    /// the base has for both.
+    fn resolve_tied(&mut self) {
+        let (embedding, head) = (self.modules.remove(&(R::Embedding, 0)), self.modules.remove(&(R::Head, 0)));
+        if [&embedding, &head].into_iter().flatten().any(Changes::unties) {
+            self.modules.extend(embedding.map(|changes| ((R::Embedding, 0), changes)));
+            self.modules.extend(head.map(|changes| ((R::Head, 0), changes)));
+            return;
+        }
+        let both = match (embedding, head) {
+            (Some(mut embedding), Some(head)) => {
+                embedding.join(head);
+                embedding
+            }
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => return,
+        };
+        self.modules.insert((R::Head, 0), both.clone());
+        self.modules.insert((R::Embedding, 0), both);
     }
 
     /// What changes of a module; each is taken once.
@@ -187,6 +239,7 @@ impl<'a> Plan<'a> {
 /// One adapter, as it is read into a plan.
 struct Reading<'r, 'a> {
     adapter: &'a LoraAdapter,
+    place: usize,
     weight: f32,
     names: &'r HashMap<&'r str, &'r BaseTensor>,
     c: &'r DecoderConfig,
@@ -227,12 +280,7 @@ impl<'r, 'a> Reading<'r, 'a> {
         if let Some((_, what)) = unusual.iter().find(|(is, _)| *is) {
             return self.refuse(format!("`{name}` has {what}, which candle does not run beside the weights; merge it"));
         }
-        if self.c.tied_embeddings && module.weight_name() == TIED_HEAD {
-            return self.refuse(format!(
-                "`{name}` is tied to the embedding (`tie_word_embeddings`), so that its pair would change both; pairs on a tied head are not supported"
-            ));
-        }
-        let tensor = self.base(&module.weight_name())?;
+        let (tensor, key) = self.base(&module.weight_name())?;
         let (out, width) = self.matrix(tensor)?;
         let (found, expected) = ((module.out_features, module.in_features), (out, width));
         if found != expected {
@@ -244,26 +292,18 @@ impl<'r, 'a> Reading<'r, 'a> {
                 return self.refuse(format!("the {what} of `{name}` has {found} numbers; expected {out}"));
             }
         }
-        let (adapter, weight) = (self.adapter, self.weight);
-        for key in self.also_tied(tensor, true) {
-            if module.bias.is_some() && matches!(key.0, R::Embedding) {
-                return self.refuse(format!("`{name}` is an embedding, which has no bias that one could be added to"));
-            }
-            self.changes(key, &tensor.shape).pairs.push(By { adapter, weight, what: module });
+        let (adapter, place, weight) = (self.adapter, self.place, self.weight);
+        let is_embedding = key.0 == R::Embedding || key.0 == R::Head && self.c.tied_embeddings;
+        if module.bias.is_some() && is_embedding {
+            return self.refuse(format!("`{name}` is an embedding, which has no bias that one could be added to"));
         }
+        self.changes(key, &tensor.shape).pairs.push(By { adapter, place, weight, what: module });
         Ok(())
     }
 
     fn replacement(&mut self, new: &'a ReplacementTensor) -> Result<()> {
-        let by = By { adapter: self.adapter, weight: self.weight, what: new };
-        let is_tied_head = self.c.tied_embeddings && new.name == TIED_HEAD;
-        let (tensor, keys) = if is_tied_head {
-            let embedding = self.names.values().find(|t| t.role == R::Embedding).copied();
-            (embedding.ok_or_else(|| self.unknown(&new.name))?, vec![(R::Head, 0)])
-        } else {
-            let tensor = self.base(&new.name)?;
-            (tensor, self.also_tied(tensor, false))
-        };
+        let by = By { adapter: self.adapter, place: self.place, weight: self.weight, what: new };
+        let (tensor, key) = self.base(&new.name)?;
         if new.shape != tensor.shape || new.values.len() != tensor.shape.iter().product::<usize>() {
             return self.refuse(format!(
                 "its `{}` has the shape {:?} and {} numbers; the model's is {:?}",
@@ -273,19 +313,17 @@ impl<'r, 'a> Reading<'r, 'a> {
                 tensor.shape
             ));
         }
-        for key in keys {
-            if tensor.bias {
-                let rows = tensor.shape[0];
-                self.changes(key, &[rows]).replaced_bias.push(by);
-            } else {
-                self.changes(key, &tensor.shape).replaced.push(by);
-            }
+        if tensor.bias {
+            let rows = tensor.shape[0];
+            self.changes(key, &[rows]).replaced_bias.push(by);
+        } else {
+            self.changes(key, &tensor.shape).replaced.push(by);
         }
         Ok(())
     }
 
     fn rows(&mut self, new: &'a ReplacedRows) -> Result<()> {
-        let tensor = self.base(&new.name)?;
+        let (tensor, key) = self.base(&new.name)?;
         let (out, width) = self.matrix(tensor)?;
         if let Some(row) = new.rows.iter().find(|row| **row >= out) {
             return self.refuse(format!("it replaces row {row} of `{}`, which has {out} rows", new.name));
@@ -295,37 +333,23 @@ impl<'r, 'a> Reading<'r, 'a> {
             return self
                 .refuse(format!("its {rows} rows of `{}` have {found} numbers; expected {width} for each", new.name));
         }
-        let by = By { adapter: self.adapter, weight: self.weight, what: new };
-        for key in self.also_tied(tensor, true) {
-            self.changes(key, &tensor.shape).replaced_rows.push(by);
-        }
+        let by = By { adapter: self.adapter, place: self.place, weight: self.weight, what: new };
+        self.changes(key, &tensor.shape).replaced_rows.push(by);
         Ok(())
-    }
-
-    /// The module of `tensor`, and the head where that is tied to it and `changes` both: pairs and rows do, as they do
-    /// where they are merged into the one tensor. A replacement is the embedding's alone, and unties it, unless the
-    /// adapter says otherwise: by training them tied, or by a pair beside the embedding, which is kept with it then. An
-    /// adapter that brings a head of its own leaves it at that.
-    fn also_tied(&self, tensor: &BaseTensor, changes_both: bool) -> Vec<(R, usize)> {
-        let mut keys = vec![(tensor.role, tensor.layer)];
-        let adapter = self.adapter;
-        if tensor.role == R::Embedding && self.c.tied_embeddings {
-            let is_tied = adapter.features.contains(&AdapterFeature::WeightTying)
-                || adapter.modules.iter().any(|module| module.weight_name() == tensor.name);
-            let has_head = adapter.replacements.iter().any(|new| new.name == TIED_HEAD);
-            if (changes_both || is_tied) && !has_head {
-                keys.push((R::Head, 0));
-            }
-        }
-        keys
     }
 
     fn changes(&mut self, key: (R, usize), shape: &[usize]) -> &mut Changes<'a> {
         self.plan.modules.entry(key).or_insert_with(|| Changes::new(shape.to_vec()))
     }
 
-    fn base(&self, name: &str) -> Result<&'r BaseTensor> {
-        self.names.get(name).copied().ok_or_else(|| self.unknown(name))
+    /// The tensor `name`, and the module that it is of. A tied head has one too, of the embedding's shape.
+    fn base(&self, name: &str) -> Result<(&'r BaseTensor, (R, usize))> {
+        if self.c.tied_embeddings && name == TIED_HEAD {
+            let embedding = self.names.values().find(|t| t.role == R::Embedding);
+            return embedding.map(|t| (*t, (R::Head, 0))).ok_or_else(|| self.unknown(name));
+        }
+        let tensor = self.names.get(name).copied().ok_or_else(|| self.unknown(name))?;
+        Ok((tensor, (tensor.role, tensor.layer)))
     }
 
     fn matrix(&self, tensor: &BaseTensor) -> Result<(usize, usize)> {
