@@ -169,12 +169,15 @@ fn adapter_names(adapter: &AdapterOutline) -> BTreeSet<&str> {
     adapter.modules.iter().map(|m| m.name.as_str()).chain(tensors.map(|name| &name[..module(name)])).collect()
 }
 
+/// The end of a module's name, its role and its rows.
+type Projection = (&'static str, ModuleRole, usize);
+
 /// Splits the fused projections of a base whose adapter has split ones, and the other way round.
 fn resplit(tensors: &mut BTreeMap<String, Seen>, decoder: &DecoderConfig, adapter: &BTreeSet<&str>) {
     use ModuleRole::{Gate, GateUp, Key, Query, QueryKeyValue, Up, Value};
     let (queries, keys) = (decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim);
     let ffn = decoder.intermediate_size;
-    let groups: [(&str, ModuleRole, &[(&str, ModuleRole, usize)]); 2] = [
+    let groups: [(&str, ModuleRole, &[Projection]); 2] = [
         (
             "self_attn.qkv_proj",
             QueryKeyValue,

@@ -109,14 +109,11 @@ pub(super) fn small(kind: &str, layout: Layout, tied: bool, stored: FloatType) -
 
 /// The adapter with its rows of queries and keys in the order of GGUF files.
 fn reordered(adapter: &LoraAdapter) -> LoraAdapter {
-    let floats = |values: &Floats, width| {
-        let values = match values {
-            Floats::F32(v) => Floats::F32(permute(v, width)),
-            Floats::F16(v) => Floats::F16(permute(v, width)),
-            Floats::Bf16(v) => Floats::Bf16(permute(v, width)),
-            _ => unreachable!(),
-        };
-        values
+    let floats = |values: &Floats, width| match values {
+        Floats::F32(v) => Floats::F32(permute(v, width)),
+        Floats::F16(v) => Floats::F16(permute(v, width)),
+        Floats::Bf16(v) => Floats::Bf16(permute(v, width)),
+        _ => unreachable!(),
     };
     let mut adapter = adapter.clone().with_row_order(Layout::Gguf);
     for module in adapter.modules.iter_mut().filter(|m| is_permuted("llama", &m.name)) {
@@ -216,10 +213,14 @@ proptest! {
         let base = if is_fused { "phi3" } else { "llama" };
         let small = small(base, layout, true, FloatType::F32);
         let path = "model.layers.1";
-        let (split, fused): ([(&str, usize); 5], [(&str, usize); 2]) = (
-            [("self_attn.q_proj", 16), ("self_attn.k_proj", 8), ("self_attn.v_proj", 8), ("mlp.gate_proj", 12), ("mlp.up_proj", 12)],
-            [("self_attn.qkv_proj", 32), ("mlp.gate_up_proj", 24)],
-        );
+        let split = [
+            ("self_attn.q_proj", 16),
+            ("self_attn.k_proj", 8),
+            ("self_attn.v_proj", 8),
+            ("mlp.gate_proj", 12),
+            ("mlp.up_proj", 12),
+        ];
+        let fused = [("self_attn.qkv_proj", 32), ("mlp.gate_up_proj", 24)];
         let mut all = LoraAdapter::new("x", "", vec![]);
         for (index, (module, rows)) in if is_fused { &split[..] } else { &fused[..] }.iter().enumerate() {
             let one = kind.adapter(&format!("{path}.{module}"), [*rows, 16], false, seed + index as u64);

@@ -1,13 +1,14 @@
 //! What PEFT's own merge makes of small weights (`tests/fixtures/scripts/make_peft_merges.py`).
 
-use std::{fs, sync::Arc};
+use std::{collections::BTreeMap, fs, sync::Arc};
 
-use llm_local_core::{FloatType, LoraAdapter, LoraModule, TensorSource};
+use llm_local_core::{FloatType, LoraAdapter, LoraModule, ModelFormat, ModelInfo, TensorSource};
+use llm_local_weights::SafetensorsSource;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use serde_json::{Value, json};
 
 use super::{MergedSource, bytes, decode, naive::Tensors, variants::unknown};
-use crate::lora::testing::fixture;
+use crate::lora::testing::{fixture, read_folder};
 
 #[derive(Deserialize)]
 struct Case {
@@ -100,5 +101,66 @@ fn every_kind_of_pair_is_merged_as_by_peft() {
                 assert!((found - expected).abs() < 2e-6, "{}: {parameter}: {found} is not {expected}", case.name);
             }
         }
+    }
+}
+
+/// The base that PEFT's adapters on small random models (`scripts/make_peft.py`) were made for.
+fn config(kind: &str, tied: bool) -> Value {
+    if kind != "llama" {
+        return json!({"model_type": kind});
+    }
+    json!({
+        "model_type": kind, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 24, "rms_norm_eps": 1e-6, "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+    })
+}
+
+#[test]
+fn adapters_of_peft_are_merged_as_by_peft() {
+    for (name, kind, tied) in [
+        ("bias-all", "llama", true),
+        ("bias-lora-only", "llama", true),
+        ("dora-embedding", "llama", false),
+        ("experts", "mixtral", false),
+        ("experts-and-modules", "mixtral", false),
+        ("experts-in-out", "gpt_oss", false),
+        ("fan-in-fan-out", "gpt2", true),
+        ("lora-bias", "llama", true),
+        ("modules-to-save", "llama", true),
+        ("patterns-in-order", "llama", true),
+        ("resized", "llama", false),
+        ("resized", "llama", true),
+        ("router", "mixtral", false),
+        ("tokens", "llama", true),
+        ("tokens-untied", "llama", false),
+        ("weight-tying", "llama", true),
+    ] {
+        let stored = SafetensorsSource::open(&fixture(&format!("peft_merged/peft-{name}.safetensors"))).unwrap();
+        let values =
+            |name: &str| -> Vec<f64> { decode(&bytes(&stored.read(name, None).unwrap()), FloatType::F32).collect() };
+        let tensors = stored.entries().iter().filter_map(|entry| {
+            // Its checkpoints do not have the head, which is tied.
+            let own = entry.name.strip_prefix("base.").filter(|own| kind != "gpt2" || *own != "lm_head.weight")?;
+            Some((own.to_owned(), entry.shape.clone(), values(&entry.name)))
+        });
+        let base = Arc::new(Tensors::new(FloatType::F32, tensors));
+        let format = ModelFormat::Safetensors { config: Arc::new(config(kind, tied)) };
+        let info = ModelInfo::new(name, format, base.entries().to_vec());
+        let adapter = Arc::new(read_folder(&fixture(&format!("adapters/peft-{name}"))).unwrap());
+        let source =
+            MergedSource::new(base.clone(), vec![(adapter, 1.0)], &info).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for entry in source.entries() {
+            let expected = values(&format!("merged.{}", entry.name));
+            let found: Vec<_> = decode(&bytes(&source.read(&entry.name, None).unwrap()), FloatType::F32).collect();
+            assert_eq!(found.len(), expected.len(), "{name}: {}", entry.name);
+            let base = if name == "weight-tying" { base.values(&entry.name) } else { expected.clone() };
+            for ((found, expected), base) in found.iter().zip(&expected).zip(base) {
+                // PEFT adds the one delta twice, which is not what was trained.
+                let expected = (expected + base) / 2.0;
+                assert!((found - expected).abs() < 2e-6, "{name}: {}: {found} is not {expected}", entry.name);
+            }
+        }
+        assert_eq!(source.report().vocab_size, (name == "resized").then_some(27));
     }
 }
