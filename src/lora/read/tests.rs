@@ -71,6 +71,10 @@ fn good_adapters_fit_without_a_base_weight_being_read() {
         ("adapters/tiny-llama-lora-peft", 28, 2.0),
         ("adapters/tiny-llama-lora-rslora", 28, 4.0),
         ("adapters/tiny-llama-lora-qv-last2", 4, 2.0),
+        ("adapters/tiny-llama-lora-mlx", 28, 2.0),
+        ("adapters/tiny-llama-lora-dora-mlx", 28, 2.0),
+        // `num_layers` is 3, of 4 layers.
+        ("adapters/tiny-llama-lora-mlx-trained", 9, 6.0),
     ] {
         let adapter = read_folder(&fixture(folder)).unwrap();
         assert_eq!(adapter.base.name.as_deref(), Some("tiny-llama"));

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::lora::{
     AdapterOutline, declare, read,
-    testing::{f32_bytes, fixture, read_folder},
+    testing::{f32_bytes, fit_unread, fixture, read_folder, tiny_llama_info},
 };
 
 /// Reads the adapter in the file at `path`.
@@ -199,6 +199,8 @@ fn a_converted_adapter_is_the_same_as_the_one_it_was_made_from_but_for_the_order
             permuted += usize::from(f32s(&module.b) != stored(&twin.b));
         }
         assert!(permuted > 0, "{file}: nothing is permuted, so its order is not tested");
+        let report = fit_unread(adapter, &tiny_llama_info(|_| {})).unwrap();
+        assert_eq!(report.touched.len(), twin.modules.len(), "{file}");
     }
 }
 
