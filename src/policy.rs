@@ -61,10 +61,9 @@ impl Policy {
     /// (`mistralai` of `hf:mistralai/Mistral-7B`), or with the scheme before it to mean those of one source alone
     /// (`github:acme`). Files of this machine have no owner, and no rule on owners is about them.
     ///
-    /// It is the owner that the ref names. A repository that was renamed or given to another owner is found by its old name
-    /// as long as its host redirects that, and the rule goes by the old name still: the files may then be those of an owner
-    /// whom no rule allows. Whoever must rule that out pins revisions, or locks specs ([`crate::lock`]), so that the bytes
-    /// are those that were looked at.
+    /// Both the owner that the ref names and the one that its source answers for must be allowed, where the source tells
+    /// ([`Manifest::owner`]; GitHub does): a repository that was given to another owner is found by its old name as long as
+    /// its host redirects that.
     pub fn allow_owners<T: Into<String>>(mut self, owners: impl IntoIterator<Item = T>) -> Self {
         extend(&mut self.owners, owners.into_iter().map(|owner| owner.into().to_lowercase()));
         self
@@ -123,12 +122,21 @@ impl Policy {
             let reason = format!("its scheme `{scheme}` is none of {}", listed(schemes));
             return Err(Error::not_allowed(reference, reason));
         }
-        let Some(owners) = self.owners.as_ref().filter(|_| !reference.is_file()) else { return Ok(()) };
-        let owner = reference.locator().split('/').next().unwrap_or_default().to_lowercase();
-        if owners.contains(&owner) || owners.contains(&format!("{scheme}:{owner}")) {
+        if reference.is_file() {
             return Ok(());
         }
-        Err(Error::not_allowed(reference, format!("its owner `{owner}` is none of {}", listed(owners))))
+        self.check_owner(reference, reference.locator().split('/').next().unwrap_or_default(), "its owner")
+    }
+
+    /// Checks that `owner`, which `who` says whose it is, is allowed.
+    fn check_owner(&self, reference: &ArtifactRef, owner: &str, who: &str) -> Result<()> {
+        let (scheme, owner) = (reference.scheme(), owner.to_lowercase());
+        match &self.owners {
+            Some(owners) if !owners.contains(&owner) && !owners.contains(&format!("{scheme}:{owner}")) => {
+                Err(Error::not_allowed(reference, format!("{who} `{owner}` is none of {}", listed(owners))))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks what a source lists.
@@ -137,6 +145,9 @@ impl Policy {
     /// [`Error::NotAllowed`] that names the rule.
     pub(crate) fn check_manifest(&self, manifest: &Manifest) -> Result<()> {
         let reference = &manifest.reference;
+        if let Some(owner) = &manifest.owner {
+            self.check_owner(reference, owner, "its source now has it from the owner")?;
+        }
         self.check_size(manifest, manifest.total_bytes(), "has")?;
         // A part is weights of the form that its whole is, under a name that says nothing.
         let joined = manifest.unpack.iter().filter_map(|step| match step {
@@ -284,6 +295,15 @@ mod tests {
         }
         refused(check(&policy, "hf:other/x"), "its owner `other` is none of `acme`, `github:other`");
         refused(check(&Policy::new().allow_schemes::<&str>([]), "hf:o/r"), "which are none");
+    }
+
+    #[test]
+    fn the_owner_that_a_source_answers_for_is_judged_too() {
+        let policy = Policy::new().allow_owners(["acme"]);
+        let of = |owner: &str| manifest("github:acme/r", Want::Adapter, &["a.gguf"]).with_owner(owner);
+        policy.check_manifest(&of("ACME")).unwrap();
+        refused(policy.check_manifest(&of("Other")), "its source now has it from the owner `other` is none of `acme`");
+        Policy::new().check_manifest(&of("other")).unwrap();
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 /// and a separator that does not separate, is written percent-encoded (`%25`, `%40`, `%23`). The first `@` starts the
 /// revision, so a revision may contain one; the first `#` starts the fragment.
 ///
+/// Locators of `github` are without case, as its names are, and are kept in lower case.
+///
 /// Text without a scheme is a path; so is text whose "scheme" is one letter (`C:\models`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -31,6 +33,10 @@ pub struct ArtifactRef {
 
 /// The scheme of refs to this machine's file system.
 pub const FILE_SCHEME: &str = "file";
+
+/// Schemes whose locators mean the same in upper and lower case, so that they are kept in the latter: else what is known
+/// of one spelling, as the digests that are trusted, would not hold for another.
+const CASELESS_SCHEMES: [&str; 1] = ["github"];
 
 impl ArtifactRef {
     /// A ref with neither revision nor fragment.
@@ -96,7 +102,10 @@ impl ArtifactRef {
         self.scheme == FILE_SCHEME
     }
 
-    fn checked(self) -> Result<Self> {
+    fn checked(mut self) -> Result<Self> {
+        if CASELESS_SCHEMES.contains(&self.scheme.as_str()) {
+            self.locator.make_ascii_lowercase();
+        }
         let bad = |reason: String| Err(Error::invalid_spec(format!("ref `{self}`"), reason));
         if !is_scheme(&self.scheme) {
             return bad(format!(
@@ -241,6 +250,8 @@ mod tests {
             ("github".into(), "o/r".into(), some("pkg@1.0+x/y"), some("a b.zip"))
         );
         assert_eq!(parts("github:o/r#a.zip"), ("github".into(), "o/r".into(), None, some("a.zip")));
+        assert_eq!(parts("github:O/R.x@V1#A.zip"), ("github".into(), "o/r.x".into(), some("V1"), some("A.zip")));
+        assert_eq!(parts("hf:Org/Name").1, "Org/Name");
         for path in ["/a/b@c#d%", "./x", "~/m.gguf", "models/tiny", "C:\\models", "c:/m"] {
             assert_eq!(parts(path), ("file".into(), path.into(), None, None));
             assert_eq!(parts(&format!("file:{path}")).1, path);

@@ -41,6 +41,10 @@ pub struct Manifest {
     /// Whether its owner grants access to those who ask, where the source tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gated: Option<bool>,
+    /// The owner or organisation that publishes it now, where the source tells: another one than its ref names, if it was
+    /// given away and is found by its old name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// A manifest as data from anywhere, before its names were looked at.
@@ -55,6 +59,7 @@ struct Unchecked {
     unpack: Vec<Unpack>,
     license: Option<String>,
     gated: Option<bool>,
+    owner: Option<String>,
 }
 
 impl TryFrom<Unchecked> for Manifest {
@@ -63,6 +68,7 @@ impl TryFrom<Unchecked> for Manifest {
     fn try_from(m: Unchecked) -> Result<Self> {
         let mut manifest = Self::new(m.reference, m.want, m.revision, m.files)?.with_unpack(m.unpack)?;
         (manifest.version, manifest.license, manifest.gated) = (m.version, m.license, m.gated);
+        manifest.owner = m.owner;
         Ok(manifest)
     }
 }
@@ -87,6 +93,7 @@ impl Manifest {
             unpack: Vec::new(),
             license: None,
             gated: None,
+            owner: None,
         };
         let mut seen = std::collections::HashSet::new();
         for file in &manifest.files {
@@ -130,6 +137,12 @@ impl Manifest {
     /// Sets whether its owner grants access.
     pub fn with_gated(mut self, gated: bool) -> Self {
         self.gated = Some(gated);
+        self
+    }
+
+    /// Sets the owner that publishes it now.
+    pub fn with_owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
         self
     }
 

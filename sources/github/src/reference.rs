@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(read("github:o/r@latest"), ("o/r".into(), Which::Latest, None));
         assert_eq!(
             read("github:O-1/r.x_y@v1.0+a/b c#x y.zip"),
-            ("O-1/r.x_y".into(), tag("v1.0+a/b c"), some("x y.zip"))
+            ("o-1/r.x_y".into(), tag("v1.0+a/b c"), some("x y.zip"))
         );
         assert_eq!(read("github:o/r#a%23b.gguf"), ("o/r".into(), Which::Latest, some("a#b.gguf")));
         let pinned = Pinned { release: 7, assets: vec![1, 22] };

@@ -175,6 +175,10 @@ impl ArtifactSource for GitHub {
                 return Err(asked.draft(&release.tag_name));
             }
             let manifest = source.manifest(&reference, want, &asked, &release).await?;
+            let manifest = match release.repository().and_then(|repository| repository.split('/').next()) {
+                Some(owner) => manifest.with_owner(owner),
+                None => manifest,
+            };
             Ok(match source.0.api.license(&asked).await {
                 Ok(Some(license)) => manifest.with_license(license),
                 Ok(None) => manifest,

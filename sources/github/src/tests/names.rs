@@ -14,9 +14,11 @@ fn a_repository_of_another_name_is_warned_of() {
     assert_eq!(warned::lines(&["moved/new", "renamed or transferred"]), 0);
     let again = setup.resolve("github:moved/old@v1").unwrap();
     assert_eq!(again.revision, manifest.revision);
+    assert_eq!((manifest.owner.as_deref(), again.owner.as_deref()), (Some("moved"), Some("moved")));
     assert_eq!(warned::lines(&["github:moved/old@v1", "moved/new", "renamed or transferred"]), 1);
     setup.server.rename("moved/new", "moved-elsewhere/new");
-    setup.resolve("github:moved/old@v1").unwrap();
+    let elsewhere = setup.resolve("github:moved/old@v1").unwrap();
+    assert_eq!(elsewhere.owner.as_deref(), Some("moved-elsewhere"));
     assert_eq!(warned::lines(&["github:moved/old@v1", "moved-elsewhere/new", "renamed or transferred"]), 1);
 }
 
