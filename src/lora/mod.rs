@@ -14,6 +14,7 @@
 //! Whatever is wrong is an [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed): nothing about an
 //! adapter is ignored, and no adapter applies in part.
 
+mod combine;
 mod fit;
 mod floats;
 mod merge;
@@ -24,6 +25,7 @@ mod targets;
 #[cfg(test)]
 mod testing;
 
+pub use combine::{Combination, MajoritySign, combine, module_order};
 pub use fit::{FitReport, FittedAdapter, TouchedTensor, fit};
 pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, LoraModule, ModuleSelector};
 pub use merge::MergedSource;

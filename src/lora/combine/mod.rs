@@ -1,0 +1,103 @@
+//! Several adapters combined into one, as PEFT's `add_weighted_adapter` does.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `combination` | which combinations there are |
+//! | `check` | which adapters can be combined |
+//! | `order` | the order in which random numbers are drawn |
+//! | `pair` | a module's factors as PEFT has them |
+//! | `factors` | combinations of A and B |
+//! | `deltas` | combinations of whole deltas, cut to a rank |
+//! | `arithmetic` | several tensors of one shape into one |
+//! | `largest` | which values `torch.topk` chooses |
+//! | `random` | the random numbers of torch |
+//! | `result` | the adapter that comes out |
+
+mod arithmetic;
+mod check;
+mod combination;
+mod deltas;
+mod factors;
+mod largest;
+mod order;
+mod pair;
+mod random;
+mod result;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use llm_local_core::{Error, LoraAdapter, LoraModule, Result};
+use rayon::prelude::*;
+
+pub use combination::{Combination, MajoritySign};
+pub use order::module_order;
+
+use combination::Parts;
+use order::Visit;
+use pair::Pair;
+
+/// Combines adapters, each with its weight, into one whose pairs have a scale of 1: merged with a weight of 1 it does what
+/// they do together. Equal to PEFT's `add_weighted_adapter` (0.21.2) on a CPU under Linux, called right after
+/// `torch.manual_seed` where it is random.
+///
+/// - A module that only some adapters have is combined of those, and one adapter alone is combined as
+///   [`Combination::Linear`], whatever was asked, both as in PEFT.
+/// - [`Combination::Sum`] gives what [`Combination::Cat`] gives. A merge needs no combination for it, and can sum what cannot
+///   be combined.
+/// - Adapters of plain low-rank pairs can be combined, whatever their scales, ranks (where the combination allows it) and
+///   formats. Refused by name: DoRA, `lora_bias`, experts, `target_parameters`, `modules_to_save`, `bias`,
+///   `trainable_token_indices`, `ensure_weight_tying`, and GGUF adapters together with others. (PEFT refuses
+///   `target_parameters`, and `modules_to_save` of one module twice; it silently loses the others.)
+/// - `order` is needed for random combinations alone: the names of the base's modules in the order of transformers'
+///   `model.named_modules`, such as [`module_order`] gives, in which PEFT draws its random numbers. It may name modules
+///   that no adapter has. Rows that are stored in GGUF's order are drawn for in that order.
+///
+/// Two things PEFT does otherwise. Where the first adapter is of rsLoRA, PEFT multiplies the combined delta with the root
+/// of its rank, because it keeps `use_rslora` for the new adapter but not its alpha: here the scale is 1, as everywhere. And where the
+/// first adapter is confined to some layers, PEFT leaves the others' modules in other layers out: here they are in.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] for a combination that cannot mean anything and for no adapters; [`Error::AdapterMergeFailed`] for an
+/// adapter that cannot be combined, for a random combination of a module that is not in `order`, and for a result that is
+/// not finite.
+pub fn combine(
+    adapters: &[(Arc<LoraAdapter>, f32)],
+    combination: &Combination,
+    order: &[impl AsRef<str>],
+) -> Result<LoraAdapter> {
+    combination.validate()?;
+    let effective = match (combination, adapters) {
+        (Combination::Sum, _) => Combination::Cat,
+        (_, [_]) => Combination::Linear,
+        _ => *combination,
+    };
+    let parts = effective.parts();
+    let by_module = check::pairs_by_module(adapters, combination)?;
+    let visits = order::visits(by_module, parts, adapters, order)?;
+    let default_rank = order::largest_rank(adapters);
+    let modules = visits.into_par_iter().map(|visit| combine_module(visit, parts, default_rank)).collect::<Result<_, _>>();
+    let modules = modules.map_err(|reason| Error::adapter(result::reference(adapters, combination), reason))?;
+    Ok(result::adapter(adapters, combination, modules))
+}
+
+fn combine_module(visit: Visit<'_>, parts: Parts, default_rank: usize) -> Result<LoraModule, String> {
+    let (pairs, mut random) = visit;
+    let like = pairs[0].0;
+    let weighted: Vec<_> = pairs.iter().map(|(module, weight)| (Pair::of(module), *weight, module.scale)).collect();
+    let pair = match (parts.arithmetic, parts.truncation) {
+        (None, _) => factors::concatenate(&weighted),
+        (Some(arithmetic), None) => factors::combine_factors(weighted, arithmetic, random.as_mut()),
+        (Some(arithmetic), Some(truncation)) => {
+            let rank = truncation.rank.unwrap_or(default_rank);
+            let by_columns = pair::is_transposed(like);
+            deltas::combine_deltas(&weighted, by_columns, arithmetic, rank, truncation.clamp, random.as_mut())
+                .map_err(|error| format!("the singular value decomposition of `{}` failed: {error:?}", like.name))?
+        }
+    };
+    if let Some(value) = pair.a.iter().chain(&pair.b).find(|value| !value.is_finite()) {
+        return Err(format!("the pair of `{}` combined holds {value}; expected finite numbers: lower the weights", like.name));
+    }
+    Ok(pair.into_module(like))
+}
