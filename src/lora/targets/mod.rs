@@ -79,11 +79,6 @@ impl<'a> BaseModules<'a> {
         Self { by_name: info.tensors.iter().filter_map(module).collect(), model_type }
     }
 
-    /// The header of the module's weight.
-    pub(super) fn weight(&self, module: &str) -> Option<&'a TensorEntry> {
-        self.by_name.get(module).copied()
-    }
-
     pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
         self.by_name.keys().copied()
     }

@@ -75,8 +75,8 @@ pub(super) fn accepted<'a>(
         }
     }
     let lacking = config.modules_to_save.iter().filter(|name| {
-        let is_there = full.iter().any(|tensor| tensor.is_of(name));
-        !is_there && !(config.adds_heads && ADDED_HEADS.contains(&name.as_str()))
+        let need_not = config.adds_heads && ADDED_HEADS.contains(&name.as_str());
+        !need_not && !full.iter().any(|tensor| tensor.is_of(name))
     });
     let lacking: Vec<_> = lacking.collect();
     if !lacking.is_empty() {

@@ -163,7 +163,9 @@ fn trained_biases_are_those_that_the_config_asks_for() {
     ] {
         let mut test = empty(json!(["q_proj"]));
         test.set("bias", json!(bias)).pair("m.q_proj", 2, 4, 3);
-        keys.iter().for_each(|key| drop(test.tensor(*key, &[3])));
+        for key in keys {
+            test.tensor(*key, &[3]);
+        }
         let adapter = test.read().unwrap();
         assert_eq!(adapter.replacements.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), names);
         assert_eq!(adapter.features.contains(&F::TrainedBias), !keys.is_empty());
@@ -208,7 +210,9 @@ fn full_weights_that_nothing_accounts_for_and_ones_that_are_not_there_are_refuse
     let of = |modules: Value, keys: &[&str]| {
         let mut test = empty(json!(["q_proj"]));
         test.set("modules_to_save", modules).pair("m.q_proj", 2, 4, 3);
-        keys.iter().for_each(|key| drop(test.tensor(format!("{PREFIX}{key}"), &[3])));
+        for key in keys {
+            test.tensor(format!("{PREFIX}{key}"), &[3]);
+        }
         test
     };
     for (modules, keys, words) in [
