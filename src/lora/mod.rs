@@ -29,7 +29,7 @@ pub use combine::{Combination, MajoritySign, combine, module_order};
 pub use fit::{FitReport, FittedAdapter, TouchedTensor, fit};
 pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, LoraModule, ModuleSelector};
 pub use merge::MergedSource;
-pub use read::read;
+pub use read::{BareFormat, ReadOptions, read, read_with};
 
 pub(crate) use fit::fit_outlines;
 pub(crate) use outline::AdapterOutline;
