@@ -1,9 +1,9 @@
 //! Answers of the API, kept so that asking again costs nothing of the hourly limit where nothing changed.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::SystemTime};
 
 use llm_local_core::{Error, Result};
-use llm_local_source_common::disk::write_staged;
+use llm_local_source_common::{disk::write_staged, network::next_page};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -18,6 +18,13 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
+impl Answer {
+    /// Whether it is the last page of a list, or the next one is at the same host.
+    pub(crate) fn leads_nowhere_else(&self) -> bool {
+        self.link.as_deref().is_none_or(|link| next_page(link, &self.url).is_ok())
+    }
+}
+
 /// The folder of kept answers, if there is to be one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answers(pub(crate) Option<PathBuf>);
@@ -27,6 +34,16 @@ impl Answers {
     pub(crate) fn get(&self, url: &str) -> Option<Answer> {
         let text = fs::read_to_string(self.path(url)?).ok()?;
         serde_json::from_str::<Answer>(&text).ok().filter(|answer| answer.url == url)
+    }
+
+    /// Notes that the answer to `url` was used at the time `now`: the store cleans away those that were not for long.
+    ///
+    /// # Errors
+    /// [`Error::Io`] that names the file.
+    pub(crate) fn touch(&self, url: &str, now: SystemTime) -> Result<()> {
+        let Some(path) = self.path(url) else { return Ok(()) };
+        let touched = fs::File::options().write(true).open(&path).and_then(|file| file.set_modified(now));
+        touched.map_err(|e| Error::io("write the time of", &path, e))
     }
 
     /// Keeps `answer`.
@@ -65,10 +82,17 @@ mod tests {
         answers.put(&answer("https://a/1", "new")).unwrap();
         answers.put(&answer("https://a/2", "other")).unwrap();
         assert_eq!(answers.get("https://a/1").unwrap().body, "new");
+        let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        answers.touch("https://a/1", long_ago).unwrap();
+        let written = |url| fs::metadata(answers.path(url).unwrap()).unwrap().modified().unwrap();
+        assert!(written("https://a/1") == long_ago && written("https://a/2") > long_ago);
+        assert_eq!(answers.get("https://a/1").unwrap().body, "new");
+        assert_eq!(answers.touch("https://a/3", long_ago).unwrap_err().code(), "io");
         assert_eq!(fs::read_dir(folder.path().join("github")).unwrap().count(), 2);
         fs::write(answers.path("https://a/1").unwrap(), "{").unwrap();
         assert_eq!(answers.get("https://a/1"), None);
         Answers(None).put(&answer("https://a/1", "x")).unwrap();
+        Answers(None).touch("https://a/1", long_ago).unwrap();
         assert_eq!(Answers(None).get("https://a/1"), None);
     }
 }

@@ -162,7 +162,8 @@ impl Api {
     /// # Errors
     /// As [`Api::release`]; [`Error::DownloadFailed`] if it is too long for that, no text, or a web page.
     pub(crate) async fn sums(&self, asked: &Asked, asset: &Asset) -> Result<String> {
-        let request = self.asset(asked, asset.id, Some(&asset.browser_download_url));
+        // By its id, and not by its tag: if that moved meanwhile, another list would tell digests of other assets.
+        let request = self.asset(asked, asset.id, None);
         let what = format!("`{}` of {}", asset.name, asked.reference);
         let bytes = retrying(&self.network, &what, || async {
             let mut response = self.network.get(&request, &[]).await?;
@@ -185,7 +186,8 @@ impl Api {
     }
 
     /// The request for the bytes of an asset. With a token it goes to the API, which knows private repositories; else to
-    /// where browsers get it, if that is known, which counts against no limit.
+    /// where browsers get it, if that is given, which counts against no limit. That has the tag in it, and gives the asset
+    /// that is there now: it is for those whose digest is told.
     pub(crate) fn asset(&self, asked: &Asked, id: u64, browser: Option<&str>) -> Request {
         match (browser, &self.settings.token) {
             (Some(url), None) => Request::new(url),
@@ -218,7 +220,7 @@ impl Api {
 
     /// As [`Api::get`], tried once. An answer that was kept and is still true costs a request, but nothing of the limit.
     async fn ask(&self, asked: &Asked, url: &str) -> Result<Option<Answer>, Failure> {
-        let known = self.answers.get(url);
+        let known = self.answers.get(url).filter(Answer::leads_nowhere_else);
         let mut extra = vec![("Accept", JSON), VERSION];
         if let Some(known) = &known {
             extra.push(("If-None-Match", &known.etag));
@@ -227,7 +229,12 @@ impl Api {
         let mut response =
             self.network.get(&request, &extra).await.map_err(|failure| failure.about(&asked.reference))?;
         match (response.status(), known) {
-            (304, Some(known)) => Ok(Some(known)),
+            (304, Some(known)) => {
+                if let Err(error) = self.answers.touch(url, self.network.timer().wall()) {
+                    tracing::warn!(%error, "that an answer of GitHub's was used is not noted; it may be cleaned away");
+                }
+                Ok(Some(known))
+            }
             (304, None) => Err(asked.unreadable("it says that nothing changed, but nothing was known").into()),
             (200, _) => {
                 let bytes = response.bytes(LARGEST_ANSWER).await.map_err(|failure| failure.about(&asked.reference))?;
@@ -235,7 +242,9 @@ impl Api {
                 let header = |name| response.header(name).map(str::to_owned);
                 let (etag, link) = (header("etag").unwrap_or_default(), header("link"));
                 let answer = Answer { url: url.to_owned(), etag, link, body };
+                // One that is refused is asked for anew: who answered so may be right next time.
                 if !answer.etag.is_empty()
+                    && answer.leads_nowhere_else()
                     && let Err(error) = self.answers.put(&answer)
                 {
                     tracing::warn!(%error, "an answer of GitHub's could not be kept; asking again counts against the limit");

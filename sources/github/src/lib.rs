@@ -29,7 +29,7 @@ pub use source::{GitHub, GitHubBuilder};
 use std::sync::Arc;
 
 use llm_local_core::{AdapterSource, ModelSource, Plugin, PluginContext, Result};
-use llm_local_source_common::{network::Network, store::Store};
+use llm_local_source_common::{disk::SOURCE_ANSWERS, network::Network, store::Store};
 
 /// The descriptor of this plugin: a source of models and one of adapters, of the scheme `github`.
 pub const PLUGIN: Plugin = llm_local_core::plugin!("github")
@@ -52,7 +52,7 @@ fn source(context: &PluginContext) -> Result<GitHub> {
         builder = builder.network(network.clone());
     }
     if let Some(store) = context.get::<Store>() {
-        builder = builder.answers(store.root().join("github"));
+        builder = builder.answers(store.root().join(SOURCE_ANSWERS));
     }
     builder.build()
 }

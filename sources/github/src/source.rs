@@ -38,7 +38,8 @@ pub struct GitHub(Arc<Inner>);
 
 struct Inner {
     api: Api,
-    /// Where browsers get an asset, by its id, for those that were seen.
+    /// Where browsers get an asset, by its id, for those that were seen and whose digest is told: by its tag, which may be
+    /// moved to other bytes. Of the others, nothing would tell.
     browser: Mutex<HashMap<u64, String>>,
 }
 
@@ -137,16 +138,18 @@ impl GitHub {
         let chosen = choose(reference, &asked.at, want, release)?;
         let mut digests = Digests::new(&self.0.api, asked, release);
         let mut files = Vec::with_capacity(chosen.assets.len());
+        let mut told = Vec::new();
         for asset in &chosen.assets {
             let file = ManifestFile::new(&asset.name, asset.size);
             files.push(match digests.of(asset).await? {
-                Some(digest) => file.with_digest(digest),
+                Some(digest) => {
+                    told.push((asset.id, asset.browser_download_url.clone()));
+                    file.with_digest(digest)
+                }
                 None => file,
             });
         }
-        let mut browser = self.0.browser.lock().unwrap_or_else(PoisonError::into_inner);
-        browser.extend(chosen.assets.iter().map(|asset| (asset.id, asset.browser_download_url.clone())));
-        drop(browser);
+        self.0.browser.lock().unwrap_or_else(PoisonError::into_inner).extend(told);
         let pinned = chosen.pinned(release).to_string();
         let manifest = Manifest::new(reference.clone(), want, pinned, files)?.with_unpack(chosen.unpack)?;
         // A tag of that name is made to move: nobody promises that it means the same for ever.

@@ -15,8 +15,12 @@ fn asset(byte: u8, told: bool) -> Asset {
 }
 
 fn with_asset(told: bool) -> Setup {
+    with_asset_and_token(told, TOKEN)
+}
+
+fn with_asset_and_token(told: bool, token: &str) -> Setup {
     let release = Release::new("v1").with_asset(asset(7, told));
-    setup(server().with_repository(Repository::new("acme/lora").with_release(release)), TOKEN)
+    setup(server().with_repository(Repository::new("acme/lora").with_release(release)), token)
 }
 
 #[test]
@@ -80,4 +84,37 @@ fn the_same_bytes_under_a_tag_that_moved_are_taken() {
         assert_ne!(moved.revision, first.revision);
         assert_eq!(fetch(&setup, &root, moved).unwrap(), vec![7; 3000]);
     }
+}
+
+#[test]
+fn without_a_token_too_a_tag_that_moves_before_its_bytes_are_asked_for_gives_no_others() {
+    for (told, says) in [(true, "integrity_failed"), (false, "not_found")] {
+        let (setup, root) = (with_asset_and_token(told, ""), tempfile::tempdir().unwrap());
+        let manifest = setup.resolve(V1).unwrap();
+        // By the web where the digest tells whether they are the ones, else by the id.
+        let url = setup.request(&manifest, NAME).url;
+        let id = setup.server.asset_id("acme/lora", "v1", NAME);
+        assert_eq!(url.contains("/releases/download/v1/"), told, "{url}");
+        assert_eq!(url.ends_with(&format!("/releases/assets/{id}")), !told, "{url}");
+        setup.server.publish("acme/lora", Release::new("v1").with_asset(asset(8, told)));
+        let error = said(
+            fetch(&setup, &root, manifest),
+            "adapter_merge_failed",
+            &[V1, if told { NAME } else { "the asset is gone" }],
+        );
+        let Error::AdapterMergeFailed { source: Some(cause), .. } = &error else { panic!("{error:?}") };
+        assert_eq!(cause.downcast_ref::<Error>().unwrap().code(), says, "{error}");
+        assert!(!root.path().join("artifacts").exists());
+    }
+}
+
+#[test]
+fn a_list_of_digests_is_asked_for_by_its_id() {
+    let release = Release::new("v1").with_asset(asset(7, false)).with_sha256sums("SHA256SUMS");
+    let setup = setup(server().with_repository(Repository::new("acme/lora").with_release(release)), "");
+    let list = setup.server.asset_id("acme/lora", "v1", "SHA256SUMS");
+    assert!(setup.resolve(V1).unwrap().files[0].digest.is_some());
+    let asked = setup.asked();
+    assert!(asked.contains(&format!("/repos/acme/lora/releases/assets/{list}")), "{asked:?}");
+    assert!(!asked.iter().any(|path| path.contains("/releases/download/")), "{asked:?}");
 }

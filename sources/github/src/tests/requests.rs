@@ -81,6 +81,28 @@ fn asking_again_costs_nothing_of_the_limit_where_nothing_changed() {
 }
 
 #[test]
+fn an_answer_that_is_used_again_is_as_new_and_one_that_leads_elsewhere_is_not_used() {
+    let setup = setup(server().with_repository(one()), TOKEN);
+    assert_eq!(setup.tags("github:acme/lora"), ["v1"]);
+    let path = std::fs::read_dir(setup.answers.path()).unwrap().next().unwrap().unwrap().path();
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+    setup.server.clear();
+    assert_eq!(setup.tags("github:acme/lora"), ["v1"]);
+    assert_eq!(setup.server.wait_until_idle()[0].status, 304);
+    let written = std::fs::metadata(&path).unwrap().modified().unwrap();
+    assert!(written > long_ago + std::time::Duration::from_secs(3600), "{written:?}");
+    // As one who did not look at it has kept it.
+    let kept = std::fs::read_to_string(&path).unwrap();
+    let leading = kept.replacen("{", r#"{"link":"<https://elsewhere.test/x>; rel=\"next\"","#, 1);
+    std::fs::write(&path, leading).unwrap();
+    setup.server.clear();
+    assert_eq!(setup.tags("github:acme/lora"), ["v1"]);
+    assert_eq!(setup.server.wait_until_idle()[0].status, 200);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), kept);
+}
+
+#[test]
 fn a_limit_that_is_used_up_says_when_it_resets() {
     let setup = setup(server().with_repository(one()), "");
     let now = setup.timer.wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -157,6 +179,7 @@ fn a_list_that_goes_on_at_another_host_is_not_asked_for_there_and_no_token_goes_
         let error = said(listed, "download_failed", &["github:acme/lora", "another host, which is not asked"]);
         assert!(!error.is_retryable());
         assert_eq!(setup.asked(), ["/repos/acme/lora/releases"], "{origin}");
+        assert_eq!(std::fs::read_dir(setup.answers.path()).unwrap().count(), 0, "it is not kept");
         assert_eq!(other.wait_until_idle().len(), 0, "{origin}");
     }
     // Of the same host it is asked for, with the token.

@@ -31,7 +31,8 @@ fn a_list_is_fetched_once_for_all_the_assets_that_it_is_asked_about() {
     let digests: Vec<_> = manifest.files.iter().map(|file| file.digest.unwrap().to_string()).collect();
     assert_eq!(digests, vec![format!("sha256:{GGUF}"); 5]);
     let asked = setup.asked();
-    let lists: Vec<_> = asked.iter().filter(|path| path.ends_with("/releases/download/v1/SHA256SUMS")).collect();
+    let list = format!("/releases/assets/{}", setup.server.asset_id("acme/lora", "v1", "SHA256SUMS"));
+    let lists: Vec<_> = asked.iter().filter(|path| path.ends_with(&list)).collect();
     assert_eq!((lists.len(), asked.len()), (1, 4), "{asked:?}");
 }
 
