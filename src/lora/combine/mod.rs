@@ -77,7 +77,8 @@ pub fn combine(
     let by_module = check::pairs_by_module(adapters, combination)?;
     let visits = order::visits(by_module, parts, adapters, order)?;
     let default_rank = order::largest_rank(adapters);
-    let modules = visits.into_par_iter().map(|visit| combine_module(visit, parts, default_rank)).collect::<Result<_, _>>();
+    let modules =
+        visits.into_par_iter().map(|visit| combine_module(visit, parts, default_rank)).collect::<Result<_, _>>();
     let modules = modules.map_err(|reason| Error::adapter(result::reference(adapters, combination), reason))?;
     Ok(result::adapter(adapters, combination, modules))
 }
@@ -97,7 +98,10 @@ fn combine_module(visit: Visit<'_>, parts: Parts, default_rank: usize) -> Result
         }
     };
     if let Some(value) = pair.a.iter().chain(&pair.b).find(|value| !value.is_finite()) {
-        return Err(format!("the pair of `{}` combined holds {value}; expected finite numbers: lower the weights", like.name));
+        return Err(format!(
+            "the pair of `{}` combined holds {value}; expected finite numbers: lower the weights",
+            like.name
+        ));
     }
     Ok(pair.into_module(like))
 }

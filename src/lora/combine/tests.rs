@@ -229,8 +229,8 @@ fn refusal(adapters: Vec<LoraAdapter>, combination: Combination) -> String {
 fn what_is_no_plain_pair_is_refused_by_its_name() {
     type Change = fn(&mut LoraAdapter);
     let changes: [(Change, &str); 9] = [
-        (|a| a.modules[0].magnitude = Some(vec![1.0; 96]), "DoRA (`model.embed_tokens`)"),
-        (|a| a.modules[0].bias = Some(vec![1.0; 96]), "lora_bias (`model.embed_tokens`)"),
+        (|a| a.modules[0].magnitude = Some(vec![1.0; 90]), "DoRA (`model.embed_tokens`)"),
+        (|a| a.modules[0].bias = Some(vec![1.0; 90]), "lora_bias (`model.embed_tokens`)"),
         (|a| a.modules[0].experts = Some(1), "experts (`model.embed_tokens`)"),
         (|a| a.modules[0].is_parameter = true, "target_parameters (`model.embed_tokens`)"),
         (
@@ -267,21 +267,21 @@ fn pairs_that_do_not_fit_each_other_are_refused() {
     };
     let with = |module: LoraModule| vec![(*adapter("b")).clone(), LoraAdapter::new("x", "x", vec![module])];
     let linear = |adapters| refusal(adapters, Combination::Linear);
-    let message = linear(with(embedding(2, 96, 1.0)));
+    let message = linear(with(embedding(2, 90, 1.0)));
     assert!(message.contains("`model.embed_tokens` is 2") && message.contains("`cat`"), "{message}");
-    let message = linear(with(embedding(4, 95, 1.0)));
-    assert!(message.contains("(95, 16)") && message.contains("(96, 16)"), "{message}");
+    let message = linear(with(embedding(4, 89, 1.0)));
+    assert!(message.contains("(89, 16)") && message.contains("(90, 16)"), "{message}");
     let message = linear(change_first(|module| module.transposed = true));
     assert!(message.contains("fan_in_fan_out"), "{message}");
     let message = linear(change_first(|module| module.rank = 3));
     assert!(message.contains("do not fit its rank"), "{message}");
     let message = linear(change_first(|module| module.scale = f64::INFINITY));
     assert!(message.contains("has the scale inf"), "{message}");
-    let message = linear(with(embedding(4, 96, f32::NAN)));
+    let message = linear(with(embedding(4, 90, f32::NAN)));
     assert!(message.contains("A of `model.embed_tokens` holds NaN at index 0"), "{message}");
-    let message = linear(with(embedding(4, 96, 3e38)).into_iter().cycle().skip(1).take(3).collect());
+    let message = linear(with(embedding(4, 90, 3e38)).into_iter().cycle().skip(1).take(3).collect());
     assert!(message.contains("combined holds inf"), "{message}");
-    let other_ranks = with(embedding(2, 96, 1.0)).into_iter().map(|adapter| (Arc::new(adapter), 1.0));
+    let other_ranks = with(embedding(2, 90, 1.0)).into_iter().map(|adapter| (Arc::new(adapter), 1.0));
     assert!(combine(&other_ranks.collect::<Vec<_>>(), &Combination::Cat, &["x"]).is_ok());
 }
 
