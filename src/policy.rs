@@ -1,6 +1,9 @@
 //! What an engine may fetch: an allow-list of the application's.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use llm_local_core::{ArtifactRef, Error, Manifest, Result, Unpack, Want};
 use llm_local_source_common::{
@@ -168,33 +171,30 @@ impl Policy {
         }
     }
 
-    /// Checks what came out of the archives of an artifact, which no listing tells.
+    /// Checks what was made of the archives of an artifact, which no listing tells: files, by their sizes in bytes.
     ///
     /// # Errors
-    /// [`Error::NotAllowed`], and [`Error::Io`] for a file that is not there; within [`Error::AdapterMergeFailed`] for an
-    /// adapter.
+    /// [`Error::NotAllowed`] that names the rule.
+    pub(crate) fn check_made(&self, manifest: &Manifest, sizes: &BTreeMap<String, u64>) -> Result<()> {
+        self.check_formats(&manifest.reference, sizes.keys().map(String::as_str))?;
+        self.check_size(manifest, sizes.values().copied().fold(0, u64::saturating_add), "unpacked has")
+    }
+
+    /// As [`Policy::check_made`], of what was kept before.
+    ///
+    /// # Errors
+    /// Those, and [`Error::Io`] for a file that is not there; within [`Error::AdapterMergeFailed`] for an adapter.
     pub(crate) fn check_unpacked(&self, manifest: &Manifest, files: &Files) -> Result<()> {
         if manifest.unpack.is_empty() {
             return Ok(());
         }
-        let checked = self
-            .check_formats(&manifest.reference, files.keys().map(String::as_str))
-            .and_then(|()| self.check_unpacked_size(manifest, files));
+        let size = |path| Ok(fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?.len());
+        let sizes = files.iter().map(|(name, path)| Ok((name.clone(), size(path)?))).collect::<Result<_>>();
+        let checked = sizes.and_then(|sizes| self.check_made(manifest, &sizes));
         match manifest.want {
             Want::Adapter => checked.map_err(|e| e.into_adapter(&manifest.reference)),
             _ => checked,
         }
-    }
-
-    fn check_unpacked_size(&self, manifest: &Manifest, files: &Files) -> Result<()> {
-        if self.most(manifest.want).is_none() {
-            return Ok(());
-        }
-        let mut bytes = 0_u64;
-        for path in files.values() {
-            bytes = bytes.saturating_add(fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?.len());
-        }
-        self.check_size(manifest, bytes, "unpacked has")
     }
 
     fn check_size(&self, manifest: &Manifest, bytes: u64, has: &str) -> Result<()> {

@@ -135,7 +135,9 @@ impl EngineBuilder {
             config.with_unpack_of(want, limits)
         };
         let config = [Want::Model, Want::Adapter].into_iter().fold(self.transfer, limited);
-        let transfer = Transfer::new(network, store, config);
+        let made = self.policy.clone();
+        let transfer =
+            Transfer::new(network, store, config).with_check(move |manifest, sizes| made.check_made(manifest, sizes));
         let (quota, policy, offline, slots) = (self.quota, self.policy, self.offline, Slots::default());
         let inner = Inner { registry, transfer, heads_at_once, quota, policy, offline, slots };
         Ok(Engine { inner: Arc::new(inner) })

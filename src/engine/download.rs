@@ -79,9 +79,8 @@ impl Inner {
 
     /// Makes the files of one artifact present, as far as the policy allows what was in archives.
     pub(crate) async fn fetch(&self, pin: &Pin, cx: &FetchContext) -> Result<Files> {
-        let jobs = vec![pin.job()];
-        let holds = self.hold([pin]).await?;
-        let (mut files, _holds) = self.fetch_allowed(&jobs, holds, cx).await?;
+        let _holds = self.hold([pin]).await?;
+        let mut files = self.fetch_allowed(&[pin.job()], cx).await?;
         Ok(files.pop().unwrap_or_default())
     }
 }

@@ -73,7 +73,7 @@ impl Inner {
         // Before any of them is opened: what is opened then is what was held to the lock, or newer, which is seen.
         let proven = self.check_locked(spec, &jobs, &files).await?;
         let mut judged = self.judge(spec, &pinned, &files, cx).await?;
-        let (fetched, holds) = self.fetch_allowed(&jobs, holds, cx).await?;
+        let fetched = self.fetch_allowed(&jobs, cx).await?;
         let base_files = fetched[0].clone();
         let came = files.iter().zip(&fetched).map(|(before, now)| before.is_none().then(|| now.clone()));
         let proven = proven.and(self.check_locked(spec, &jobs, &came.collect::<Vec<_>>()).await?);
