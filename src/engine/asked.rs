@@ -1,11 +1,9 @@
 //! What a source has said of one moving ref, for others of the same plan that move with it.
 
 use llm_local_core::{ArtifactRef, Manifest};
+use llm_local_source_common::location::Location;
 
-use super::{
-    place::{Place, asked},
-    versions::LATEST,
-};
+use super::versions::{LATEST, asked};
 
 /// Answers of sources to moving refs, while one spec is resolved.
 #[derive(Debug, Default)]
@@ -21,9 +19,11 @@ impl Asked {
     /// The name of the version that `reference` means, if that was asked for one which moves with it: of the same place,
     /// and with the same revision or none.
     pub(super) fn version(&self, reference: &ArtifactRef) -> Option<&str> {
-        let (place, revision) = (Place::of(reference), revision(reference));
-        let mut known = self.0.iter();
-        let known = known.find(|(r, _)| self::revision(r) == revision && Place::of(r).is_beside(&place));
+        let place = |reference| {
+            let Location { scheme, locator, .. } = Location::of(reference);
+            (scheme, locator, revision(reference))
+        };
+        let known = self.0.iter().find(|(known, _)| place(known) == place(reference));
         known.map(|(_, version)| version.as_str())
     }
 }

@@ -20,7 +20,6 @@ mod judge;
 mod locking;
 mod model;
 mod peek;
-mod place;
 mod prepare;
 mod resolve;
 mod room;
@@ -34,9 +33,8 @@ pub use model::{LoadStats, Model};
 pub(crate) use asked::Asked;
 pub(crate) use identity::{Identity, hex};
 pub(crate) use model::WeakModel;
-pub(crate) use place::is_of_one;
 pub(crate) use resolve::Pin;
-pub(crate) use versions::{Versions, could_not_ask, names, with_used_last};
+pub(crate) use versions::{Versions, could_not_ask, is_of_one, names, with_used_last};
 
 use std::{
     fmt,

@@ -8,9 +8,11 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use llm_local_core::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, SpecLock};
+use llm_local_core::{
+    AdapterPolicy, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, SpecLock,
+};
 
-use super::{Model, place::is_of_one};
+use super::{Model, versions::is_of_one};
 use crate::plan::PlannedArtifact;
 
 /// What makes two specs the same model: everything that decides what is loaded, and nothing that is for people.
@@ -19,6 +21,7 @@ pub(super) struct Key {
     base: ArtifactRef,
     /// Ref, and the weight's bits.
     adapters: Vec<(ArtifactRef, u32)>,
+    adapter_policy: AdapterPolicy,
     backend: BackendPreference,
     device: Option<String>,
     context_length: ContextLength,
@@ -31,6 +34,7 @@ impl Key {
         Self {
             base: spec.base.clone(),
             adapters: spec.adapters.iter().map(|a| (a.reference.clone(), a.weight.to_bits())).collect(),
+            adapter_policy: spec.adapter_policy,
             backend: spec.backend.clone(),
             device: spec.device.clone(),
             context_length: spec.context_length,

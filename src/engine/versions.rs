@@ -9,10 +9,13 @@
 //! kept here.
 
 use llm_local_core::{ArtifactRef, ArtifactSource, Error, Manifest, Result, Want};
-use llm_local_source_common::store::{HoldKind, Kept, Selected, Selection, Store};
+use llm_local_source_common::{
+    location::{Location, split},
+    store::{Artifact, HoldKind, Kept, Selected, Selection, Store},
+};
 
-use super::{Pin, place::asked};
-use crate::{adapters::absolute, blocking::blocking, plan::PinnedBy};
+use super::Pin;
+use crate::{adapters::absolute, blocking::blocking, lora, plan::PinnedBy};
 
 /// The revision that means the newest, in refs of any source.
 pub(super) const LATEST: &str = "latest";
@@ -74,6 +77,14 @@ impl Versions {
         self.selection.hold
     }
 
+    /// The version that was selected before the current one and is kept and whole: the one to go back to.
+    pub(crate) fn before(&self) -> Option<&Kept> {
+        let current = self.current()?;
+        let earlier = self.selection.history.iter().rev().filter(|it| it.revision != current.revision);
+        let whole = |revision: &str| self.kept.iter().find(|kept| kept.whole && kept.manifest.revision == revision);
+        earlier.filter_map(|selected| whole(&selected.revision)).next()
+    }
+
     /// [`Versions::current`], if it is kept and whole.
     pub(crate) fn current_kept(&self) -> Option<&Kept> {
         let current = self.current()?;
@@ -85,7 +96,7 @@ impl Versions {
     pub(crate) fn used_last(&self) -> Option<&Kept> {
         match self.current() {
             Some(current) => self.find(&current.revision),
-            None => used_last_but(&self.kept, None),
+            None => by_use(&self.kept).first().copied(),
         }
     }
 
@@ -104,15 +115,39 @@ impl Versions {
     }
 }
 
-/// Of `kept` the version that was used last and is whole, but for the one at `revision`.
-fn used_last_but<'a>(kept: &'a [Kept], revision: Option<&str>) -> Option<&'a Kept> {
-    let usable = kept.iter().filter(|kept| kept.whole && Some(kept.manifest.revision.as_str()) != revision);
-    // Of one moment the newest: a clock may stand still.
-    usable.rev().max_by_key(|kept| kept.last_used)
+/// Those of `kept` that are whole, the one that was used last first.
+fn by_use(kept: &[Kept]) -> Vec<&Kept> {
+    let mut whole: Vec<_> = kept.iter().filter(|kept| kept.whole).collect();
+    // Of one moment the newest comes first, as it does in `kept`: a clock may stand still.
+    whole.sort_by_key(|kept| std::cmp::Reverse(kept.last_used));
+    whole
+}
+
+/// Whether what `store` has of `kept` can be used, as far as that can be told without what it is used with. That it was
+/// downloaded says nothing of that.
+fn is_usable(store: &Store, kept: &Manifest) -> Result<bool> {
+    if kept.want == Want::Model {
+        return Ok(true);
+    }
+    let is_it = |artifact: &Artifact| {
+        artifact.want == kept.want
+            && artifact.revision == kept.revision
+            && artifact.reference == kept.reference
+            && artifact.damaged.is_empty()
+    };
+    let artifact = store.list()?.artifacts.into_iter().find(is_it);
+    Ok(artifact.is_some_and(|artifact| {
+        let read = lora::read(&kept.reference, &artifact.files.into_iter().collect());
+        if let Err(error) = &read {
+            tracing::debug!(reference = %kept.reference, revision = kept.revision, %error, "it is kept, and no adapter");
+        }
+        read.is_ok()
+    }))
 }
 
 /// `seen`, what was selected before `next` is to be. Nothing is noted of the use of a version by its name, so where
-/// nothing was selected, the version that was used last is now: what comes first can be rolled back, too.
+/// nothing was selected, the version that was used last is now, of those that can be used: what comes first can be rolled
+/// back, too.
 ///
 /// # Errors
 /// Those of [`Store::select_if`].
@@ -122,7 +157,14 @@ pub(crate) fn with_used_last(store: &Store, next: &Manifest, of: &ArtifactRef, s
         return Ok(seen);
     }
     let kept = store.kept(of, want)?;
-    let Some(last) = used_last_but(&kept, Some(&next.revision)) else { return Ok(seen) };
+    let mut before = by_use(&kept).into_iter().filter(|kept| kept.manifest.revision != next.revision);
+    let last = loop {
+        match before.next() {
+            Some(kept) if is_usable(store, &kept.manifest)? => break kept,
+            Some(_) => {}
+            None => return Ok(seen),
+        }
+    };
     store.select_if(of, want, &last.manifest, None, &seen)?;
     let now = store.selection(of, want)?;
     let is_last = now.hold.is_none() && now.current().is_some_and(|current| current.revision == last.manifest.revision);
@@ -133,6 +175,19 @@ pub(crate) fn with_used_last(store: &Store, next: &Manifest, of: &ArtifactRef, s
 /// Whether `reference` names the version called `version`, or pinned to `revision`, and can mean no other.
 pub(crate) fn names(reference: &ArtifactRef, version: Option<&str>, revision: &str) -> bool {
     fixed(reference).is_some_and(|asked| Some(asked) == version || asked == revision)
+}
+
+/// Whether `one` and `other` differ in their revision at most. Paths are of one if they are from the root, wherever the
+/// current folder is.
+pub(crate) fn is_of_one(one: &ArtifactRef, other: &ArtifactRef) -> bool {
+    let whole = |reference| absolute(reference).unwrap_or_else(|_| ArtifactRef::clone(reference));
+    let (one, other) = (whole(one), whole(other));
+    one.fragment() == other.fragment() && Location::of(&one) == Location::of(&other)
+}
+
+/// The revision that `reference` asks for, without the part of the artifact that may stand behind it.
+pub(super) fn asked(reference: &ArtifactRef) -> Option<&str> {
+    reference.revision().map(|revision| split(revision).0)
 }
 
 /// The revision that `reference` asks for, if that can be the name of a version.
@@ -194,6 +249,40 @@ mod tests {
         assert!(names("github:o/r@v1") && names("hf:o/r@c0ffee") && names("hf:o/r@c0ffee:sub"));
         assert!(!super::names(&"github:o/r@latest".parse().unwrap(), Some("latest"), "7:1"));
         assert!(!names("github:o/r") && !names("github:o/r@latest") && !names("github:o/r@v"));
+    }
+
+    fn of_one(one: &str, other: &str) -> bool {
+        is_of_one(&one.parse().unwrap(), &other.parse().unwrap())
+    }
+
+    #[test]
+    fn refs_that_differ_in_their_revision_alone_are_of_one_adapter() {
+        let whole = std::env::current_dir().unwrap().join("x").display().to_string();
+        for (one, other) in [
+            ("github:o/r", "github:o/r@v1"),
+            ("hf:o/r@main:sub", "hf:o/r@c0ffee:sub"),
+            // However the part is written.
+            ("hf:o/r:sub@x", "hf:o/r@x:sub"),
+            ("hf:o/r:sub", "hf:o/r@main:sub"),
+            ("hf:o/r:a/b@x#m.gguf", "hf:o/r@y:a/b#m.gguf"),
+            ("./x", "x"),
+            ("./x/", &whole),
+        ] {
+            assert!(of_one(one, other) && of_one(other, one), "{one} {other}");
+        }
+        for (one, other) in [
+            ("github:o/r", "hf:o/r"),
+            ("github:o/r", "github:o/s"),
+            ("github:o/r#a", "github:o/r#b"),
+            ("github:o/r#a", "github:o/r"),
+            ("hf:o/r@main:sub", "hf:o/r@main"),
+            ("hf:o/r:sub", "hf:o/r"),
+            ("hf:o/r:sub@x:other", "hf:o/r@x:other"),
+            ("./x", "./y"),
+            ("/a:b", "/a:c"),
+        ] {
+            assert!(!of_one(one, other) && !of_one(other, one), "{one} {other}");
+        }
     }
 
     #[test]

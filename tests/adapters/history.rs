@@ -129,3 +129,44 @@ fn a_name_means_the_version_that_is_whole_of_those_that_have_it() {
     assert_ne!(planned(), first.revision);
     assert_reference(&answers(&world.engine(), &spec(V1)).unwrap(), "peft");
 }
+
+/// A release whose weights are none.
+fn broken(tag: &str) -> Release {
+    let (name, config) = adapter_files("peft").swap_remove(0);
+    Release::new(tag).with_file(name, config).with_file("adapter_model.safetensors", "no weights at all")
+}
+
+/// What is broken was downloaded by its tag and never used; then `choose` makes a newer one the current.
+fn not_gone_back_to(choose: impl Fn(&llm_local::Engine)) {
+    for used in [false, true] {
+        let world = World::new(loose("v1", "peft"));
+        let engine = world.engine();
+        let before = used.then(|| answers(&engine, &spec(V1)).unwrap());
+        world.github.publish("acme/lora", broken("v2"));
+        let v2: ArtifactRef = "github:acme/lora@v2".parse().unwrap();
+        block_on(engine.download_artifact(&v2, Want::Adapter, None)).unwrap();
+        let kept = block_on(engine.adapters().list()).unwrap().remove(0);
+        assert!(kept.versions.iter().all(|version| !version.current && version.installed), "{kept:?}");
+        world.github.publish("acme/lora", loose("v3", "rslora"));
+        choose(&engine);
+        assert_reference(&answers(&engine, &spec(MOVING)).unwrap(), "rslora");
+        let back = block_on(engine.adapters().rollback(&moving()));
+        match before {
+            Some(before) => {
+                assert_eq!(back.unwrap().title(), "v1");
+                assert_eq!(answers(&engine, &spec(MOVING)).unwrap(), before);
+            }
+            None => assert_adapter_error(back, "not_found", &["`v3` is selected"]),
+        }
+    }
+}
+
+#[test]
+fn what_was_downloaded_and_is_no_adapter_is_not_the_version_before_an_update() {
+    not_gone_back_to(|engine| assert_eq!(block_on(engine.adapters().update(&moving(), None)).unwrap().title(), "v3"));
+}
+
+#[test]
+fn what_was_downloaded_and_is_no_adapter_is_not_the_version_before_what_a_moving_ref_means_first() {
+    not_gone_back_to(|engine| drop(block_on(engine.load(&spec(MOVING))).unwrap()));
+}

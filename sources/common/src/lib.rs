@@ -7,13 +7,13 @@
 //! | [`access`] | what a source is told of its host: the URL, and the token for it |
 //! | [`disk`] | files on their way to disk: keys, locks, partials, hashes, publishing, free space |
 //! | [`progress`] | how far a plan is, as events and as a stream |
-//! | `location` | what two refs of one place have in common |
+//! | [`location`] | what two refs of one place have in common |
 //! | [`unpack`] | archives unpacked, and numbered parts joined |
 //! | [`store`] | what is kept: records, and how artifacts are listed, verified, deleted and evicted |
 
 pub mod access;
 pub mod disk;
-mod location;
+pub mod location;
 pub mod network;
 pub mod progress;
 pub mod store;

@@ -6,15 +6,18 @@ use llm_local_core::ArtifactRef;
 /// part of it (a subfolder, in refs of the Hugging Face Hub) and no part of either: `org/name:sub@rev` and
 /// `org/name@rev:sub` are two spellings of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Location<'a> {
-    pub(crate) scheme: &'a str,
-    pub(crate) locator: &'a str,
-    pub(crate) part: Option<&'a str>,
+pub struct Location<'a> {
+    /// The scheme of its refs.
+    pub scheme: &'a str,
+    /// What its source knows it by, without the part; of a path, all of it as it is written, whatever the current folder.
+    pub locator: &'a str,
+    /// The part, if it is not all that is there.
+    pub part: Option<&'a str>,
 }
 
 impl<'a> Location<'a> {
     /// The location of `reference`.
-    pub(crate) fn of(reference: &'a ArtifactRef) -> Self {
+    pub fn of(reference: &'a ArtifactRef) -> Self {
         Self::at(reference, reference.revision())
     }
 
@@ -42,6 +45,6 @@ impl<'a> Location<'a> {
 }
 
 /// What is before the first `:` and what is behind it. A part that is empty is none.
-pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
+pub fn split(text: &str) -> (&str, Option<&str>) {
     text.split_once(':').map_or((text, None), |(before, part)| (before, Some(part).filter(|part| !part.is_empty())))
 }
