@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use llm_local_core::{ArtifactRef, Error, FetchContext, ProgressHandler, Result, Want};
+use llm_local_core::{ArtifactRef, Error, FetchContext, Manifest, ProgressHandler, Result, Want};
 use llm_local_source_common::store::{Deleted, HoldKind};
 
 use super::{AdapterVersion, Adapters, update::not_kept};
@@ -44,21 +44,18 @@ impl Adapters {
     }
 
     /// Makes moving refs to the adapter mean the version before the current one, byte for byte and without a request, and
-    /// holds them there until [`Adapters::update`] or [`Adapters::unpin`].
+    /// holds them there until [`Adapters::update`] or [`Adapters::unpin`]. One that the engine's policy does not allow is not
+    /// gone back to.
     ///
     /// A model that is loaded keeps the version it has; the next load of its spec loads anew.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around [`Error::NotFound`] if there is none before, or it is not kept any more;
-    /// [`Error::Io`].
+    /// [`Error::NotAllowed`] that names the rule, and the current version stays; [`Error::Io`].
     pub async fn rollback(&self, reference: &ArtifactRef) -> Result<AdapterVersion> {
-        let rolling = async {
-            let (store, of) = (self.store().clone(), super::absolute(reference)?);
-            let kept = blocking("store", move || store.roll_back(&of, Want::Adapter)).await?;
-            self.engine.inner.detach(reference, Some(&kept.manifest.revision));
-            self.version(reference, &kept.manifest.revision).await
-        };
-        rolling.await.map_err(|e| e.into_adapter(reference))
+        let cx = self.engine.context(None);
+        let _cancel_on_drop = cx.cancel.clone().drop_guard();
+        self.roll_back(reference, &cx).await.map_err(|e| e.into_adapter(reference))
     }
 
     /// Deletes one version (by its name or revision), or without one that which `reference` names, or all, if that is a
@@ -105,6 +102,34 @@ impl Adapters {
         self.select(of, &manifest, Some(HoldKind::Pinned)).await?;
         self.engine.inner.detach(reference, Some(&manifest.revision));
         self.version(of, &manifest.revision).await
+    }
+
+    async fn roll_back(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterVersion> {
+        let versions = self.kept(reference).await?;
+        self.engine.inner.policy.check_ref(&versions.reference)?;
+        let before = versions.before().map(|kept| kept.manifest.clone());
+        if let Some(manifest) = &before {
+            self.check_kept(&versions.reference, manifest, cx).await?;
+        }
+        let (store, of) = (self.store().clone(), versions.reference.clone());
+        let kept = blocking("store", move || store.roll_back(&of, Want::Adapter)).await?;
+        self.engine.inner.detach(reference, Some(&kept.manifest.revision));
+        // Another one, if somebody chose or deleted one meanwhile.
+        if before.is_none_or(|before| before.revision != kept.manifest.revision) {
+            self.check_kept(&versions.reference, &kept.manifest, cx).await?;
+        }
+        self.version(reference, &kept.manifest.revision).await
+    }
+
+    /// Checks that the policy allows the kept version that `manifest` is, with what came out of its archives.
+    async fn check_kept(&self, reference: &ArtifactRef, manifest: &Manifest, cx: &FetchContext) -> Result<()> {
+        let inner = &self.engine.inner;
+        inner.policy.check_manifest(manifest)?;
+        let pin = self.pin_of(reference, manifest.clone())?;
+        match inner.transfer.present(&pin.job(), cx).await? {
+            Some(files) => inner.policy.check_unpacked(manifest, &files),
+            None => Ok(()),
+        }
     }
 
     async fn delete_versions(&self, reference: &ArtifactRef, version: Option<&str>) -> Result<Deleted> {

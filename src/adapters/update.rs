@@ -69,13 +69,18 @@ impl Adapters {
 
     /// Makes `manifest` present, and reads it: what is no adapter must not become what a ref means.
     pub(super) async fn bring(&self, reference: &ArtifactRef, manifest: Manifest, cx: &FetchContext) -> Result<()> {
+        let pin = self.pin_of(reference, manifest)?;
+        let files = self.engine.inner.fetch(&pin, cx).await?;
+        blocking("adapters", move || lora::read(&pin.reference, &files).map(drop)).await
+    }
+
+    /// `manifest`, to be had: the files at a path as copies.
+    pub(super) fn pin_of(&self, reference: &ArtifactRef, manifest: Manifest) -> Result<Pin> {
         let source: Arc<dyn ArtifactSource> = self.source(reference)?;
         let is_copy = reference.is_file();
         let source: Arc<dyn ArtifactSource> = if is_copy { Arc::new(Copies(source)) } else { source };
         let (reference, by, seen) = (reference.clone(), PinnedBy::Source, Selection::default());
-        let pin = Pin { reference, source, manifest, by, is_copy, seen };
-        let files = self.engine.inner.fetch(&pin, cx).await?;
-        blocking("adapters", move || lora::read(&pin.reference, &files).map(drop)).await
+        Ok(Pin { reference, source, manifest, by, is_copy, seen })
     }
 
     /// Makes moving refs mean the version that `manifest` is.

@@ -115,9 +115,14 @@ fn what_was_pinned_or_rolled_back_to_before_there_was_a_rule_is_not_used() {
     assert_eq!(block_on(ruled.adapters().pin(&parsed(LATEST), Some("v2"), None)).unwrap().title(), "v2");
     assert_reference(&answers(&ruled, &spec(LATEST)).unwrap(), "rslora");
 
-    block_on(ruled.adapters().rollback(&parsed(LATEST))).unwrap();
+    let refused = block_on(ruled.adapters().rollback(&parsed(LATEST)));
+    assert_adapter_error(refused, "not_allowed", &says);
+    assert_eq!(chosen(&ruled), (vec!["v2".into()], Some(HoldKind::Pinned)), "nothing was gone back to");
+    block_on(free.adapters().rollback(&parsed(LATEST))).unwrap();
     let plan = block_on(free.plan(&spec(LATEST))).unwrap();
     assert_eq!(plan.adapters[0].0.pinned_by, PinnedBy::Hold(HoldKind::RolledBack));
+    // Another process: what this one has loaded stays.
+    let ruled = world.builder().policy(policy()).build().unwrap();
     assert_adapter_error(block_on(ruled.load(&spec(LATEST))), "not_allowed", &says);
     // Nor offline, nor by its name.
     let offline = world.builder().policy(policy()).offline(true).build().unwrap();
@@ -126,4 +131,33 @@ fn what_was_pinned_or_rolled_back_to_before_there_was_a_rule_is_not_used() {
     }
     assert_eq!(block_on(ruled.adapters().update(&parsed(LATEST), None)).unwrap().title(), "v2");
     assert_reference(&answers(&ruled, &spec(LATEST)).unwrap(), "rslora");
+}
+
+#[test]
+fn a_version_that_is_not_allowed_is_not_gone_back_to() {
+    for first in [loose("v1", "peft"), zipped("v1", "peft")] {
+        let world = kept(first, loose("v2", "rslora"));
+        let free = world.engine();
+        assert_eq!(block_on(free.adapters().update(&parsed(LATEST), None)).unwrap().title(), "v2");
+        for (policy, says) in [
+            (Policy::new().max_adapter_bytes(size("peft") - 1), "an adapter may have"),
+            (Policy::new().allow_licenses(["apache-2.0"]), "its licence `MIT`"),
+            (Policy::new().allow_formats([WeightFormat::Gguf]), "is safetensors"),
+            (Policy::new().allow_owners(["org"]), "its owner `acme`"),
+            (Policy::new().allow_schemes(["hf"]), "its scheme `github`"),
+        ] {
+            let ruled = world.builder().policy(policy).build().unwrap();
+            world.requests();
+            let refused = block_on(ruled.adapters().rollback(&parsed(LATEST)));
+            assert_adapter_error(refused, "not_allowed", &[says, "acme/lora"]);
+            assert_eq!(world.requests(), 0);
+            assert_eq!(chosen(&free), (vec!["v2".into()], None), "{says}");
+        }
+        assert_reference(&answers(&free, &spec(LATEST)).unwrap(), "rslora");
+        let ruled = world.builder().policy(Policy::new().max_adapter_bytes(size("peft"))).build().unwrap();
+        assert_eq!(block_on(ruled.adapters().rollback(&parsed(LATEST))).unwrap().title(), "v1");
+        assert_reference(&answers(&free, &spec(LATEST)).unwrap(), "rslora");
+        block_on(free.unload(&spec(LATEST))).unwrap();
+        assert_reference(&answers(&free, &spec(LATEST)).unwrap(), "peft");
+    }
 }
