@@ -14,6 +14,10 @@ use crate::world::{World, adapter_files, assert_adapter_error, loose, spec, zipp
 fn world() -> World {
     let world = World::new(loose("v1", "peft"));
     let broken = |tag: &str| Release::new(tag).with_file("adapter_config.json", adapter_files("peft")[0].1.clone());
+    let with_config = |tag: &str, config: &str| {
+        let (name, bytes) = adapter_files("peft").swap_remove(1);
+        Release::new(tag).with_file("adapter_config.json", config.to_owned()).with_file(name, bytes)
+    };
     let digest = format!("sha256:{}", "0".repeat(64));
     let weights = || adapter_files("peft").swap_remove(1);
     let (name, bytes) = weights();
@@ -25,7 +29,7 @@ fn world() -> World {
         broken("uploading").with_asset(Asset::new(&name, bytes).uploading()),
         Release::new("model").with_file("notes.txt", "nothing"),
         loose("draft", "peft").draft(),
-        loose("embed", "embed"),
+        with_config("loha", r#"{"peft_type": "LOHA", "r": 8, "alpha": 16, "target_modules": ["q_proj"]}"#),
     ];
     let repository = releases.into_iter().fold(Repository::new("acme/bad"), Repository::with_release);
     world.github.create(repository);
@@ -75,11 +79,11 @@ fn whatever_keeps_an_adapter_from_being_used_is_the_same_kind_of_error_in_every_
 #[test]
 fn what_is_no_adapter_is_the_same_kind_of_error_wherever_it_is_read() {
     let world = world();
-    for tag in ["no-weights", "not-weights", "bad-archive", "model", "embed"] {
+    for tag in ["no-weights", "not-weights", "bad-archive", "model", "loha"] {
         let reference = format!("github:acme/bad@{tag}").parse().unwrap();
         for (call, result) in calls(&world.engine(), &reference) {
             // What only a reader can tell is no matter of a download.
-            let unread = call == "download_artifact" && ["not-weights", "embed"].contains(&tag);
+            let unread = call == "download_artifact" && ["not-weights", "loha"].contains(&tag);
             match result {
                 Err(error) => assert_eq!(error.code(), "adapter_merge_failed", "{call} of {tag}: {error}"),
                 Ok(()) => assert!(unread, "{call} of {tag} succeeded"),

@@ -50,6 +50,40 @@ fn what_is_pinned_is_used_until_it_is_unpinned() {
 }
 
 #[test]
+fn a_version_that_is_not_kept_is_pinned_by_its_revision() {
+    let world = World::new(loose("latest", "peft"));
+    let reference = LATEST.parse().unwrap();
+    let (engine, spec) = (world.engine(), spec(LATEST));
+    let adapters = engine.adapters();
+    let revision = |title: &str| {
+        let listed = block_on(adapters.versions(&reference)).unwrap();
+        listed.into_iter().find(|version| version.title() == title).unwrap().revision
+    };
+    let first = revision("latest");
+    world.github.publish("acme/lora", loose("v2", "rslora"));
+    let second = revision("v2");
+    world.github.publish("acme/lora", loose("v3", "qv-last2"));
+    assert_reference(&answers(&engine, &spec).unwrap(), "qv-last2");
+    for (revision, title, adapter) in [(&first, &*first, "peft"), (&second, "v2", "rslora")] {
+        let kept = block_on(adapters.list()).unwrap().remove(0);
+        assert!(kept.versions.iter().all(|version| version.revision != *revision), "{kept:?}");
+        let pinned = block_on(adapters.pin(&reference, Some(revision), None)).unwrap();
+        assert_eq!((pinned.title(), &pinned.revision, pinned.current), (title, revision, true));
+        assert_reference(&answers(&engine, &spec).unwrap(), adapter);
+        world.requests();
+        assert_reference(&answers(&world.offline(), &spec).unwrap(), adapter);
+        assert_eq!(world.requests(), 0);
+        let again = world.builder().offline(true).build().unwrap();
+        assert_eq!(block_on(again.adapters().pin(&reference, Some(revision), None)).unwrap().revision, *revision);
+    }
+    let gone = first.replace('~', "0~");
+    let missing = block_on(adapters.pin(&reference, Some(&gone), None));
+    assert_adapter_error(missing, "not_found", &["no release with the id"]);
+    let plan = block_on(engine.plan(&spec)).unwrap();
+    assert_eq!(plan.adapters[0].0.revision, second, "it stays");
+}
+
+#[test]
 fn versions_are_those_of_the_source_and_those_that_are_kept() {
     let (world, reference) = (two_releases(), LATEST.parse::<ArtifactRef>().unwrap());
     let adapters = world.engine().adapters();

@@ -41,6 +41,38 @@ fn a_locked_spec_gives_the_first_bytes_when_there_is_a_newer_release() {
 }
 
 #[test]
+fn a_spec_that_is_locked_to_a_release_that_is_called_latest_gives_the_first_bytes_and_never_others() {
+    for release in [loose("latest", "peft"), zipped("latest", "peft")] {
+        let world = World::new(release);
+        let spec = locked(&world);
+        let adapter = spec.lock.as_ref().unwrap().artifacts.iter().find(|a| a.want == Want::Adapter).unwrap();
+        // A tag that is made to move is no version: the ids of the release and its assets are what it is.
+        assert_eq!(adapter.version, None);
+        let release = world.github.release_id("acme/lora", "latest");
+        assert!(adapter.revision.starts_with(&format!("{release}~")), "{}", adapter.revision);
+        let of_release = format!("/repos/acme/lora/releases/{release}");
+        world.github.publish("acme/lora", loose("v2", "rslora"));
+        world.forget();
+        world.requests();
+        let engine = world.engine();
+        assert_reference(&answers(&engine, &spec).unwrap(), "peft");
+        let asked = world.asked();
+        assert!(asked.contains(&of_release) && !asked.iter().any(|p| p.ends_with("/latest")), "{asked:?}");
+        // As it means itself, it is the other one.
+        assert_reference(&answers(&engine, &crate::world::spec(LATEST)).unwrap(), "rslora");
+        world.requests();
+        assert_reference(&answers(&world.offline(), &spec).unwrap(), "peft");
+        assert_eq!(world.requests(), 0);
+
+        // Its assets are replaced under the same tag, as such a tag is used.
+        world.github.publish("acme/lora", loose("latest", "rslora"));
+        assert_reference(&answers(&world.engine(), &spec).unwrap(), "peft");
+        world.forget();
+        assert_adapter_error(answers(&world.engine(), &spec), "not_found", &["acme/lora", &adapter.revision]);
+    }
+}
+
+#[test]
 fn other_bytes_under_the_locked_tag_are_an_error() {
     let world = World::new(loose("v1", "peft"));
     let spec = locked(&world);

@@ -158,7 +158,11 @@ fn what_was_only_downloaded_and_is_no_adapter_does_not_become_the_current_one() 
     let engine = world.engine();
     block_on(engine.download_artifact(&"hf:org/tiny".parse().unwrap(), Want::Model, None)).unwrap();
     block_on(engine.download_artifact(&latest(), Want::Adapter, None)).unwrap();
-    world.github.publish("acme/lora", loose("v2", "embed"));
+    let (name, _) = adapter_files("peft").swap_remove(0);
+    let weights = adapter_files("peft").swap_remove(1);
+    // By another rule than LoRA.
+    let loha = Release::new("v2").with_file(name, r#"{"peft_type": "LOHA", "r": 8}"#).with_file(weights.0, weights.1);
+    world.github.publish("acme/lora", loha);
     block_on(engine.download_artifact(&latest(), Want::Adapter, None)).unwrap();
     assert_reference(&answers(&world.offline(), &spec(LATEST)).unwrap(), "peft");
 }

@@ -7,10 +7,7 @@ use llm_local::{
 use llm_local_testkit::github::{Host, Release};
 use pollster::block_on;
 
-use crate::{
-    common::fixture,
-    world::{World, adapter_files, loose, zipped},
-};
+use crate::world::{World, adapter_files, loose, zipped};
 
 #[test]
 fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
@@ -48,16 +45,28 @@ fn an_archive_is_fetched_to_be_described() {
 fn what_cannot_be_used_is_described_with_the_reason() {
     let world = World::new(loose("v1", "peft"));
     let adapters = world.engine().adapters();
-    let report = |name: &str| {
-        let reference = ArtifactRef::file(fixture(&format!("adapters/tiny-llama-lora-{name}"))).unwrap();
-        block_on(adapters.inspect(&reference)).unwrap()
+    // An adapter, one field of whose config is another.
+    let report = |name: &str, field: &str, value: &str| {
+        let folder = world.folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        for (name, mut bytes) in adapter_files(name) {
+            if name == "adapter_config.json" {
+                let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap();
+                assert!(config.insert(field.into(), value.into()).is_some(), "{config:?}");
+                bytes = serde_json::to_vec(&config).unwrap();
+            }
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+        block_on(adapters.inspect(&ArtifactRef::file(folder).unwrap())).unwrap()
     };
-    let mlx = report("mlx");
+    let mlx = report("mlx", "fine_tune_type", "prefix");
     assert_eq!(mlx.format, AdapterFormat::MlxLm);
     assert_eq!(mlx.ranks.len(), 1, "{mlx:?}");
-    assert!(mlx.unusable.as_ref().unwrap().contains("mlx-lm"), "{mlx:?}");
-    let dora = report("dora");
-    assert!(dora.unusable.as_ref().unwrap().to_lowercase().contains("dora"), "{dora:?}");
+    let why = mlx.unusable.as_ref().unwrap();
+    assert!(why.contains("fine_tune_type") && why.contains("\"prefix\""), "{mlx:?}");
+    let loha = report("peft", "peft_type", "LOHA");
+    assert_eq!((loha.format, &loha.ranks[..]), (AdapterFormat::Peft, &[8][..]));
+    assert!(loha.unusable.as_ref().unwrap().contains("`peft_type` is \"LOHA\""), "{loha:?}");
 }
 
 /// A GGUF adapter as llama.cpp writes it: alpha 16, and a pair of rank 4 for one module.
@@ -76,8 +85,9 @@ fn gguf() -> Vec<u8> {
         b"GGUF".to_vec(),
         3u32.to_le_bytes().to_vec(),
         2u64.to_le_bytes().to_vec(),
-        4u64.to_le_bytes().to_vec(),
+        5u64.to_le_bytes().to_vec(),
         string("general.type", "adapter"),
+        string("adapter.type", "lora"),
         string("general.architecture", "llama"),
         string("general.base_model.0.name", "Tiny Llama"),
         float("adapter.lora.alpha", 16.0),
@@ -85,7 +95,9 @@ fn gguf() -> Vec<u8> {
         tensor("blk.0.attn_q.weight.lora_b", [4, 128], 2048),
     ]
     .concat();
-    file.resize(file.len().next_multiple_of(32) + 2 * 2048, 0);
+    file.resize(file.len().next_multiple_of(32), 0);
+    // Two factors of 4 x 128 ones.
+    file.extend([1f32.to_le_bytes(); 2 * 4 * 128].as_flattened());
     file
 }
 
@@ -96,5 +108,5 @@ fn a_gguf_adapter_is_described_by_its_metadata() {
     assert_eq!((report.format, report.base.name.as_deref()), (AdapterFormat::Gguf, Some("Tiny Llama")));
     assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(16.0), Scaling::AlphaOverRank));
     assert_eq!((report.modules, report.tensors), (1, 2));
-    assert!(report.unusable.as_ref().unwrap().contains("GGUF"), "{report:?}");
+    assert_eq!(report.unusable, None);
 }
