@@ -17,9 +17,9 @@ use super::{
     pair::Pair,
 };
 
-/// What products may differ by where deltas are decomposed, as a share of the largest value. Found: 5.5e-6 (a decomposition
-/// in f64 differs from torch's by 5.3e-6; what is cut off is close to what is kept there).
-const DECOMPOSED: f64 = 2e-5;
+/// What products may differ by where deltas are decomposed, as a share of the largest value. Found: 1.3e-5, as much as torch
+/// itself differs there between f32 and f64: singular values close to each other at the cut make vectors inexact.
+const DECOMPOSED: f64 = 4e-5;
 
 #[derive(Deserialize)]
 struct Cases {
