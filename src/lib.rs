@@ -20,7 +20,7 @@ pub use session::{SavedCache, Session, Turn, TurnOptions};
 
 pub use llm_local_core as core;
 pub use llm_local_core::{
-    AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength,
+    AdapterPolicy, AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength,
     DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
     InferenceBackend, Input, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler,
     Registry, Result, Role, Sampling, SpecLock, Usage, UsedAdapter,

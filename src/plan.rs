@@ -140,8 +140,10 @@ pub struct PlannedModel {
     pub capabilities: Capabilities,
     /// What it would take, in bytes.
     pub estimate: MemoryEstimate,
-    /// Tensors of the base that the adapters change.
+    /// Tensors of the base that the adapters are merged into.
     pub merged_tensors: usize,
+    /// Tensors of the base that the adapters run beside.
+    pub unmerged_tensors: usize,
 }
 
 impl fmt::Display for Plan {
@@ -167,6 +169,9 @@ impl fmt::Display for Plan {
                 )?;
                 if model.merged_tensors > 0 {
                     writeln!(f, "merge    {} tensors, while they are read", model.merged_tensors)?;
+                }
+                if model.unmerged_tensors > 0 {
+                    writeln!(f, "beside   {} tensors, which stay as they are stored", model.unmerged_tensors)?;
                 }
             }
         }

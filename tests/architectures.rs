@@ -26,8 +26,9 @@ fn logits_and_greedy_tokens_are_those_of_transformers() {
         for case in &reference(&format!("arch-{model}")).cases {
             let difference = max_difference(&logits(&engine, &spec(model), &case.prompt_ids), &case.logits);
             assert!(difference <= 1e-4, "{model}: {difference}");
-            let request =
-                GenerateRequest::new(case.prompt.as_str()).with_max_tokens(case.greedy_ids.len()).with_ignore_eos(true);
+            let request = GenerateRequest::new(case.prompt.as_deref().unwrap())
+                .with_max_tokens(case.greedy_ids.len())
+                .with_ignore_eos(true);
             let completion =
                 block_on(async { engine.generate(&spec(model), request).await?.complete().await }).unwrap();
             assert_eq!(completion.tokens, case.greedy_ids, "{model}: {:?}", case.prompt);

@@ -1,13 +1,12 @@
 //! From a spec to logits and tokens, against transformers + PEFT in f32.
 
 #![cfg(all(feature = "candle", feature = "local"))]
-#![allow(clippy::print_stdout)] // measured differences, shown with --nocapture
 
 mod common;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use common::{engine, fixture, fixture_ref, max_difference, reference, tiny};
+use common::{compare, engine, fixture, fixture_ref, max_difference, reference, tiny};
 use llm_local::{
     ArtifactRef, ComputeDtype, Engine, GenerateRequest, LogitsRequest, ModelSpec,
     core::{LoadOptions, ModelWeights},
@@ -15,46 +14,6 @@ use llm_local::{
 use llm_local_weights::Checkpoint;
 use pollster::block_on;
 use safetensors::{SafeTensors, tensor::TensorView};
-
-/// Compares logits of all prompts, and greedy tokens wherever the margin is more than twice the prompt's error. At least
-/// `greedy` prompts must have been compared that way.
-fn compare(spec: &ModelSpec, name: &str, bound: f32, greedy: usize) {
-    let engine = engine();
-    let reference = reference(name);
-    assert!(!reference.cases.is_empty());
-    let mut worst = 0f32;
-    let mut compared = 0;
-    for case in &reference.cases {
-        // Once from the text, so that the tokenizer is in it, and once from the ids.
-        let from_text = block_on(engine.logits(spec, LogitsRequest::new(case.prompt.as_str()))).unwrap();
-        let logits = block_on(engine.logits(spec, LogitsRequest::new(case.prompt_ids.clone()))).unwrap();
-        assert_eq!(from_text, logits, "{name}: {:?} is tokenized otherwise", case.prompt);
-        let difference = max_difference(&logits, &case.logits);
-        assert!(difference <= bound, "{name}: {:?}: {difference} > {bound}", case.prompt);
-        worst = worst.max(difference);
-        if case.min_margin <= 2.0 * difference {
-            continue;
-        }
-        // The reference also takes ids that no token has; they are masked here, so what follows one is another text.
-        let greedy = case.greedy_ids.split(|id| !has_token(name, *id)).next().unwrap();
-        if greedy.len() < 7 {
-            continue;
-        }
-        let request = GenerateRequest::new(case.prompt_ids.clone()).with_max_tokens(greedy.len()).with_ignore_eos(true);
-        let completion = block_on(async { engine.generate(spec, request).await?.complete().await }).unwrap();
-        assert_eq!(completion.tokens, greedy, "{name}: {:?}", case.prompt);
-        assert_eq!(completion.usage.prompt_tokens, case.prompt_ids.len());
-        assert_eq!(completion.usage.generated_tokens, greedy.len());
-        compared += 1;
-    }
-    println!("{name}: largest difference {worst:e}, greedy tokens of {compared} prompts equal");
-    assert!(compared >= greedy, "{name}: greedy tokens of only {compared} prompts could be compared");
-}
-
-/// Whether the tokenizer of the model has a token with this id; the vocabularies are padded beyond.
-fn has_token(name: &str, id: u32) -> bool {
-    id < if name.starts_with("arch-") { 380 } else { 838 }
-}
 
 const ADAPTERS: [Option<&str>; 4] = [None, Some("peft"), Some("rslora"), Some("qv-last2")];
 

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{ArtifactRef, Error, Result, SpecLock};
+use crate::{AdapterPolicy, ArtifactRef, Error, Result, SpecLock};
 
 /// What to run. Only `base` is needed; everything else has a default.
 ///
@@ -26,6 +26,9 @@ pub struct ModelSpec {
     /// The adapters, summed; usually one or none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<AdapterSpec>,
+    /// How they get into the model.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub adapter_policy: AdapterPolicy,
     /// Which backend runs it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub backend: BackendPreference,
@@ -64,6 +67,7 @@ impl ModelSpec {
             id: None,
             base,
             adapters: Vec::new(),
+            adapter_policy: AdapterPolicy::Auto,
             backend: BackendPreference::Auto,
             device: None,
             context_length: ContextLength::Auto,
@@ -93,7 +97,13 @@ impl ModelSpec {
 
     /// Adds an adapter whose delta is multiplied by `weight`.
     pub fn with_weighted_adapter(mut self, reference: ArtifactRef, weight: f32) -> Self {
-        self.adapters.push(AdapterSpec { reference, weight });
+        self.adapters.push(AdapterSpec::new(reference).with_weight(weight));
+        self
+    }
+
+    /// Sets how adapters get into the model.
+    pub fn with_adapter_policy(mut self, policy: AdapterPolicy) -> Self {
+        self.adapter_policy = policy;
         self
     }
 
@@ -346,6 +356,7 @@ mod tests {
             .with_id("writer")
             .with_adapter("./pirate".parse().unwrap())
             .with_weighted_adapter("github:o/r@v1#a.zip".parse().unwrap(), 0.5)
+            .with_adapter_policy(AdapterPolicy::MergeDequantized)
             .with_backend(BackendPreference::Named("candle".into()))
             .with_device("cpu")
             .with_context_length(ContextLength::Tokens(2048))
@@ -376,13 +387,8 @@ mod tests {
         assert_eq!(spec.adapters[0], AdapterSpec::new("./x".parse().unwrap()));
         assert_eq!(spec.adapters[1].weight, 2.0);
         assert_eq!(spec.backend, BackendPreference::Auto);
-    }
-
-    /// Asserts that `error` is an adapter's, around an invalid spec.
-    fn assert_adapter_error(error: &Error, parts: &[&str]) {
-        let Error::AdapterMergeFailed { source: Some(cause), .. } = error else { panic!("{error:?}") };
-        assert_eq!(cause.downcast_ref::<Error>().unwrap().code(), "invalid_spec");
-        assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
+        let spec: ModelSpec = toml::from_str("base = './m'\nadapter_policy = 'keep-unmerged'").unwrap();
+        assert_eq!(spec.adapter_policy, AdapterPolicy::KeepUnmerged);
     }
 
     #[test]

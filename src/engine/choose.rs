@@ -5,8 +5,11 @@ use llm_local_core::{
     registry::{PluginKind, resolve::Reason},
 };
 
-use super::Inner;
-use crate::plan::PlannedModel;
+use super::{Inner, route::Route};
+use crate::{
+    lora::{FitReport, FittedAdapter},
+    plan::PlannedModel,
+};
 
 /// The context where neither the spec nor the model asks for less.
 const AUTOMATIC_CONTEXT: usize = 4096;
@@ -80,13 +83,21 @@ impl Inner {
 }
 
 impl Chosen {
-    pub(super) fn planned(&self, info: &ModelInfo, merged_tensors: usize) -> Result<PlannedModel> {
+    /// What is known of the model that `info` describes, with adapters that change it as `report` says.
+    pub(super) fn planned(&self, info: &ModelInfo, route: Route, report: &FitReport) -> Result<PlannedModel> {
+        let mut estimate = self.resolution.backend.backend.estimate(info, &self.options)?;
+        let (mut merged_tensors, mut unmerged_tensors) = (report.touched.len(), 0);
+        if route == Route::Beside {
+            (merged_tensors, unmerged_tensors) = (0, merged_tensors);
+            estimate.weights += report.adapters.iter().map(FittedAdapter::bytes_beside).sum::<u64>();
+        }
         Ok(PlannedModel {
             context_length: self.options.context_length,
             context_reason: self.context_reason.clone(),
-            estimate: self.resolution.backend.backend.estimate(info, &self.options)?,
+            estimate,
             capabilities: self.capabilities.clone(),
             merged_tensors,
+            unmerged_tensors,
         })
     }
 }

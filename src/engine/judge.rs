@@ -8,10 +8,10 @@ use llm_local_core::{
 use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
 
-use super::{Inner, Pin, choose::Chosen, prepare::Pinned};
+use super::{Inner, Pin, choose::Chosen, prepare::Pinned, route::Route};
 use crate::{
     blocking::blocking,
-    lora::{self, AdapterOutline},
+    lora::{self, AdapterOutline, FitReport},
     plan::Plan,
 };
 
@@ -22,6 +22,8 @@ pub(super) struct Judged {
     pub(super) base: Option<(Base, Chosen)>,
     /// The adapters that are here, each with its weight.
     pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
+    /// How these get into the model.
+    pub(super) route: Route,
 }
 
 /// The base.
@@ -57,17 +59,27 @@ impl Inner {
             Some(files) => Some(Base::Here(open(spec.id(), files.clone()).await?)),
             None => self.peek_model(spec, &pinned.resolution, &pinned.base.job(), cx).await?.map(Base::Elsewhere),
         };
-        let base = match base {
+        let mut base = match base {
             Some(base) => Some(self.choose(spec, base.info()).map(|chosen| (base, chosen))?),
             None => None,
         };
         let (adapters, outlines) = self.adapters(spec, &pinned.adapters, &files[1..], cx).await?;
-        if let Some((base, chosen)) = &base {
+        let mut route = Route::Merged;
+        if let Some((base, chosen)) = &mut base {
             base.check(spec, chosen)?;
-            let merged_tensors = base.fit(&adapters, outlines)?;
-            plan.set_model(chosen.planned(base.info(), merged_tensors)?, &chosen.resolution);
+            let (outlines, report) = base.fit(&adapters, outlines)?;
+            route = Route::new(spec.adapter_policy, &outlines, &report, chosen)?;
+            let mut info = base.info().clone();
+            if route == Route::Merged {
+                let merged = report.merged_info(&info);
+                if !Arc::ptr_eq(&merged, &info) {
+                    *chosen = self.choose(spec, &merged)?;
+                    info = merged;
+                }
+            }
+            plan.set_model(chosen.planned(&info, route, &report)?, &chosen.resolution);
         }
-        Ok(Judged { plan, base, adapters })
+        Ok(Judged { plan, base, adapters, route })
     }
 
     /// The adapters `pins`, those that are here and the outlines of the others, each with its weight.
@@ -116,14 +128,20 @@ impl Base {
         }
     }
 
-    /// How many of its tensors the adapters change, if all fit it.
-    fn fit(&self, here: &[(Arc<LoraAdapter>, f32)], elsewhere: Vec<(AdapterOutline, f32)>) -> Result<usize> {
+    /// What the adapters change in it, if all fit it, and what these are.
+    fn fit(
+        &self,
+        here: &[(Arc<LoraAdapter>, f32)],
+        elsewhere: Vec<(AdapterOutline, f32)>,
+    ) -> Result<(Vec<(AdapterOutline, f32)>, FitReport)> {
         let report = lora::fit(here, self.info())?;
+        let all = here.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight));
         if elsewhere.is_empty() {
-            return Ok(report.touched.len());
+            return Ok((all.collect(), report));
         }
-        let here = here.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight));
-        Ok(lora::fit_outlines(&here.chain(elsewhere).collect::<Vec<_>>(), self.info())?.touched.len())
+        let all: Vec<_> = all.chain(elsewhere).collect();
+        let report = lora::fit_outlines(&all, self.info())?;
+        Ok((all, report))
     }
 }
 

@@ -23,6 +23,7 @@ mod peek;
 mod prepare;
 mod resolve;
 mod room;
+mod route;
 mod slots;
 mod versions;
 
@@ -48,9 +49,16 @@ use llm_local_core::{
 };
 use llm_local_source_common::{store::Store, transfer::Transfer};
 
-use crate::{adapters::Adapters, blocking::blocking, lora::MergedSource, plan::Plan, policy::Policy};
+use crate::{
+    adapters::Adapters,
+    blocking::blocking,
+    lora::{self, MergedSource},
+    plan::Plan,
+    policy::Policy,
+};
 use judge::Weights;
 use prepare::Prepared;
+use route::Route;
 use slots::{Key, Slots, Unloading};
 
 /// The registry at work. Clones share everything.
@@ -202,17 +210,21 @@ impl Inner {
         let start = Instant::now();
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let Prepared { plan, weights, identity, adapters, options, backend, holds, proven } =
+        let Prepared { plan, weights, identity, adapters, route, options, backend, holds, proven } =
             self.prepare(spec, &cx).await?;
         let prepared = start.elapsed();
         let Weights { info, tensors, text } = weights;
-        let tensors = match tensors {
-            Some(base) if !adapters.is_empty() => {
-                let info = info.clone();
+        let weights = match (tensors, route) {
+            (Some(base), Route::Merged) if !adapters.is_empty() => {
                 let merged = blocking("merge", move || MergedSource::new(base, adapters, &info)).await?;
-                Some(Arc::new(merged) as Arc<dyn TensorSource>)
+                let info = merged.info().clone();
+                ModelWeights::new(info, Some(Arc::new(merged) as Arc<dyn TensorSource>), text)
             }
-            base => base,
+            (tensors, _) => {
+                let turned = |(adapter, weight)| Ok((lora::in_hugging_face_order(&adapter, &info)?, weight));
+                let adapters = adapters.into_iter().map(turned).collect::<Result<_>>()?;
+                ModelWeights::new(info, tensors, text).with_adapters(adapters)
+            }
         };
         let options = options.with_cancel(cx.cancel.clone());
         let options = match &cx.progress {
@@ -220,7 +232,7 @@ impl Inner {
             None => options,
         };
         tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
-        let loaded = backend.load(ModelWeights::new(info, tensors, text), options).await?;
+        let loaded = backend.load(weights, options).await?;
         // By now the backend has read all that it reads by its path.
         proven.check_unchanged()?;
         cancel_on_drop.disarm();

@@ -17,6 +17,7 @@ use super::{
     judge::{Base, Judged, Weights},
     locking::Proven,
     resolve::Pin,
+    route::Route,
 };
 use crate::plan::Plan;
 
@@ -34,6 +35,7 @@ pub(super) struct Prepared {
     pub(super) weights: Weights,
     pub(super) identity: Identity,
     pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
+    pub(super) route: Route,
     pub(super) options: LoadOptions,
     pub(super) backend: Arc<dyn InferenceBackend>,
     /// Keeps the files from deletion.
@@ -81,7 +83,7 @@ impl Inner {
             let files: Vec<_> = fetched.into_iter().map(Some).collect();
             judged = self.judge(spec, &pinned, &files, cx).await?;
         }
-        let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters } = judged else {
+        let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, route } = judged else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
         };
         let identity = Identity::new(spec.id(), &pinned.base.manifest, &base_files, &adapters)?;
@@ -89,7 +91,7 @@ impl Inner {
             self.note_selected(pin).await;
         }
         let (options, backend) = (chosen.options, chosen.resolution.backend.backend);
-        Ok(Prepared { plan, weights, identity, adapters, options, backend, holds, proven })
+        Ok(Prepared { plan, weights, identity, adapters, route, options, backend, holds, proven })
     }
 
     /// The files of each of `jobs` that is all here, if the policy allows what came out of archives.

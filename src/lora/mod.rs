@@ -3,17 +3,20 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `read` | files into a [`LoraAdapter`]: which format they are, and PEFT's |
+//! | `read` | files of any format into a [`LoraAdapter`] |
 //! | `targets` | which modules of a base an adapter says it applies to |
 //! | `fit` | whether adapters fit a base, decided before any weight of it is read |
 //! | `outline` | an adapter without its values, for those that are not on this machine yet |
+//! | `combine` | several adapters into one, as PEFT combines them |
 //! | `merge` | a [`TensorSource`](llm_local_core::TensorSource) that gives the sum of base and adapters |
+//! | `beside` | adapters that a backend runs beside the weights |
 //! | `floats` | stored floats to f32 and back |
 //! | `message` | words that messages share |
 //!
 //! Whatever is wrong is an [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed): nothing about an
 //! adapter is ignored, and no adapter applies in part.
 
+mod beside;
 mod combine;
 mod fit;
 mod floats;
@@ -31,6 +34,7 @@ pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, L
 pub use merge::MergedSource;
 pub use read::{BareFormat, ReadOptions, read, read_with};
 
+pub(crate) use beside::{in_hugging_face_order, only_merged};
 pub(crate) use fit::fit_outlines;
 pub(crate) use outline::AdapterOutline;
 pub(crate) use read::{CONFIG, declare};

@@ -6,6 +6,7 @@ mod floats;
 mod format;
 mod hint;
 mod module;
+mod policy;
 mod set;
 mod targets;
 
@@ -15,5 +16,6 @@ pub use floats::Floats;
 pub use format::{AdapterFiles, AdapterFormat};
 pub use hint::BaseHint;
 pub use module::{LoraModule, ReplacedRows, ReplacementTensor};
+pub use policy::AdapterPolicy;
 pub use set::AdapterSet;
 pub use targets::{DeclaredTargets, ModuleSelector};

@@ -26,7 +26,14 @@ pub struct DeclaredTargets {
 impl DeclaredTargets {
     /// `modules` of every layer.
     pub fn new(modules: ModuleSelector) -> Self {
-        Self { modules, exclude: None, layers: Vec::new(), layers_pattern: Vec::new(), last_layers: None, parameters: Vec::new() }
+        Self {
+            modules,
+            exclude: None,
+            layers: Vec::new(),
+            layers_pattern: Vec::new(),
+            last_layers: None,
+            parameters: Vec::new(),
+        }
     }
 
     /// Sets the modules that are left out.

@@ -53,6 +53,8 @@ mod tests {
         assert_eq!(stored, [0, 2, 1, 3, 4, 6, 5, 7]);
         let order = RowOrder::new(6);
         assert_eq!((0..6).map(|row| order.original(row)).collect::<Vec<_>>(), [0, 3, 1, 4, 2, 5]);
-        assert!((0..24).all(|row| order.original(order.stored(row)) == row && order.stored(order.original(row)) == row));
+        assert!(
+            (0..24).all(|row| order.original(order.stored(row)) == row && order.stored(order.original(row)) == row)
+        );
     }
 }

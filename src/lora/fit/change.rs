@@ -1,6 +1,6 @@
 //! What adapters do to the tensors of a base, as data: the check makes it, the merge carries it out.
 
-use llm_local_core::{FloatType, model::RowOrder};
+use llm_local_core::{Encoding, model::RowOrder};
 
 /// A tensor of the merged base that is another than the base's own.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,8 +13,8 @@ pub(in crate::lora) struct Change {
     pub(in crate::lora) base_shape: Vec<usize>,
     /// Its own shape: more rows than the base's where a vocabulary grows.
     pub(in crate::lora) shape: Vec<usize>,
-    /// The type that both are stored in.
-    pub(in crate::lora) stored: FloatType,
+    /// How the base stores it.
+    pub(in crate::lora) stored: Encoding,
     /// What is done to it.
     pub(in crate::lora) terms: Vec<Term>,
 }

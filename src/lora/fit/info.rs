@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llm_local_core::{Encoding, ModelFormat, ModelInfo, TensorEntry, model::GgufValue};
+use llm_local_core::{ModelFormat, ModelInfo, TensorEntry, model::GgufValue};
 use serde_json::json;
 
 use super::FitReport;
@@ -18,11 +18,7 @@ impl FitReport {
         for touched in &self.touched {
             match tensors.iter_mut().find(|entry| entry.name == touched.name) {
                 Some(entry) => entry.shape.clone_from(&touched.shape),
-                None => tensors.push(TensorEntry::new(
-                    touched.name.clone(),
-                    touched.shape.clone(),
-                    Encoding::Float(touched.stored),
-                )),
+                None => tensors.push(TensorEntry::new(touched.name.clone(), touched.shape.clone(), touched.stored)),
             }
         }
         Arc::new(ModelInfo::new(info.id.clone(), self.format(info), tensors))

@@ -25,7 +25,7 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use llm_local_core::{Error, FloatType, LoraAdapter, ModelInfo, Result};
+use llm_local_core::{Encoding, Error, LoraAdapter, ModelInfo, Result};
 
 pub(super) use self::change::{Change, Placement, Term, TermKind};
 use self::{
@@ -52,6 +52,11 @@ pub struct FitReport {
 }
 
 impl FitReport {
+    /// The first of the touched tensors that the base holds quantized: it cannot be added to as it is.
+    pub fn quantized(&self) -> Option<&TouchedTensor> {
+        self.touched.iter().find(|touched| !matches!(touched.stored, Encoding::Float(_)))
+    }
+
     /// Bytes of the largest touched tensor in f32: what a merge needs for a moment in each thread that reads tensors.
     pub fn largest_touched_f32_bytes(&self) -> u64 {
         let elements = |t: &TouchedTensor| t.shape.iter().map(|&d| d as u64).product::<u64>();
@@ -77,6 +82,15 @@ pub struct FittedAdapter {
     pub bytes: u64,
     /// The names in its `target_modules` that no module of the base matches: lists over several architectures have such.
     pub unmatched_targets: Vec<String>,
+    /// Whether it is of plain pairs alone.
+    is_plain: bool,
+}
+
+impl FittedAdapter {
+    /// The most bytes that it takes beside the weights: what is not a plain pair may be widened to f32.
+    pub(crate) fn bytes_beside(&self) -> u64 {
+        if self.is_plain { self.bytes } else { self.bytes * 2 }
+    }
 }
 
 /// A tensor of the merged base that is another than the base's.
@@ -87,8 +101,8 @@ pub struct TouchedTensor {
     pub name: String,
     /// Its shape: (out, in) for most.
     pub shape: Vec<usize>,
-    /// The type it is stored in.
-    pub stored: FloatType,
+    /// How the base stores it.
+    pub stored: Encoding,
     /// The adapters that change it, as indexes of [`FitReport::adapters`]. None for a head that is untied from an embedding
     /// which changes.
     pub adapters: Vec<usize>,
@@ -96,8 +110,8 @@ pub struct TouchedTensor {
 
 /// Checks `adapters`, each with the weight its delta is multiplied by, against the headers of a base, in either layout.
 ///
-/// Every tensor of an adapter must have a base tensor of the right shape, in a plain float type; every module that
-/// an adapter declares and the base has must have its tensors, and every tensor its declaration.
+/// Every tensor of an adapter must have a base tensor of the right shape, in a plain float type or quantized; every module
+/// that an adapter declares and the base has must have its tensors, and every tensor its declaration.
 ///
 /// # Errors
 /// [`Error::AdapterMergeFailed`] naming the adapter that does not fit, the tensors or fields, what was expected and
@@ -238,6 +252,9 @@ impl FittedAdapter {
             scales: (scales().reduce(f64::min).unwrap_or(0.0), scales().reduce(f64::max).unwrap_or(0.0)),
             bytes: adapter.bytes,
             unmatched_targets,
+            is_plain: adapter.replacements.is_empty()
+                && adapter.rows.is_empty()
+                && !adapter.modules.iter().any(|m| m.has_magnitude || m.has_bias),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use llm_local_core::{
-    Encoding, FloatType, ModelInfo,
+    Encoding, ModelInfo,
     model::{Layout, ModuleRole},
 };
 
@@ -306,35 +306,30 @@ pub(super) fn collect(
     grown: impl Fn(&str) -> Option<usize>,
 ) {
     for (part, term) in placed {
-        let (Some(base_shape), Encoding::Float(stored)) = (shape_of(&part.tensor), part.encoding) else { continue };
+        let Some(base_shape) = shape_of(&part.tensor) else { continue };
         let fresh = || {
             let mut shape = base_shape.clone();
             if let Some(rows) = grown(&part.tensor) {
                 shape[0] = rows;
             }
             let name = part.tensor.clone();
-            Change { from: name.clone(), name, base_shape, shape, stored, terms: Vec::new() }
+            Change { from: name.clone(), name, base_shape, shape, stored: part.encoding, terms: Vec::new() }
         };
         changes.entry(part.tensor.clone()).or_insert_with(fresh).terms.push(term);
     }
 }
 
-/// Whether the tensor is stored in floats, as a delta can be added to.
-fn floats(seen: &Seen, name: &str) -> Result<FloatType, String> {
-    let mut stored = Err(format!("the base tensor `{name}` is empty"));
-    for part in &seen.parts {
-        stored = match part.encoding {
-            Encoding::Float(stored) => Ok(stored),
-            encoding => {
-                return Err(format!(
-                    "the base stores `{}` as {encoding}; merging adapters into quantized weights is not supported \
-                     yet, use a checkpoint in f32, f16 or bf16",
-                    part.tensor
-                ));
-            }
-        };
+/// Checks that the tensor stands for floats, stored as such or quantized.
+fn floats(seen: &Seen, name: &str) -> Result<(), String> {
+    if seen.parts.is_empty() {
+        return Err(format!("the base tensor `{name}` is empty"));
     }
-    stored
+    match seen.parts.iter().find(|part| matches!(part.encoding, Encoding::Int(_))) {
+        Some(Part { tensor, encoding, .. }) => {
+            Err(format!("the base stores `{tensor}` as {encoding}; adapters are of floats"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether experts' weights are (experts, in, out): `is_transposed` in transformers' `modeling_*.py`, and Llama 4's.

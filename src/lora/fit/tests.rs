@@ -8,7 +8,10 @@ use llm_local_core::{
 use serde_json::json;
 
 use super::fit;
-use crate::lora::testing::{TestAdapter, f32_bytes, fit_unread, tiny_llama_info};
+use crate::lora::{
+    MergedSource,
+    testing::{TestAdapter, Unreadable, f32_bytes, fit_unread, tiny_llama_info},
+};
 
 fn assert_names(label: &str, error: &Error, words: &[&str]) {
     assert_eq!(error.code(), "adapter_merge_failed", "{label}: {error}");
@@ -30,7 +33,7 @@ fn what_fits_is_reported_with_its_ranks_scales_and_tensors() {
     assert_eq!(report.touched.len(), 4);
     assert_eq!(report.touched[0].name, "model.layers.2.self_attn.q_proj.weight");
     assert_eq!(report.touched[1].shape, [64, 128]);
-    assert_eq!(report.touched[1].stored, FloatType::Bf16);
+    assert_eq!(report.touched[1].stored, Encoding::Float(FloatType::Bf16));
     assert_eq!(report.largest_touched_f32_bytes(), 4 * 128 * 128);
     assert_eq!((report.adapters[0].ranks, report.adapters[0].scales), ((2, 2), (2.0, 2.0)));
     let mut wide = TestAdapter::new();
@@ -211,22 +214,27 @@ fn tensors_and_declarations_must_agree() {
 
 #[test]
 fn bases_that_no_delta_can_be_added_to_are_refused() {
-    let stored = |encoding| {
-        let info = tiny_llama_info(|entries| {
+    let stored_as = |encoding| {
+        tiny_llama_info(|entries| {
             let entry = entries.iter_mut().find(|e| e.name == "model.layers.2.self_attn.v_proj.weight").unwrap();
             entry.encoding = encoding;
-        });
-        fit_unread(TestAdapter::new().read().unwrap(), &info)
+        })
     };
+    let stored = |encoding| fit_unread(TestAdapter::new().read().unwrap(), &stored_as(encoding));
     assert!(stored(Encoding::Float(FloatType::F64)).is_ok());
-    for (encoding, name) in [
-        (Encoding::Int(IntType::U8), "u8"),
-        (Encoding::Ggml(GgmlType::Q4_0), "Q4_0"),
-        (Encoding::MlxAffine { bits: 4, group_size: 64 }, "mlx-affine"),
-    ] {
-        let words = ["model.layers.2.self_attn.v_proj.weight", name, "not supported yet"];
-        assert_names(name, &stored(encoding).unwrap_err(), &words);
+    let words = ["model.layers.2.self_attn.v_proj.weight", "u8", "adapters are of floats"];
+    assert_names("u8", &stored(Encoding::Int(IntType::U8)).unwrap_err(), &words);
+    // Whether anything can be done with those is decided by whoever knows the backend; the merge cannot.
+    for encoding in [Encoding::Ggml(GgmlType::Q4_0), Encoding::MlxAffine { bits: 4, group_size: 64 }] {
+        let info = stored_as(encoding);
+        let adapters = vec![(Arc::new(TestAdapter::new().read().unwrap()), 1.0)];
+        let report = fit(&adapters, &info).unwrap();
+        let quantized = report.quantized().unwrap();
+        assert_eq!((quantized.name.as_str(), quantized.stored), ("model.layers.2.self_attn.v_proj.weight", encoding));
+        let error = MergedSource::new(Arc::new(Unreadable(info.tensors.clone())), adapters, &info).err().unwrap();
+        assert_names("merge", &error, &["v_proj.weight", &encoding.to_string(), "keep the adapter unmerged"]);
     }
+    assert_eq!(stored(Encoding::Float(FloatType::F32)).unwrap().quantized(), None);
     let format = ModelFormat::Gguf { metadata: Arc::new(GgufMetadata::default()) };
     let info = ModelInfo::new("tiny.gguf", format, tiny_llama_info(|_| {}).tensors);
     let error = fit_unread(TestAdapter::new().read().unwrap(), &info).unwrap_err();

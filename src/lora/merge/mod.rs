@@ -74,8 +74,9 @@ impl MergedSource {
         let mut merged = Self { base, adapters, changes, entries: None, report, info };
         for touched in &merged.report.touched {
             let change = &merged.changes[&touched.name];
+            merged.float_type(change)?;
             match merged.base.entry(&change.from) {
-                Some(e) if e.shape == change.base_shape && e.encoding == Encoding::Float(change.stored) => {}
+                Some(e) if e.shape == change.base_shape && e.encoding == change.stored => {}
                 found => {
                     let found = found.map_or("is missing".into(), |e| {
                         format!("has the shape {} in {}", shape_text(&e.shape), e.encoding)
@@ -110,8 +111,7 @@ impl MergedSource {
         }
         let mut entries = self.base.entries().to_vec();
         for touched in &self.report.touched {
-            let encoding = Encoding::Float(touched.stored);
-            let changed = TensorEntry::new(touched.name.clone(), touched.shape.clone(), encoding);
+            let changed = TensorEntry::new(touched.name.clone(), touched.shape.clone(), touched.stored);
             match entries.iter_mut().find(|entry| entry.name == touched.name) {
                 Some(entry) => *entry = changed,
                 None => entries.push(changed),
@@ -128,7 +128,22 @@ impl MergedSource {
         Error::adapter(adapters.join(" + "), format!("the base tensor `{}` {reason}", change.name))
     }
 
-    fn merge(&self, change: &Change, want: FloatType) -> Result<TensorData<'static>> {
+    /// The type that a tensor which changes is stored in.
+    fn float_type(&self, change: &Change) -> Result<FloatType> {
+        match change.stored {
+            Encoding::Float(stored) => Ok(stored),
+            encoding => Err(self.error(
+                change,
+                format!(
+                    "is stored as {encoding}; merging into quantized weights is not supported yet: keep the adapter \
+                     unmerged, or use a checkpoint in f32, f16 or bf16"
+                ),
+            )),
+        }
+    }
+
+    fn merge(&self, change: &Change, want: Option<FloatType>) -> Result<TensorData<'static>> {
+        let own = self.float_type(change)?;
         let (count, rows, columns) = factors::matrices(&change.shape);
         let overlays = factors::overlays(change, &self.adapters);
         let is_of_all = !overlays[0].is_empty() && overlays[0].iter().all(|overlay| overlay.is_of_all(count * rows));
@@ -136,11 +151,11 @@ impl MergedSource {
         let (base_count, base_rows, _) = factors::matrices(&change.base_shape);
         let base_rows = base_count * base_rows;
         let data = if is_replaced { None } else { Some(self.base.read(&change.from, None)?) };
-        let stored = data.as_ref().map(|data| Stored::new(data, change.stored, base_rows * columns)).transpose();
+        let stored = data.as_ref().map(|data| Stored::new(data, own, base_rows * columns)).transpose();
         let stored = stored.map_err(|reason| Error::load(format!("tensor `{}`", change.from), reason))?;
         let sums = factors::sums(change, &self.adapters);
         let touched = Touched { stored, base_rows, rows, columns, overlays, sums };
-        kernel::merge(&touched, want).map_err(|reason| self.error(change, reason))
+        kernel::merge(&touched, want.unwrap_or(own)).map_err(|reason| self.error(change, reason))
     }
 }
 
@@ -153,7 +168,7 @@ impl TensorSource for MergedSource {
         match self.changes.get(name) {
             None => self.base.read(name, want),
             Some(change) if change.terms.is_empty() => self.base.read(&change.from, want),
-            Some(change) => self.merge(change, want.unwrap_or(change.stored)),
+            Some(change) => self.merge(change, want),
         }
     }
 

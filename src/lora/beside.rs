@@ -1,0 +1,81 @@
+//! Adapters that run beside the weights of a base, instead of being merged into them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use llm_local_core::{
+    Error, LoraAdapter, LoraModule, ModelInfo, Result,
+    lora::Floats,
+    model::{Layout, RowOrder},
+};
+
+use super::{fit::FitReport, outline::AdapterOutline};
+
+/// Why `adapter` can only be merged, if that is so; it continues a sentence about the adapter.
+pub(crate) fn only_merged(adapter: &AdapterOutline, report: &FitReport) -> Option<String> {
+    if report.vocab_size.is_some() {
+        return Some("it gives the base new vocabulary rows".into());
+    }
+    let module = |why: &str, is: fn(&super::outline::ModuleOutline) -> bool| {
+        adapter.modules.iter().find(|module| is(module)).map(|module| format!("its pair of `{}` is {why}", module.name))
+    };
+    module("of experts", |m| m.experts.is_some())
+        .or_else(|| module("of a bare parameter", |m| m.is_parameter))
+        .or_else(|| module("of a transposed weight", |m| m.transposed))
+}
+
+/// `adapter` with the rows of queries and keys in the order of the Hugging Face layout, as backends want it whatever the
+/// layout of the base.
+///
+/// # Errors
+/// [`Error::AdapterMergeFailed`] for an adapter in GGUF's order on a base that is not described, whose heads are not known,
+/// and for whole tensors in that order.
+pub(crate) fn in_hugging_face_order(adapter: &Arc<LoraAdapter>, info: &ModelInfo) -> Result<Arc<LoraAdapter>> {
+    if adapter.row_order == Layout::HuggingFace {
+        return Ok(adapter.clone());
+    }
+    let failed = |reason: String| Error::adapter(&adapter.reference, reason);
+    let decoder = info.decoder.as_ref().map_err(|error| {
+        failed(format!(
+            "its rows are in the order of GGUF files, and how many heads `{}` has is not known: {error}",
+            info.id
+        ))
+    })?;
+    if let Some(replaced) = adapter.replacements.first() {
+        return Err(failed(format!("it replaces `{}` in GGUF's order, which can only be merged", replaced.name)));
+    }
+    let orders: HashMap<String, RowOrder> = decoder
+        .base_tensors(Layout::HuggingFace)
+        .into_iter()
+        .filter_map(|tensor| {
+            let module = tensor.name.strip_suffix(".weight")?.to_owned();
+            Some((module, decoder.gguf_row_order(tensor.role)?))
+        })
+        .collect();
+    let mut turned = LoraAdapter::clone(adapter).with_row_order(Layout::HuggingFace);
+    for module in &mut turned.modules {
+        if let Some(order) = orders.get(&module.name) {
+            reorder(module, *order);
+        }
+    }
+    Ok(Arc::new(turned))
+}
+
+fn reorder(module: &mut LoraModule, order: RowOrder) {
+    let (rank, rows) = (module.rank, module.out_features);
+    module.b = match &module.b {
+        Floats::F32(v) => Floats::F32(by_rows(v, rank, rows, order)),
+        Floats::F16(v) => Floats::F16(by_rows(v, rank, rows, order)),
+        Floats::Bf16(v) => Floats::Bf16(by_rows(v, rank, rows, order)),
+        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
+    };
+    for values in [&mut module.magnitude, &mut module.bias].into_iter().flatten() {
+        *values = by_rows(values, 1, rows, order);
+    }
+}
+
+fn by_rows<T: Copy>(values: &[T], width: usize, rows: usize, order: RowOrder) -> Vec<T> {
+    (0..rows)
+        .map(|row| order.stored(row))
+        .flat_map(|row| values[row * width..(row + 1) * width].iter().copied())
+        .collect()
+}
