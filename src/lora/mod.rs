@@ -9,6 +9,7 @@
 //! | `outline` | an adapter without its values, for those that are not on this machine yet |
 //! | `combine` | several adapters into one, as PEFT combines them |
 //! | `merge` | a [`TensorSource`](llm_local_core::TensorSource) that gives the sum of base and adapters |
+//! | `write` | a [`LoraAdapter`] into files of any format that can express it |
 //! | `beside` | adapters that a backend runs beside the weights |
 //! | `floats` | stored floats to f32 and back |
 //! | `message` | words that messages share |
@@ -27,12 +28,14 @@ mod read;
 mod targets;
 #[cfg(test)]
 mod testing;
+mod write;
 
 pub use combine::{Combination, MajoritySign, combine, module_order};
 pub use fit::{FitReport, FittedAdapter, TouchedTensor, fit};
 pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, LoraModule, ModuleSelector};
 pub use merge::MergedSource;
 pub use read::{BareFormat, ReadOptions, read, read_with};
+pub use write::{WriteFormat, WrittenAdapter, write};
 
 pub(crate) use beside::{in_hugging_face_order, only_merged};
 pub(crate) use fit::fit_outlines;

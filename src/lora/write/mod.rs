@@ -1,0 +1,114 @@
+//! A [`LoraAdapter`] into files of any format that can express it.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `sound` | what no format can hold: broken pairs, values that are not finite |
+//! | `order` | rows of queries and keys, from GGUF's order to that of the Hugging Face layout |
+//! | `peft`, `mlx`, `gguf` | what a format says, and what it cannot say |
+//! | `scale` | scales that differ, where the format has one for all |
+//! | `gather` | values in another order, padded, or multiplied |
+//! | `files` | tensors and metadata, as bytes of a file |
+//! | `folder` | a new folder, or file, that is there whole or not at all |
+
+mod files;
+mod folder;
+mod gather;
+mod gguf;
+mod mlx;
+mod order;
+mod peft;
+mod scale;
+mod sound;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use llm_local_core::{Error, LoraAdapter, ModelInfo, Result};
+
+/// A format that adapters are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WriteFormat {
+    /// PEFT's: `adapter_config.json` and `adapter_model.safetensors`.
+    Peft,
+    /// mlx-lm's: `adapter_config.json` and `adapters.safetensors`.
+    MlxLm,
+    /// llama.cpp's: one GGUF file.
+    Gguf,
+}
+
+impl WriteFormat {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Peft, Self::MlxLm, Self::Gguf];
+
+    /// Its name, as [`LoraAdapter::format`] has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Peft => "peft",
+            Self::MlxLm => "mlx-lm",
+            Self::Gguf => "gguf",
+        }
+    }
+}
+
+impl fmt::Display for WriteFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What [`write`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WrittenAdapter {
+    /// The files, the config first.
+    pub files: Vec<PathBuf>,
+    /// What the format says otherwise, or not at all, though the adapter computes the same.
+    pub notes: Vec<String>,
+}
+
+/// Writes `adapter` in `format` into the new folder `into`; for [`WriteFormat::Gguf`] it may be a path that ends in
+/// `.gguf`, which becomes the file. Blocks.
+///
+/// What is read back adds the same to the base. Values keep the float type they have, with two exceptions: where the
+/// format has one scale for all modules (mlx-lm), or one alpha (GGUF), a module with another gets the ratio multiplied
+/// into its B, which stays in its type where that is exact, as by powers of two, and becomes f32 else, each value rounded
+/// once; and alpha is an f32 in GGUF, so that a scale is exact to f32 rounding there. Pairs of lower rank than others are
+/// padded with zeros where the format has one rank (mlx-lm).
+///
+/// `base` is the model that the adapter is for. GGUF needs it, for the names of tensors and the order of the rows of
+/// queries and keys; so does an adapter that comes from GGUF. With it, mlx-lm's keys are relative to the layers, as
+/// mlx-swift-lm wants them.
+///
+/// The files are made in a temporary folder beside `into`, and get their names at the end, in one step: nothing half
+/// written is left. Missing folders above `into` are made.
+///
+/// # Errors
+/// [`Error::AdapterMergeFailed`] that names the adapter, and the module and feature that `format` cannot express, or why
+/// `base` is needed; [`Error::Io`] for what cannot be written, and for an `into` that is there and not an empty folder.
+pub fn write(
+    adapter: &LoraAdapter,
+    format: WriteFormat,
+    base: Option<&ModelInfo>,
+    into: &Path,
+) -> Result<WrittenAdapter> {
+    folder::check_free(into)?;
+    let refused = |reason| Error::adapter(&adapter.reference, reason);
+    sound::check(adapter).map_err(refused)?;
+    let decoder = base.map(|info| info.decoder.as_ref());
+    let ordered = order::as_hugging_face(adapter, decoder).map_err(refused)?;
+    let files = match format {
+        WriteFormat::Peft => peft::files(&ordered),
+        WriteFormat::MlxLm => mlx::files(&ordered, decoder),
+        WriteFormat::Gguf => gguf::files(&ordered, decoder),
+    };
+    let files = files.map_err(|reason| refused(format!("cannot be written as {format}: {reason}")))?;
+    let is_file = format == WriteFormat::Gguf && into.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let written = if is_file { folder::publish_file(&files, into) } else { folder::publish(&files, into) };
+    written.map(|written| WrittenAdapter { files: written, notes: files.notes })
+}

@@ -1,0 +1,93 @@
+mod folder;
+mod gguf;
+mod mlx;
+mod peft;
+mod random;
+mod refused;
+
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+
+use llm_local_core::{ArtifactRef, LoraAdapter, LoraModule, ModelFormat, ModelInfo, Result};
+use tempfile::TempDir;
+
+use super::{WriteFormat, WrittenAdapter, order, write};
+use crate::lora::{
+    floats::widened,
+    read,
+    testing::{fixture, read_folder},
+};
+
+/// The adapter of the fixtures that is called so.
+fn adapter(name: &str) -> LoraAdapter {
+    read_folder(&fixture("adapters").join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The model of the fixtures that is called so, without its tensors.
+fn base(name: &str) -> ModelInfo {
+    let config = fs::read(fixture("models").join(name).join("config.json")).unwrap();
+    let config = Arc::new(serde_json::from_slice(&config).unwrap());
+    ModelInfo::new(name, ModelFormat::Safetensors { config }, Vec::new())
+}
+
+/// Reads what was written.
+fn read_files(files: &[PathBuf]) -> Result<LoraAdapter> {
+    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let files: BTreeMap<_, _> = files.iter().map(|path| (name(path), path.clone())).collect();
+    read(&ArtifactRef::file(files.values().next().unwrap()).unwrap(), &files)
+}
+
+/// Writes `adapter` and reads it back, with its rows in the order of the Hugging Face layout.
+fn there_and_back(
+    adapter: &LoraAdapter,
+    format: WriteFormat,
+    base: Option<&ModelInfo>,
+) -> Result<(LoraAdapter, Vec<String>)> {
+    let folder = TempDir::new().unwrap();
+    let WrittenAdapter { files, notes } = write(adapter, format, base, &folder.path().join("into"))?;
+    let read = read_files(&files)?;
+    assert_eq!(read.format, format.as_str());
+    let ordered = order::as_hugging_face(&read, base.map(|info| info.decoder.as_ref())).unwrap();
+    Ok((ordered.into_owned(), notes))
+}
+
+/// Holds that both adapters are the same but for digest, format and what only some formats say.
+fn assert_same_values(found: &LoraAdapter, expected: &LoraAdapter, of: &str) {
+    assert_eq!(found.row_order, expected.row_order, "{of}");
+    assert_eq!(found.modules.len(), expected.modules.len(), "{of}");
+    for (found, expected) in found.modules.iter().zip(&expected.modules) {
+        assert!(found == expected, "{of}: {} is another", expected.name);
+    }
+    assert!(found.replacements == expected.replacements, "{of}");
+    assert!(found.rows == expected.rows, "{of}");
+    assert_eq!(found.base, expected.base, "{of}");
+}
+
+/// `scale * (B @ A)` in f64, expert by expert.
+fn delta(module: &LoraModule) -> Vec<f64> {
+    let (a, b) = (widened(&module.a), widened(&module.b));
+    let LoraModule { rank, in_features, out_features, .. } = *module;
+    let experts = module.experts.unwrap_or(1);
+    let mut delta = Vec::with_capacity(experts * out_features * in_features);
+    for row in 0..experts * out_features {
+        for column in 0..in_features {
+            let first = row / out_features * rank;
+            let term = |k: usize| f64::from(b[row * rank + k]) * f64::from(a[(first + k) * in_features + column]);
+            delta.push(module.scale * (0..rank).map(term).sum::<f64>());
+        }
+    }
+    delta
+}
+
+/// Holds that the deltas are the same to the rounding of f32, where scales were folded into B: each product has been
+/// rounded once or twice by at most 2^-24, and terms can cancel, so that it is held against the largest.
+fn assert_same_deltas(found: &LoraAdapter, expected: &LoraAdapter, of: &str) {
+    assert_eq!(found.modules.len(), expected.modules.len(), "{of}");
+    for (found, expected) in found.modules.iter().zip(&expected.modules) {
+        assert_eq!(found.name, expected.name, "{of}");
+        assert_eq!(found.magnitude, expected.magnitude, "{of}");
+        let (found, expected, name) = (delta(found), delta(expected), &found.name);
+        let largest = expected.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+        let off = found.iter().zip(&expected).fold(0.0, |most: f64, (x, y)| most.max((x - y).abs()));
+        assert!(found.len() == expected.len() && off <= 2e-7 * largest, "{of} {name}: {off} of {largest}");
+    }
+}
