@@ -79,13 +79,15 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes what was renamed in the folder outlast a power loss, where the system can sync folders.
+/// Makes what was renamed in the folder outlast a power loss, where the system can: some network file systems know no
+/// such thing, and a folder may be writable but not readable.
 fn sync_folder(path: &Path) -> Result<()> {
+    use io::ErrorKind as K;
     if cfg!(not(unix)) {
         return Ok(());
     }
     match fs::File::open(path).and_then(|folder| folder.sync_all()) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        Err(e) if matches!(e.kind(), K::InvalidInput | K::Unsupported | K::PermissionDenied) => Ok(()),
         other => other.map_err(|e| Error::io("sync the folder", path, e)),
     }
 }

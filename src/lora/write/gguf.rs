@@ -14,15 +14,16 @@ use llm_local_core::{
 use super::{
     files::{Container, Files, Tensor},
     gather::rows_of,
-    order::{Decoder, required, role},
+    order::{Base, required},
     scale::{folded, most_common},
 };
 use crate::lora::{floats, message::some_of};
 
 /// `adapter` as llama.cpp's converter writes it. The error names the module and what GGUF cannot express.
-pub(super) fn files<'a>(adapter: &'a LoraAdapter, decoder: Decoder<'_>) -> Result<Files<'a>, String> {
+pub(super) fn files<'a>(adapter: &'a LoraAdapter, base: &Base<'_>) -> Result<Files<'a>, String> {
     check(adapter)?;
-    let decoder = required(decoder, "names of tensors and the order of their rows are the base's in GGUF")?;
+    let base = required(base, "names of tensors and the order of their rows are the base's in GGUF")?;
+    let decoder = base.decoder;
     let alphas: Vec<_> = adapter.modules.iter().map(alpha).map(f64::from).collect();
     let possible: Vec<_> = alphas.iter().copied().filter(|alpha| alpha.is_finite() && *alpha != 0.0).collect();
     let common = most_common(&possible)
@@ -41,7 +42,7 @@ pub(super) fn files<'a>(adapter: &'a LoraAdapter, decoder: Decoder<'_>) -> Resul
     }
     let mut tensors = Vec::with_capacity(2 * adapter.modules.len());
     for (module, b) in adapter.modules.iter().zip(factors) {
-        let role = role(decoder, module)?.filter(|_| !module.is_parameter).ok_or_else(|| {
+        let role = base.role(module)?.filter(|_| !module.is_parameter).ok_or_else(|| {
             format!("`{}` is no module of the base's architecture {}", module.name, decoder.architecture.name())
         })?;
         let weight = format!("{}.weight", module.name);

@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `sound` | what no format can hold: broken pairs, values that are not finite |
-//! | `order` | rows of queries and keys, from GGUF's order to that of the Hugging Face layout |
+//! | `order` | the base, and rows of queries and keys, from GGUF's order to that of the Hugging Face layout |
 //! | `peft`, `mlx`, `gguf` | what a format says, and what it cannot say |
 //! | `scale` | scales that differ, where the format has one for all |
 //! | `gather` | values in another order, padded, or multiplied |
@@ -100,12 +100,13 @@ pub fn write(
     folder::check_free(into)?;
     let refused = |reason| Error::adapter(&adapter.reference, reason);
     sound::check(adapter).map_err(refused)?;
-    let decoder = base.map(|info| info.decoder.as_ref());
-    let ordered = order::as_hugging_face(adapter, decoder).map_err(refused)?;
+    let base = base.map(order::Described::of);
+    order::check(adapter, &base).map_err(refused)?;
+    let ordered = order::as_hugging_face(adapter, &base).map_err(refused)?;
     let files = match format {
         WriteFormat::Peft => peft::files(&ordered),
-        WriteFormat::MlxLm => mlx::files(&ordered, decoder),
-        WriteFormat::Gguf => gguf::files(&ordered, decoder),
+        WriteFormat::MlxLm => mlx::files(&ordered, &base),
+        WriteFormat::Gguf => gguf::files(&ordered, &base),
     };
     let files = files.map_err(|reason| refused(format!("cannot be written as {format}: {reason}")))?;
     let is_file = format == WriteFormat::Gguf && into.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use llm_local_core::{LoraAdapter, lora::ModuleSelector};
 
-use crate::lora::write::order::Decoder;
+use crate::lora::write::order::Base;
 
 /// Which modules mlx-lm puts pairs in, before it loads them.
 pub(super) struct Keys {
@@ -17,8 +17,10 @@ pub(super) struct Keys {
 impl Keys {
     /// As the adapter declares it, where mlx-lm can say that; else relative to the last layers of the base, if those are the
     /// ones that have pairs; else the whole names of the modules.
-    pub(super) fn of(adapter: &LoraAdapter, decoder: Decoder<'_>) -> Self {
-        declared(adapter).or_else(|| relative(adapter, decoder.and_then(Result::ok)?.layers)).unwrap_or_else(|| Self {
+    pub(super) fn of(adapter: &LoraAdapter, base: &Base<'_>) -> Self {
+        declared(adapter).or_else(|| relative(adapter, base.as_ref()?.as_ref().ok()?.decoder.layers)).unwrap_or_else(
+            || {
+                Self {
             names: adapter.modules.iter().map(|module| module.name.clone()).collect(),
             last_layers: -1,
             note: Some(
@@ -26,7 +28,9 @@ impl Keys {
                  base they are is not known, or they are not all of its last ones"
                     .into(),
             ),
-        })
+        }
+            },
+        )
     }
 }
 

@@ -16,13 +16,13 @@ use serde_json::{Map, Value, json};
 
 use super::{
     files::{Container, Files, Tensor},
-    order::Decoder,
+    order::Base,
     scale::{folded, most_common},
 };
 use crate::lora::{message::some_of, targets::BaseModules};
 
 /// `adapter` as mlx-lm saves it. The error names the module and what mlx-lm cannot express.
-pub(super) fn files<'a>(adapter: &'a LoraAdapter, decoder: Decoder<'_>) -> Result<Files<'a>, String> {
+pub(super) fn files<'a>(adapter: &'a LoraAdapter, base: &Base<'_>) -> Result<Files<'a>, String> {
     let mut config = Map::new();
     let mut notes = Vec::new();
     config.insert("model".into(), json!(adapter.base.name));
@@ -33,7 +33,7 @@ pub(super) fn files<'a>(adapter: &'a LoraAdapter, decoder: Decoder<'_>) -> Resul
         config.insert("fine_tune_type".into(), json!("full"));
         full(adapter)
     } else {
-        check(adapter, decoder)?;
+        check(adapter, base)?;
         let dora = all_or_none(&adapter.modules)?;
         config.insert("fine_tune_type".into(), json!(if dora { "dora" } else { "lora" }));
         let scales: Vec<_> = adapter.modules.iter().map(|module| module.scale).collect();
@@ -44,7 +44,7 @@ pub(super) fn files<'a>(adapter: &'a LoraAdapter, decoder: Decoder<'_>) -> Resul
             let lower: Vec<_> = adapter.modules.iter().filter(|m| m.rank != rank).map(|m| m.name.as_str()).collect();
             notes.push(format!("mlx-lm has one rank, so {} are padded with zeros to {rank}", some_of(&lower)));
         }
-        let keys = keys::Keys::of(adapter, decoder);
+        let keys = keys::Keys::of(adapter, base);
         notes.extend(keys.note);
         config.insert("num_layers".into(), json!(keys.last_layers));
         config.insert(
@@ -71,7 +71,7 @@ fn full<'a>(adapter: &'a LoraAdapter) -> Vec<Tensor<'a>> {
 }
 
 /// Whether mlx-lm has all that the adapter uses.
-fn check(adapter: &LoraAdapter, decoder: Decoder<'_>) -> Result<(), String> {
+fn check(adapter: &LoraAdapter, base: &Base<'_>) -> Result<(), String> {
     if let Some(replaced) = adapter.replacements.first() {
         let beside = replaced.name.strip_suffix(".weight").is_some_and(|module| adapter.module(module).is_some());
         let hint = if beside {
@@ -111,7 +111,7 @@ fn check(adapter: &LoraAdapter, decoder: Decoder<'_>) -> Result<(), String> {
             LoraModule { transposed: true, .. } => refused("fan_in_fan_out", "is stored as (in, out)"),
             LoraModule { experts: Some(_), magnitude: Some(_), .. } => refused("DoRA", "has experts with magnitudes"),
             LoraModule { name, .. }
-                if BaseModules::is_head(name) && matches!(decoder, Some(Ok(d)) if d.tied_embeddings) =>
+                if BaseModules::is_head(name) && matches!(base, Some(Ok(base)) if base.decoder.tied_embeddings) =>
             {
                 Err(format!("`{name}` is tied to the embedding in the base, and mlx-lm has no such module then"))
             }

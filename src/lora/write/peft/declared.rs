@@ -6,7 +6,7 @@ use llm_local_core::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::lora::targets;
+use crate::lora::{WriteFormat, targets};
 
 /// The fields that say which modules the adapter applies to: as it declares them where PEFT can say that, else the whole
 /// names of the modules that have pairs.
@@ -48,7 +48,7 @@ fn selector(declared: &DeclaredTargets, adapter: &LoraAdapter) -> Option<Value> 
     if declared.last_layers.is_some() {
         return None;
     }
-    let is_of_peft = adapter.format == "peft";
+    let is_of_peft = adapter.format == WriteFormat::Peft.as_str();
     let chosen = |name: &str| match targets::selects(&declared.modules, name) {
         Ok(Some(chosen)) => chosen,
         // What it chooses, the base says: PEFT saved it so.

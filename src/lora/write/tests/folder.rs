@@ -60,7 +60,7 @@ fn what_appears_meanwhile_is_not_written_over_and_nothing_half_written_is_left()
     fs::create_dir(&into).unwrap();
     fs::write(into.join("theirs"), "theirs").unwrap();
     assert_eq!(super::super::folder::publish(&files, &into).unwrap_err().code(), "io");
-    let files = super::super::gguf::files(&adapter, Some(info.decoder.as_ref())).unwrap();
+    let files = super::super::gguf::files(&adapter, &Some(order::Described::of(&info))).unwrap();
     let file = folder.path().join("x.gguf");
     fs::write(&file, "theirs").unwrap();
     assert_eq!(super::super::folder::publish_file(&files, &file).unwrap_err().code(), "io");

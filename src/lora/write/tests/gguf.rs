@@ -60,7 +60,7 @@ fn scales_that_one_alpha_cannot_give_are_folded_into_b() {
     let patterns = adapter("tiny-llama-lora-patterns");
     let (back, notes) = there_and_back(&patterns, WriteFormat::Gguf, Some(&info)).unwrap();
     assert_same_deltas(&back, &patterns, "patterns");
-    // Stored as f16, and alpha 12 instead of 8; alpha 32 is four times as much, which f16 can be multiplied by.
+    // Stored as bf16, and alpha 12 instead of 8; alpha 32 is four times as much, which leaves bf16 exact.
     assert!(
         notes.len() == 1 && notes[0].contains("layers.1.self_attn.v_proj") && !notes[0].contains("down"),
         "{notes:?}"
@@ -69,7 +69,7 @@ fn scales_that_one_alpha_cannot_give_are_folded_into_b() {
     assert!(back.modules.iter().all(|module| module.scale == 8.0 / module.rank as f64));
     // What a script has folded, of the same adapter.
     let folded = read_files(&[fixture("gguf/tiny-llama-lora-patterns-folded-f32.gguf")]).unwrap();
-    let folded = order::as_hugging_face(&folded, Some(info.decoder.as_ref())).unwrap().into_owned();
+    let folded = order::as_hugging_face(&folded, &Some(order::Described::of(&info))).unwrap().into_owned();
     assert_same_deltas(&back, &folded, "folded");
     // rsLoRA: alpha * sqrt(r) is no f32.
     let stabilized = adapter("tiny-llama-lora-rslora");

@@ -46,7 +46,7 @@ fn there_and_back(
     let WrittenAdapter { files, notes } = write(adapter, format, base, &folder.path().join("into"))?;
     let read = read_files(&files)?;
     assert_eq!(read.format, format.as_str());
-    let ordered = order::as_hugging_face(&read, base.map(|info| info.decoder.as_ref())).unwrap();
+    let ordered = order::as_hugging_face(&read, &base.map(order::Described::of)).unwrap();
     Ok((ordered.into_owned(), notes))
 }
 

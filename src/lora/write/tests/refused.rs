@@ -65,9 +65,14 @@ fn what_mlx_lm_and_gguf_cannot_express_is_refused_by_module_and_feature() {
     gguf(pair(Q).with_magnitude(vec![1.0; 128]), &[Q, "DoRA"]);
     gguf(expert("model.layers.0.mlp.switch_mlp.up_proj"), &["switch_mlp.up_proj", "experts"]);
     gguf(pair("model.layers.0.self_attn.rotary"), &["self_attn.rotary", "no module", "llama"]);
-    gguf(pair(K), &[K, "(64, 128)", "another base"]);
+    for format in WriteFormat::ALL {
+        refused(&of(vec![pair(K)]), format, Some(&info), &[K, "(64, 128)", "another base"]);
+    }
     let mlx = |modules: Vec<LoraModule>, words: &[&str]| refused(&of(modules), WriteFormat::MlxLm, None, words);
     mlx(vec![pair(Q).with_magnitude(vec![1.0; 128]), keys()], &[Q, K, "DoRA"]);
+    let head = of(vec![LoraModule::new("lm_head", (1, 128, 896), vec![0.5; 128], vec![0.5; 896], 2.0)]);
+    refused(&head, WriteFormat::MlxLm, Some(&info), &["`lm_head`", "tied to the embedding"]);
+    refused(&head, WriteFormat::Gguf, Some(&info), &["`lm_head`", "no module of the base"]);
     mlx(vec![expert("a.switch_mlp.up_proj").with_magnitude(vec![1.0; 3])], &["up_proj", "DoRA"]);
     refused(
         &of(vec![
