@@ -187,7 +187,7 @@ impl Api {
 
     /// The request for the bytes of an asset. With a token it goes to the API, which knows private repositories; else to
     /// where browsers get it, if that is given, which counts against no limit. That has the tag in it, and gives the asset
-    /// that is there now: it is for those whose digest is told.
+    /// that is there now: it is for those whose digest is told, and for large ones, which take more requests than the limit has.
     pub(crate) fn asset(&self, asked: &Asked, id: u64, browser: Option<&str>) -> Request {
         match (browser, &self.settings.token) {
             (Some(url), None) => Request::new(url),

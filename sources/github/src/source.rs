@@ -36,10 +36,14 @@ use crate::{
 #[derive(Clone)]
 pub struct GitHub(Arc<Inner>);
 
+/// Largest asset without a digest that is asked for by its id where no token is given: each range of it is a request of the
+/// 60 in an hour, and larger ones are fetched in many.
+const LARGEST_BY_ID: u64 = 64 << 20;
+
 struct Inner {
     api: Api,
     /// Where browsers get an asset, by its id, for those that were seen and whose digest is told: by its tag, which may be
-    /// moved to other bytes. Of the others, nothing would tell.
+    /// moved to other bytes. Of the others nothing would tell; they are asked for by their ids, unless they are large.
     browser: Mutex<HashMap<u64, String>>,
 }
 
@@ -141,11 +145,12 @@ impl GitHub {
         let mut told = Vec::new();
         for asset in &chosen.assets {
             let file = ManifestFile::new(&asset.name, asset.size);
-            files.push(match digests.of(asset).await? {
-                Some(digest) => {
-                    told.push((asset.id, asset.browser_download_url.clone()));
-                    file.with_digest(digest)
-                }
+            let digest = digests.of(asset).await?;
+            if digest.is_some() || asset.size > LARGEST_BY_ID {
+                told.push((asset.id, asset.browser_download_url.clone()));
+            }
+            files.push(match digest {
+                Some(digest) => file.with_digest(digest),
                 None => file,
             });
         }

@@ -118,3 +118,13 @@ fn a_list_of_digests_is_asked_for_by_its_id() {
     assert!(asked.contains(&format!("/repos/acme/lora/releases/assets/{list}")), "{asked:?}");
     assert!(!asked.iter().any(|path| path.contains("/releases/download/")), "{asked:?}");
 }
+
+#[test]
+fn a_large_asset_without_a_digest_takes_one_request_of_the_limit() {
+    let large = asset(7, false).with_size((64 << 20) + 1);
+    let repository = Repository::new("acme/lora").with_release(Release::new("v1").with_asset(large));
+    let setup = setup(server().with_repository(repository), "");
+    let manifest = setup.resolve(V1).unwrap();
+    assert_eq!(manifest.files[0].digest, None);
+    assert!(setup.request(&manifest, NAME).url.contains("/releases/download/v1/"));
+}
