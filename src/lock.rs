@@ -89,7 +89,7 @@ mod tests {
         let base = vec![file("config.json", 1), file("tokenizer.json", 2)];
         let base = Manifest::new("hf:org/tiny".parse().unwrap(), Want::Model, "c0ffee", base).unwrap();
         let adapter = vec![file("pirate.zip", 3)];
-        let adapter = Manifest::new("github:o/r@latest".parse().unwrap(), Want::Adapter, "7:1", adapter).unwrap();
+        let adapter = Manifest::new("github:o/r@latest".parse().unwrap(), Want::Adapter, "7~1", adapter).unwrap();
         let adapter = adapter.with_version("v1");
         SpecLock::new(vec![LockedArtifact::new(&base).unwrap(), LockedArtifact::new(&adapter).unwrap()])
     }

@@ -24,7 +24,7 @@ pub struct Manifest {
     pub reference: ArtifactRef,
     /// What it was wanted as.
     pub want: Want,
-    /// The immutable revision: a commit, a release's tag and id, a digest.
+    /// The immutable revision: a commit, the ids of a release and its assets, a digest.
     pub revision: String,
     /// The name of the revision for people, where its owner promises that it always means the same: a release's tag.
     /// What was fetched under it first is held against what comes later.

@@ -107,17 +107,18 @@ impl Adapters {
     async fn roll_back(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterVersion> {
         let versions = self.kept(reference).await?;
         self.engine.inner.policy.check_ref(&versions.reference)?;
-        let before = versions.before().map(|kept| kept.manifest.clone());
-        if let Some(manifest) = &before {
-            self.check_kept(&versions.reference, manifest, cx).await?;
-        }
-        let (store, of) = (self.store().clone(), versions.reference.clone());
-        let kept = blocking("store", move || store.roll_back(&of, Want::Adapter)).await?;
+        let kept = loop {
+            let (store, of) = (self.store().clone(), versions.reference.clone());
+            let before = blocking("store", move || store.version_before(&of, Want::Adapter)).await?.manifest;
+            self.check_kept(&versions.reference, &before, cx).await?;
+            let (store, of) = (self.store().clone(), versions.reference.clone());
+            let rolled = move || store.roll_back(&of, Want::Adapter, &before.revision);
+            // Another one is the version before, if somebody chose or deleted one meanwhile.
+            if let Some(kept) = blocking("store", rolled).await? {
+                break kept;
+            }
+        };
         self.engine.inner.detach(reference, Some(&kept.manifest.revision));
-        // Another one, if somebody chose or deleted one meanwhile.
-        if before.is_none_or(|before| before.revision != kept.manifest.revision) {
-            self.check_kept(&versions.reference, &kept.manifest, cx).await?;
-        }
         self.version(reference, &kept.manifest.revision).await
     }
 

@@ -77,14 +77,6 @@ impl Versions {
         self.selection.hold
     }
 
-    /// The version that was selected before the current one and is kept and whole: the one to go back to.
-    pub(crate) fn before(&self) -> Option<&Kept> {
-        let current = self.current()?;
-        let earlier = self.selection.history.iter().rev().filter(|it| it.revision != current.revision);
-        let whole = |revision: &str| self.kept.iter().find(|kept| kept.whole && kept.manifest.revision == revision);
-        earlier.filter_map(|selected| whole(&selected.revision)).next()
-    }
-
     /// [`Versions::current`], if it is kept and whole.
     pub(crate) fn current_kept(&self) -> Option<&Kept> {
         let current = self.current()?;
@@ -247,7 +239,7 @@ mod tests {
     fn a_ref_names_a_version_by_its_name_or_its_revision() {
         let names = |text: &str| names(&text.parse().unwrap(), Some("v1"), "c0ffee");
         assert!(names("github:o/r@v1") && names("hf:o/r@c0ffee") && names("hf:o/r@c0ffee:sub"));
-        assert!(!super::names(&"github:o/r@latest".parse().unwrap(), Some("latest"), "7:1"));
+        assert!(!super::names(&"github:o/r@latest".parse().unwrap(), Some("latest"), "7~1"));
         assert!(!names("github:o/r") && !names("github:o/r@latest") && !names("github:o/r@v"));
     }
 

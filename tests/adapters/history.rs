@@ -83,6 +83,7 @@ fn of_several_that_were_used_by_their_tags_the_last_is_the_version_before() {
     let engine = world.engine();
     let fetch = |text: &str| block_on(engine.download_artifact(&text.parse().unwrap(), Want::Adapter, None)).unwrap();
     world.github.publish("acme/lora", loose("v2", "rslora"));
+    fetch(V1);
     fetch("github:acme/lora@v2");
     answers(&engine, &spec(V1)).unwrap();
     world.github.publish("acme/lora", zipped("v3", "rslora"));

@@ -161,3 +161,25 @@ fn a_version_that_is_not_allowed_is_not_gone_back_to() {
         assert_reference(&answers(&free, &spec(LATEST)).unwrap(), "peft");
     }
 }
+
+/// Whoever fetched it had no rule, and its source told then whose it is now.
+#[test]
+fn what_was_fetched_of_a_repository_that_was_given_away_is_its_new_owners_also_once_it_is_kept() {
+    let world = World::new(loose("v1", "peft"));
+    world.github.rename("acme/lora", "mallory/lora");
+    let policy = || Policy::new().allow_owners(["acme", "org"]);
+    let says = "its source now has it from the owner `mallory`";
+    let ruled = world.builder().policy(policy()).build().unwrap();
+    assert_adapter_error(block_on(ruled.load(&spec(V1))), "not_allowed", &[V1, says]);
+    assert_eq!(world.stored().iter().filter(|path| path.starts_with("blobs/")).count(), 0);
+    block_on(world.engine().load(&spec(V1))).unwrap();
+    for offline in [false, true] {
+        let ruled = world.builder().policy(policy()).offline(offline).build().unwrap();
+        world.requests();
+        assert_adapter_error(block_on(ruled.load(&spec(V1))), "not_allowed", &[V1, says]);
+        assert_adapter_error(block_on(ruled.adapters().pin(&parsed(V1), None, None)), "not_allowed", &[says]);
+        assert_eq!(world.asked(), Vec::<String>::new(), "the record tells");
+    }
+    let both = world.builder().policy(policy().allow_owners(["Mallory"])).build().unwrap();
+    block_on(both.load(&spec(V1))).unwrap();
+}

@@ -14,7 +14,7 @@ fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
     let world = World::new(loose("v1", "rslora"));
     let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
     let report = block_on(engine.adapters().inspect(&reference)).unwrap();
-    assert_eq!((report.format, report.version.as_deref()), (AdapterFormat::Peft, Some("v1")));
+    assert_eq!((&report.format, report.version.as_deref()), (&AdapterFormat::Peft, Some("v1")));
     assert_eq!(report.base.name.as_deref(), Some("tiny-llama"));
     assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(8.0), Scaling::AlphaOverRootRank));
     assert!(report.targets.contains(&"q_proj".to_owned()), "{report:?}");
@@ -65,7 +65,7 @@ fn what_cannot_be_used_is_described_with_the_reason() {
     let why = mlx.unusable.as_ref().unwrap();
     assert!(why.contains("fine_tune_type") && why.contains("\"prefix\""), "{mlx:?}");
     let loha = report("peft", "peft_type", "LOHA");
-    assert_eq!((loha.format, &loha.ranks[..]), (AdapterFormat::Peft, &[8][..]));
+    assert_eq!((&loha.format, &loha.ranks[..]), (&AdapterFormat::Peft, &[8][..]));
     assert!(loha.unusable.as_ref().unwrap().contains("`peft_type` is \"LOHA\""), "{loha:?}");
 }
 
@@ -105,7 +105,7 @@ fn gguf() -> Vec<u8> {
 fn a_gguf_adapter_is_described_by_its_metadata() {
     let world = World::new(Release::new("v1").with_file("pirate.gguf", gguf()));
     let report = block_on(world.engine().adapters().inspect(&"github:acme/lora".parse().unwrap())).unwrap();
-    assert_eq!((report.format, report.base.name.as_deref()), (AdapterFormat::Gguf, Some("Tiny Llama")));
+    assert_eq!((&report.format, report.base.name.as_deref()), (&AdapterFormat::Gguf, Some("Tiny Llama")));
     assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(16.0), Scaling::AlphaOverRank));
     assert_eq!((report.modules, report.tensors), (1, 2));
     assert_eq!(report.unusable, None);

@@ -64,7 +64,7 @@ impl Release {
     /// transferred.
     pub(crate) fn repository(&self) -> Option<&str> {
         let (_, path) = self.url.split_once("/repos/")?;
-        path.split_once("/releases/").map(|(repository, _)| repository)
+        path.rsplit_once("/releases/").map(|(repository, _)| repository)
     }
 }
 
@@ -231,7 +231,7 @@ impl Api {
         match (response.status(), known) {
             (304, Some(known)) => {
                 if let Err(error) = self.answers.touch(url, self.network.timer().wall()) {
-                    tracing::warn!(%error, "that an answer of GitHub's was used is not noted; it may be cleaned away");
+                    tracing::debug!(%error, "that an answer of GitHub's was used is not noted; it may be cleaned away");
                 }
                 Ok(Some(known))
             }

@@ -17,7 +17,9 @@ impl Pinned {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (release, assets) = text.split_once('~')?;
         let assets = assets.split(',').map(|id| id.parse().ok()).collect::<Option<_>>()?;
-        Some(Self { release: release.parse().ok()?, assets })
+        let pinned = Self { release: release.parse().ok()?, assets };
+        // Elsewhere texts are compared.
+        (pinned.to_string() == text).then_some(pinned)
     }
 
     /// The id of the asset that is the file `name` of `manifest`.
@@ -49,6 +51,7 @@ mod tests {
         let revision = Pinned { release: 7, assets: vec![1, 22] }.to_string();
         assert_eq!(revision, "7~1,22");
         assert_eq!(Pinned::parse(&revision).unwrap().assets, [1, 22]);
+        assert_eq!(["07~1", "+7~1", "7~1,", "7"].map(Pinned::parse), [None, None, None, None]);
         let files = vec![ManifestFile::new("a", 1), ManifestFile::new("b", 1)];
         let reference = "github:o/r@v1".parse().unwrap();
         let mut manifest = Manifest::new(reference, Want::Adapter, revision, files).unwrap();

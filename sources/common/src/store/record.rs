@@ -48,6 +48,8 @@ pub(super) struct Record {
     pub(super) license: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) gated: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) owner: Option<String>,
     /// Version 1: whether we brought any of it here. What it says moves to the files when it is read.
     #[serde(default, rename = "fetched", skip_serializing)]
     all_fetched: bool,
@@ -116,6 +118,7 @@ impl Record {
             cache: placement.map(Cache::new).transpose()?,
             license: manifest.license.clone(),
             gated: manifest.gated,
+            owner: manifest.owner.clone(),
             all_fetched: false,
             pinned: false,
             created: 0,
@@ -187,6 +190,7 @@ impl Record {
         self.named = self.named.take().or_else(|| old.named.clone());
         // A source that is offline does not tell.
         (self.license, self.gated) = (self.license.take().or_else(|| old.license.clone()), self.gated.or(old.gated));
+        self.owner = self.owner.take().or_else(|| old.owner.clone());
         self.take_over_files(&old, store);
         if let (Some(cache), Some(old)) = (&mut self.cache, old.cache) {
             let refs = old.refs.into_iter().filter(|(path, _)| cache.refs.iter().all(|(p, _)| p != path));
@@ -216,7 +220,7 @@ impl Record {
     pub(super) fn into_needs(mut self) -> Self {
         self.files.iter_mut().for_each(|file| (file.computed, file.fetched) = (None, None));
         self.origins.iter_mut().for_each(|origin| origin.computed = None);
-        Self { license: None, gated: None, pinned: false, created: 0, last_used: 0, ..self }
+        Self { license: None, gated: None, owner: None, pinned: false, created: 0, last_used: 0, ..self }
     }
 
     /// The manifest, as its source resolved it.
@@ -236,7 +240,7 @@ impl Record {
         let mut manifest = Manifest::new(self.reference.clone(), self.want, &*self.revision, files)?
             .with_unpack(self.unpack.clone())?;
         (manifest.version, manifest.license) = (self.named.clone(), self.license.clone());
-        manifest.gated = self.gated;
+        (manifest.gated, manifest.owner) = (self.gated, self.owner.clone());
         Ok(manifest)
     }
 

@@ -182,20 +182,30 @@ impl Store {
         Ok(true)
     }
 
-    /// Selects the newest of the versions that were selected before the current one and are here, all of it, and holds it
-    /// there. What was selected after it is forgotten.
+    /// The version that [`Store::roll_back`] goes back to: the newest of those that were selected before the current one and
+    /// are here, all of it.
     ///
     /// # Errors
     /// [`Error::NotFound`], which says what is kept, if there is none; as [`Store::select`].
-    pub fn roll_back(&self, reference: &ArtifactRef, want: Want) -> Result<Kept> {
-        // So that asking for what is not there makes no folder.
-        self.earlier(reference, want)?;
+    pub fn version_before(&self, reference: &ArtifactRef, want: Want) -> Result<Kept> {
+        self.earlier(reference, want).map(|(_, _, kept)| kept)
+    }
+
+    /// Selects [`Store::version_before`] and holds it there, if its revision still is `revision`; else it changes nothing and
+    /// gives `None`. What was selected after it is forgotten.
+    ///
+    /// # Errors
+    /// As [`Store::version_before`].
+    pub fn roll_back(&self, reference: &ArtifactRef, want: Want, revision: &str) -> Result<Option<Kept>> {
         let _changing = self.change()?;
         let (mut selection, at, kept) = self.earlier(reference, want)?;
+        if kept.manifest.revision != revision {
+            return Ok(None);
+        }
         selection.history.truncate(at + 1);
         selection.hold = Some(HoldKind::RolledBack);
         self.write_selection(reference, want, selection)?;
-        Ok(kept)
+        Ok(Some(kept))
     }
 
     /// Lets the version that is selected be followed by a newer one again.
