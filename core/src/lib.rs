@@ -64,7 +64,7 @@ pub use generate::{
     Sampling, SessionId, Usage, UsedAdapter,
 };
 pub use lock::{LockedArtifact, SpecLock};
-pub use lora::{AdapterPolicy, AdapterSet, LoraAdapter, LoraModule};
+pub use lora::{AdapterPolicy, AdapterSet, Allowance, LoraAdapter, LoraModule};
 pub use manifest::{Manifest, ManifestFile, Want};
 pub use model::{DecoderConfig, GgufMetadata, GgufValue, ModelFormat, ModelInfo};
 pub use plugin::{Plugin, PluginContext};

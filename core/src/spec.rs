@@ -1,10 +1,10 @@
 //! What to run, as plain data.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{AdapterPolicy, ArtifactRef, Error, Result, SpecLock};
+use crate::{AdapterPolicy, Allowance, ArtifactRef, Error, Result, SpecLock};
 
 /// What to run. Only `base` is needed; everything else has a default.
 ///
@@ -107,6 +107,12 @@ impl ModelSpec {
         self
     }
 
+    /// Adds an adapter with all that is said of it.
+    pub fn with_adapter_spec(mut self, adapter: AdapterSpec) -> Self {
+        self.adapters.push(adapter);
+        self
+    }
+
     /// Sets the backend.
     pub fn with_backend(mut self, backend: BackendPreference) -> Self {
         self.backend = backend;
@@ -172,7 +178,7 @@ impl ModelSpec {
     }
 }
 
-/// An adapter of a spec: a ref, or a ref and a weight.
+/// An adapter of a spec: a ref, or a ref with a weight and what is let pass.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct AdapterSpec {
@@ -181,17 +187,26 @@ pub struct AdapterSpec {
     pub reference: ArtifactRef,
     /// What its delta is multiplied by.
     pub weight: f32,
+    /// What would be an error of it, and is let pass.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub allow: BTreeSet<Allowance>,
 }
 
 impl AdapterSpec {
     /// An adapter with weight 1.
     pub fn new(reference: ArtifactRef) -> Self {
-        Self { reference, weight: 1.0 }
+        Self { reference, weight: 1.0, allow: BTreeSet::new() }
     }
 
     /// Sets the weight.
     pub fn with_weight(mut self, weight: f32) -> Self {
         self.weight = weight;
+        self
+    }
+
+    /// Lets pass what would be an error of it.
+    pub fn allowing(mut self, allowance: Allowance) -> Self {
+        self.allow.insert(allowance);
         self
     }
 
@@ -226,6 +241,8 @@ impl<'de> Deserialize<'de> for AdapterSpec {
             reference: ArtifactRef,
             #[serde(default = "one")]
             weight: f32,
+            #[serde(default)]
+            allow: BTreeSet<Allowance>,
         }
         fn one() -> f32 {
             1.0
@@ -235,7 +252,7 @@ impl<'de> Deserialize<'de> for AdapterSpec {
             type Value = AdapterSpec;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an adapter: a ref as text, or { ref, weight }")
+                f.write_str("an adapter: a ref as text, or { ref, weight, allow }")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<AdapterSpec, E> {
@@ -244,7 +261,7 @@ impl<'de> Deserialize<'de> for AdapterSpec {
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<AdapterSpec, A::Error> {
                 let full = Full::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(AdapterSpec { reference: full.reference, weight: full.weight })
+                Ok(AdapterSpec { reference: full.reference, weight: full.weight, allow: full.allow })
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -389,6 +406,26 @@ mod tests {
         assert_eq!(spec.backend, BackendPreference::Auto);
         let spec: ModelSpec = toml::from_str("base = './m'\nadapter_policy = 'keep-unmerged'").unwrap();
         assert_eq!(spec.adapter_policy, AdapterPolicy::KeepUnmerged);
+        let spec: ModelSpec =
+            toml::from_str("base = './m'\nadapters = [{ ref = './y', allow = ['no-effect', 'unused-tensors'] }]")
+                .unwrap();
+        let adapter = AdapterSpec::new("./y".parse().unwrap());
+        let adapter = adapter.allowing(Allowance::UnusedTensors).allowing(Allowance::NoEffect);
+        assert_eq!(spec.adapters, [adapter.clone()]);
+        let json = serde_json::to_string(&adapter).unwrap();
+        assert!(json.contains(r#""allow":["unused-tensors","no-effect"]"#), "{json}");
+        assert_eq!(serde_json::from_str::<AdapterSpec>(&json).unwrap(), adapter);
+    }
+
+    /// Asserts that `error` is an adapter's, around an invalid spec.
+    #[track_caller]
+    fn assert_adapter_error(error: &Error, words: &[&str]) {
+        assert_eq!(error.code(), "adapter_merge_failed", "{error}");
+        let source = std::error::Error::source(error).expect("it is around another error").to_string();
+        assert!(source.starts_with("invalid "), "{source}");
+        for word in words {
+            assert!(error.to_string().contains(word), "`{word}` is not in: {error}");
+        }
     }
 
     #[test]
@@ -413,6 +450,7 @@ mod tests {
             (r#"{"base":"m","context_length":-1}"#, "number of tokens"),
             (r#"{"base":"m","dtype":"int8"}"#, "int8"),
             (r#"{"base":"m","adapters":[3]}"#, "an adapter"),
+            (r#"{"base":"m","adapters":[{"ref":"x","allow":["everything"]}]}"#, "everything"),
         ] {
             let error = serde_json::from_str::<ModelSpec>(json).unwrap_err().to_string();
             assert!(error.contains(why), "{json}: {error}");

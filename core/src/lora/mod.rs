@@ -16,6 +16,6 @@ pub use floats::Floats;
 pub use format::{AdapterFiles, AdapterFormat};
 pub use hint::BaseHint;
 pub use module::{LoraModule, ReplacedRows, ReplacementTensor};
-pub use policy::AdapterPolicy;
+pub use policy::{AdapterPolicy, Allowance};
 pub use set::AdapterSet;
 pub use targets::{DeclaredTargets, ModuleSelector};
