@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{AdapterSource, InferenceBackend, ModelSource, Result};
+use crate::{AdapterSource, InferenceBackend, ModelSource, Result, lora::AdapterFormat};
 
 /// What a plugin's makers may use: at most one value of each type, put there by whoever makes the registry. The engine
 /// puts in the network that it fetches with (`Network` of `llm-local-source-common`), so that sources share its settings
@@ -48,6 +48,8 @@ pub type MakeBackend = fn(&PluginContext) -> Result<Arc<dyn InferenceBackend>>;
 pub type MakeModelSource = fn(&PluginContext) -> Result<Arc<dyn ModelSource>>;
 /// Makes an adapter source.
 pub type MakeAdapterSource = fn(&PluginContext) -> Result<Arc<dyn AdapterSource>>;
+/// Makes a format of adapters.
+pub type MakeAdapterFormat = fn(&PluginContext) -> Result<Arc<dyn AdapterFormat>>;
 
 /// The descriptor of a plugin crate: one per crate, for everything that it brings.
 ///
@@ -67,12 +69,15 @@ pub struct Plugin {
     pub model_source: Option<(&'static str, MakeModelSource)>,
     /// Its adapter source's scheme and maker.
     pub adapter_source: Option<(&'static str, MakeAdapterSource)>,
+    /// Its adapter format's name and maker.
+    pub adapter_format: Option<(&'static str, MakeAdapterFormat)>,
 }
 
 impl Plugin {
     /// A descriptor that brings nothing yet.
     pub const fn new(name: &'static str, crate_name: &'static str, crate_version: &'static str) -> Self {
-        Self { name, crate_name, crate_version, backend: None, model_source: None, adapter_source: None }
+        let (backend, model_source, adapter_source, adapter_format) = (None, None, None, None);
+        Self { name, crate_name, crate_version, backend, model_source, adapter_source, adapter_format }
     }
 
     /// Brings a backend. Among those that can run a model, the highest `priority` is taken; at equal priority, the
@@ -91,6 +96,13 @@ impl Plugin {
     /// Brings a source of adapters with refs of `scheme`.
     pub const fn with_adapter_source(mut self, scheme: &'static str, make: MakeAdapterSource) -> Self {
         self.adapter_source = Some((scheme, make));
+        self
+    }
+
+    /// Brings a format of adapters, called `name` as its [`AdapterFormat::name`] is. It is tried beside the built-in ones,
+    /// wherever adapters are read; one that two formats recognize is refused.
+    pub const fn with_adapter_format(mut self, name: &'static str, make: MakeAdapterFormat) -> Self {
+        self.adapter_format = Some((name, make));
         self
     }
 

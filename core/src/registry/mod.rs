@@ -15,7 +15,8 @@ use std::{
 
 use crate::{
     AdapterSource, ArtifactRef, Error, InferenceBackend, ModelSource, Plugin, PluginContext, Result,
-    plugin::{self, MakeAdapterSource, MakeBackend, MakeModelSource},
+    lora::AdapterFormat,
+    plugin::{self, MakeAdapterFormat, MakeAdapterSource, MakeBackend, MakeModelSource},
 };
 
 /// Where a registered plugin came from.
@@ -50,6 +51,8 @@ pub enum PluginKind {
     ModelSource,
     /// Adapter sources, by scheme.
     AdapterSource,
+    /// Formats of adapters beside the built-in ones, by name.
+    AdapterFormat,
 }
 
 impl PluginKind {
@@ -59,6 +62,7 @@ impl PluginKind {
             Self::Backend => "backend",
             Self::ModelSource => "model source",
             Self::AdapterSource => "adapter source",
+            Self::AdapterFormat => "adapter format",
         }
     }
 }
@@ -69,7 +73,7 @@ impl PluginKind {
 pub struct PluginInfo {
     /// Its name space.
     pub kind: PluginKind,
-    /// A backend's name, a source's scheme.
+    /// A backend's or a format's name, a source's scheme.
     pub name: String,
     /// The crate it is from; `None` for an instance that the application gave.
     pub crate_name: Option<&'static str>,
@@ -124,11 +128,12 @@ impl<T: ?Sized, M: Fn(&PluginContext) -> Result<Arc<T>>> Entry<T, M> {
 
 type Entries<T, M> = BTreeMap<String, Entry<T, M>>;
 
-/// Names to plugins. Backends, model sources and adapter sources are separate name spaces.
+/// Names to plugins. Backends, model sources, adapter sources and adapter formats are separate name spaces.
 pub struct Registry {
     backends: Entries<dyn InferenceBackend, MakeBackend>,
     model_sources: Entries<dyn ModelSource, MakeModelSource>,
     adapter_sources: Entries<dyn AdapterSource, MakeAdapterSource>,
+    adapter_formats: Entries<dyn AdapterFormat, MakeAdapterFormat>,
     features: &'static [KnownFeature],
     context: PluginContext,
 }
@@ -140,6 +145,7 @@ impl Registry {
             backends: BTreeMap::new(),
             model_sources: BTreeMap::new(),
             adapter_sources: BTreeMap::new(),
+            adapter_formats: BTreeMap::new(),
             features: &[],
             context: PluginContext::new(),
         }
@@ -211,6 +217,13 @@ impl Registry {
         self.with_model_source(source.clone()).with_adapter_source(source)
     }
 
+    /// Adds a format of adapters. It replaces the one that had its name.
+    pub fn with_adapter_format(mut self, format: Arc<dyn AdapterFormat>) -> Self {
+        let name = format.name().to_owned();
+        self.adapter_formats.insert(name.clone(), Entry::explicit(&name, 0, format));
+        self
+    }
+
     /// Adds a plugin by its descriptor. It replaces those that had its names.
     pub fn with_plugin(mut self, plugin: &Plugin) -> Self {
         if let Some((priority, make)) = plugin.backend {
@@ -223,14 +236,18 @@ impl Registry {
         if let Some((scheme, make)) = plugin.adapter_source {
             self.adapter_sources.insert(scheme.into(), described(plugin, Origin::Explicit, scheme, 0, make));
         }
+        if let Some((name, make)) = plugin.adapter_format {
+            self.adapter_formats.insert(name.into(), described(plugin, Origin::Explicit, name, 0, make));
+        }
         self
     }
 
-    /// What is registered: backends by priority, then sources by scheme.
+    /// What is registered: backends by priority, then sources by scheme, then adapter formats by name.
     pub fn plugins(&self) -> Vec<PluginInfo> {
         let mut all: Vec<_> = self.backend_entries().map(|e| e.info(PluginKind::Backend)).collect();
         all.extend(self.model_sources.values().map(|e| e.info(PluginKind::ModelSource)));
         all.extend(self.adapter_sources.values().map(|e| e.info(PluginKind::AdapterSource)));
+        all.extend(self.adapter_formats.values().map(|e| e.info(PluginKind::AdapterFormat)));
         all
     }
 
@@ -258,6 +275,14 @@ impl Registry {
         self.lookup(&self.adapter_sources, PluginKind::AdapterSource, reference.scheme())
             .and_then(|entry| entry.get(&self.context))
             .map_err(|e| e.into_adapter(reference))
+    }
+
+    /// All formats of adapters, by name. The built-in ones are not among them.
+    ///
+    /// # Errors
+    /// What a maker said.
+    pub fn adapter_formats(&self) -> Result<Vec<Arc<dyn AdapterFormat>>> {
+        self.adapter_formats.values().map(|entry| entry.get(&self.context)).collect()
     }
 
     /// Backends by priority, then name.
@@ -295,6 +320,9 @@ impl Registry {
         }
         if let Some((scheme, make)) = plugin.adapter_source {
             add_to(&mut self.adapter_sources, PluginKind::AdapterSource, described(plugin, origin, scheme, 0, make))?;
+        }
+        if let Some((name, make)) = plugin.adapter_format {
+            add_to(&mut self.adapter_formats, PluginKind::AdapterFormat, described(plugin, origin, name, 0, make))?;
         }
         Ok(())
     }

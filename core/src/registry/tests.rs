@@ -2,9 +2,9 @@ use std::ops::Range;
 
 use super::*;
 use crate::{
-    BackendPreference, Capabilities, DeviceInfo, DeviceKind, FetchContext, LoadOptions, LoadedModel, Manifest,
-    ManifestFile, MemoryEstimate, ModelFormat, ModelInfo, ModelSpec, ModelWeights, Opened, Support, Want,
-    registry::resolve::Reason, source::ArtifactSource,
+    BackendPreference, Capabilities, DeviceInfo, DeviceKind, FetchContext, LoadOptions, LoadedModel, LoraAdapter,
+    Manifest, ManifestFile, MemoryEstimate, ModelFormat, ModelInfo, ModelSpec, ModelWeights, Opened, Support, Want,
+    lora::AdapterFiles, registry::resolve::Reason, source::ArtifactSource,
 };
 
 struct Source(&'static str);
@@ -87,6 +87,30 @@ fn adapters(_: &PluginContext) -> Result<Arc<dyn AdapterSource>> {
 fn by_context(context: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {
     let name = context.get::<&'static str>().copied().unwrap_or("nothing said");
     Ok(Arc::new(Backend::on(name, &["cpu"])))
+}
+
+struct Format(&'static str);
+
+impl AdapterFormat for Format {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn recognizes(&self, _: &AdapterFiles<'_>) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn read(&self, files: &AdapterFiles<'_>) -> Result<LoraAdapter> {
+        Err(Error::adapter(files.reference, "this format recognizes nothing"))
+    }
+}
+
+fn format(_: &PluginContext) -> Result<Arc<dyn AdapterFormat>> {
+    Ok(Arc::new(Format("factors")))
+}
+
+fn broken_format(_: &PluginContext) -> Result<Arc<dyn AdapterFormat>> {
+    Err(Error::load("factors", "its library is missing"))
 }
 
 const GOOD: Plugin = Plugin::new("good", "crate-good", "1.0.0").with_backend(1, good);
@@ -213,9 +237,15 @@ fn two_plugins_with_one_name_are_refused_and_one_twice_is_one() {
     const THIEF: Plugin = Plugin::new("good", "crate-thief", "2.0.0").with_backend(5, good);
     const SAME_SCHEME: Plugin = Plugin::new("files", "crate-thief", "2.0.0").with_model_source("file", models);
     const SAME_NAME: Plugin = Plugin::new("local", "crate-thief", "2.0.0").with_adapter_source("disk", adapters);
-    for (built_in, discovered) in
-        [(&[GOOD][..], &[THIEF][..]), (&[], &[GOOD, THIEF]), (&[FILES], &[SAME_SCHEME]), (&[FILES], &[SAME_NAME])]
-    {
+    const FACTORS: Plugin = Plugin::new("factors", "crate-good", "1.0.0").with_adapter_format("factors", format);
+    const SAME_FORMAT: Plugin = Plugin::new("x", "crate-thief", "2.0.0").with_adapter_format("factors", format);
+    for (built_in, discovered) in [
+        (&[GOOD][..], &[THIEF][..]),
+        (&[], &[GOOD, THIEF]),
+        (&[FILES], &[SAME_SCHEME]),
+        (&[FILES], &[SAME_NAME]),
+        (&[], &[FACTORS, SAME_FORMAT]),
+    ] {
         let error = Registry::from_plugins(built_in, discovered).unwrap_err().to_string();
         assert!(error.contains("crate-thief 2.0.0"), "{error}");
         assert!(error.contains("crate-good") || error.contains("crate-local"), "{error}");
@@ -242,6 +272,22 @@ fn the_explicit_door_replaces_and_keeps_the_priority() {
     assert_eq!(registry.resolve(&spec()).unwrap().backend.device.id, "mine");
     assert!(registry.plugins().iter().all(|p| p.origin == Origin::Explicit));
     assert_eq!(registry.plugins()[0].priority, Some(1));
+}
+
+#[test]
+fn formats_of_adapters_are_all_given_by_name_and_one_that_cannot_be_made_is_an_error() {
+    const FACTORS: Plugin = Plugin::new("good", "crate-good", "1.0.0").with_adapter_format("factors", format);
+    const BROKEN_FORMAT: Plugin = Plugin::new("b", "crate-b", "1.0.0").with_adapter_format("broken", broken_format);
+    let registry = Registry::from_plugins(&[GOOD], &[FACTORS]).unwrap().with_adapter_format(Arc::new(Format("a")));
+    let names = |registry: &Registry| registry.adapter_formats().unwrap().iter().map(|f| f.name().to_owned()).collect();
+    let found: Vec<String> = names(&registry);
+    assert_eq!(found, ["a", "factors"]);
+    let shown: Vec<_> = registry.plugins().into_iter().filter(|p| p.kind == PluginKind::AdapterFormat).collect();
+    assert_eq!((shown[0].name.as_str(), shown[0].origin, shown[0].crate_name), ("a", Origin::Explicit, None));
+    assert_eq!((shown[1].name.as_str(), shown[1].origin), ("factors", Origin::Discovered));
+    assert_eq!((shown[1].crate_name, shown[1].priority), (Some("crate-good"), None));
+    let error = registry.with_plugin(&BROKEN_FORMAT).adapter_formats().err().unwrap().to_string();
+    assert!(error.contains("its library is missing"), "{error}");
 }
 
 #[test]
