@@ -8,8 +8,8 @@ use llm_local_weights::{
 };
 
 use super::{
-    AdapterReport, Adapters,
-    report::{Said, pairs},
+    AdapterFormat, AdapterReport, Adapters,
+    said::{Said, pairs},
 };
 use crate::{
     blocking::blocking,
@@ -18,8 +18,8 @@ use crate::{
 };
 
 impl Adapters {
-    /// What the adapter is that `reference` means: format, base, rank, scaling, targets. Of one that is not here config and
-    /// headers alone are read; an archive, or a GGUF file, is fetched.
+    /// What the adapter is that `reference` means: format, base, rank, scaling, features, targets. One that is here is read;
+    /// of one that is not, config and header alone are; an archive is fetched, and so is what may be of a plugin's format.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around what the source says, those of the transfer, and for files that are no weights.
@@ -34,75 +34,77 @@ impl Adapters {
         let inner = &self.engine.inner;
         let pin = inner.pin(self.source(reference)?, reference, Want::Adapter, None, &mut Asked::default(), cx).await?;
         let job = pin.job();
-        let here = inner.transfer.present(&job, cx).await?;
-        let gguf = job.manifest.files.iter().any(|file| is_gguf(&file.path));
         let is_archive = !pin.manifest.unpack.is_empty();
-        let look = match here {
-            Some(files) if !is_archive => self.look_here(&pin, files).await?,
-            None if !gguf && !is_archive => self.look_elsewhere(&pin, &job, cx).await?,
-            _ => self.look_here(&pin, inner.fetch(&pin, cx).await?).await?,
+        let look = match inner.transfer.present(&job, cx).await? {
+            Some(files) if !is_archive => Some(self.look_here(&pin, files).await?),
+            None if !is_archive => self.look_elsewhere(&pin, &job, cx).await?,
+            _ => None,
         };
-        let Look { said, entries, unusable } = look;
-        let (ranks, modules) = pairs(said.format, &entries);
-        Ok(AdapterReport {
-            reference: reference.clone(),
-            revision: pin.manifest.revision.clone(),
-            version: pin.manifest.version.clone(),
-            format: said.format,
-            base: said.base,
-            ranks: ranks.into_iter().collect(),
-            alpha: said.alpha,
-            scaling: said.scaling,
-            targets: said.targets,
-            modules,
-            tensors: entries.len(),
-            bytes: pin.manifest.total_bytes(),
-            unusable,
-        })
+        let look = match look {
+            Some(look) => look,
+            None => self.look_here(&pin, inner.fetch(&pin, cx).await?).await?,
+        };
+        Ok(look.report(reference, &pin))
     }
 
-    /// Looks into files that are here.
+    /// Reads files that are here.
     async fn look_here(&self, pin: &Pin, files: Files) -> Result<Look> {
-        let reference = pin.reference.clone();
+        let reference = &pin.reference;
+        let read = self.engine.inner.read_adapter(reference, files.clone()).await;
+        let outline = read.map(|adapter| AdapterOutline::from(&adapter));
+        if let Ok(outline) = &outline
+            && let AdapterFormat::Plugin(_) = AdapterFormat::named(&outline.format)
+        {
+            let (said, tensors) = (Said::by_outline(outline), outline.tensors());
+            return Ok(Look { said, entries: Vec::new(), tensors, outline: Ok(outline.clone()) });
+        }
+        let Ok(weights) = weights(reference, files.keys().map(String::as_str)).map(str::to_owned) else {
+            // What it is not, its reader has said.
+            return Err(outline.err().unwrap_or_else(|| Error::adapter(reference, "it changed while it was read")));
+        };
         blocking("adapters", move || {
-            let weights = weights(&reference, files.keys().map(String::as_str))?;
-            let path = &files[weights];
-            if is_gguf(weights) {
+            let path = &files[&weights];
+            if is_gguf(&weights) {
                 let source = GgufSource::open(path)?;
-                let unusable = lora::read(&reference, &files).err().map(reason);
-                return Ok(Look {
-                    said: Said::by_gguf(source.metadata()),
-                    entries: source.entries().to_vec(),
-                    unusable,
-                });
+                return Ok(Look::new(Said::by_gguf(source.metadata()), source.entries().to_vec(), outline));
             }
             let config = files.get(lora::CONFIG).map(|path| read_json_object(path)).transpose()?;
             let said = config.as_ref().map_or_else(Said::nothing, |(config, _)| Said::by_config(config));
-            let entries = SafetensorsSource::open(path)?.entries().to_vec();
-            let config = config.as_ref().map(|(_, bytes)| bytes.as_slice());
-            let outline = outline(&reference, files.keys().map(String::as_str), config, &entries);
-            Ok(Look { said, unusable: outline.err().map(reason), entries })
+            Ok(Look::new(said, SafetensorsSource::open(path)?.entries().to_vec(), outline))
         })
         .await
     }
 
-    /// Looks at what config and headers of files say that are elsewhere.
-    async fn look_elsewhere(&self, pin: &Pin, job: &Job, cx: &FetchContext) -> Result<Look> {
+    /// Looks at what config and headers of files say that are elsewhere. `None` for what may be of a plugin's format.
+    async fn look_elsewhere(&self, pin: &Pin, job: &Job, cx: &FetchContext) -> Result<Option<Look>> {
         let (inner, reference) = (&self.engine.inner, &pin.reference);
         let names = || job.manifest.files.iter().map(|file| file.path.as_str());
-        let weights = weights(reference, names())?;
         let config = match job.manifest.file(lora::CONFIG) {
             Some(_) => Some(inner.text(job, lora::CONFIG, LARGEST_CONFIG, cx).await?),
             None => None,
         };
-        let shown = format!("{} of {reference}", lora::CONFIG);
-        let said = match &config {
-            Some(config) => Said::by_config(&parse_json_object(config, &shown)?),
-            None => Said::nothing(),
+        let others = !inner.registry.adapter_formats()?.is_empty();
+        if others && matches!(lora::declare_if_builtin(reference, names(), config.as_deref()), Ok(None)) {
+            return Ok(None);
+        }
+        let declared = lora::declare(reference, names(), config.as_deref());
+        let weights = match &declared {
+            Ok(declared) => declared.weights(),
+            Err(_) => weights(reference, names())?,
         };
-        let entries = inner.head(job, weights, cx).await?.entries()?;
-        let unusable = outline(reference, names(), config.as_deref(), &entries).err().map(reason);
-        Ok(Look { said, entries, unusable })
+        let head = inner.head(job, weights, cx).await;
+        if others && declared.as_ref().is_ok_and(|declared| !declared.is_recognized_by(&head)) {
+            return Ok(None);
+        }
+        let head = head?;
+        let shown = format!("{} of {reference}", lora::CONFIG);
+        let said = match (head.gguf_metadata()?, &config) {
+            (Some(metadata), _) => Said::by_gguf(&metadata),
+            (None, Some(config)) => Said::by_config(&parse_json_object(config, &shown)?),
+            (None, None) => Said::nothing(),
+        };
+        let outline = declared.and_then(|declared| declared.outline_by_head(&head));
+        Ok(Some(Look::new(said, head.entries()?, outline)))
     }
 }
 
@@ -110,17 +112,50 @@ impl Adapters {
 struct Look {
     said: Said,
     entries: Vec<TensorEntry>,
-    unusable: Option<String>,
+    tensors: usize,
+    /// The adapter as its reader has it, or why it has none.
+    outline: Result<AdapterOutline>,
 }
 
-/// The adapter without its values, if it is one that can be used.
-fn outline<'a>(
-    reference: &'a ArtifactRef,
-    names: impl Iterator<Item = &'a str>,
-    config: Option<&[u8]>,
-    entries: &[TensorEntry],
-) -> Result<AdapterOutline> {
-    lora::declare(reference, names, config)?.outline(entries)
+impl Look {
+    fn new(said: Said, entries: Vec<TensorEntry>, outline: Result<AdapterOutline>) -> Self {
+        Self { said, tensors: entries.len(), entries, outline }
+    }
+
+    fn report(self, reference: &ArtifactRef, pin: &Pin) -> AdapterReport {
+        let Self { said, entries, tensors, outline } = self;
+        let mut report = AdapterReport {
+            reference: reference.clone(),
+            revision: pin.manifest.revision.clone(),
+            version: pin.manifest.version.clone(),
+            format: said.format,
+            base: said.base,
+            ranks: Vec::new(),
+            alpha: said.alpha,
+            scaling: said.scaling,
+            scales: Vec::new(),
+            features: Vec::new(),
+            targets: said.targets,
+            modules: 0,
+            tensors,
+            bytes: pin.manifest.total_bytes(),
+            notes: Vec::new(),
+            unusable: None,
+        };
+        match outline {
+            Ok(outline) => {
+                (report.ranks, report.modules, report.scales) = (outline.ranks(), outline.modules(), outline.scales());
+                (report.base, report.features, report.notes) = (outline.base, outline.features, outline.notes);
+                report.format = AdapterFormat::named(&outline.format);
+            }
+            Err(error) => {
+                let (ranks, modules) = pairs(&report.format, &entries);
+                (report.ranks, report.modules) = (ranks.into_iter().collect(), modules);
+                report.unusable = Some(reason(error));
+            }
+        }
+        report
+    }
 }
 
 /// The one file that has its tensors.

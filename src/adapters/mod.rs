@@ -24,17 +24,20 @@
 //! | `versions` | [`Adapters::versions`], [`Adapters::is_update_available`]: what the source has |
 //! | `update` | [`Adapters::update`] |
 //! | `hold` | [`Adapters::pin`], [`Adapters::unpin`], [`Adapters::rollback`], [`Adapters::delete`] |
-//! | `inspect`, `report` | [`Adapters::inspect`]: what an adapter is |
+//! | `inspect`, `report`, `said` | [`Adapters::inspect`]: what an adapter is |
+//! | `convert` | [`Adapters::convert`]: an adapter in another format |
 //! | `copies` | files of this machine as something to keep |
 //!
 //! Whatever is wrong is an [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed), with the cause as its
 //! source.
 
+mod convert;
 mod copies;
 mod hold;
 mod inspect;
 mod list;
 mod report;
+mod said;
 mod update;
 mod versions;
 

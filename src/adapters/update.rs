@@ -9,7 +9,6 @@ use super::{AdapterVersion, Adapters, Copies, versions::is_same};
 use crate::{
     blocking::blocking,
     engine::{Pin, Versions, names, with_used_last},
-    lora,
     plan::PinnedBy,
 };
 
@@ -71,7 +70,7 @@ impl Adapters {
     pub(super) async fn bring(&self, reference: &ArtifactRef, manifest: Manifest, cx: &FetchContext) -> Result<()> {
         let pin = self.pin_of(reference, manifest)?;
         let files = self.engine.inner.fetch(&pin, cx).await?;
-        blocking("adapters", move || lora::read(&pin.reference, &files).map(drop)).await
+        self.engine.inner.read_adapter(&pin.reference, files).await.map(drop)
     }
 
     /// `manifest`, to be had: the files at a path as copies.
@@ -97,7 +96,7 @@ impl Adapters {
     /// Makes moving refs mean the version that `manifest` is, unless they were held or let go since `before`.
     async fn follow(&self, before: &Versions, manifest: &Manifest) -> Result<()> {
         let (of, store, seen) = (before.reference.clone(), self.store().clone(), before.selection.clone());
-        let manifest = manifest.clone();
+        let (manifest, formats) = (manifest.clone(), self.engine.inner.registry.adapter_formats()?);
         blocking("store", move || {
             loop {
                 let now = store.selection(&of, Want::Adapter)?;
@@ -108,7 +107,7 @@ impl Adapters {
                 if (now.hold.is_some() || seen.hold.is_some()) && !now.is_as(&seen) {
                     return Err(chosen_meanwhile(&of, &now));
                 }
-                let now = with_used_last(&store, &manifest, &of, now)?;
+                let now = with_used_last(&store, &manifest, &of, now, &formats)?;
                 if store.select_if(&of, Want::Adapter, &manifest, None, &now)? {
                     return Ok(());
                 }

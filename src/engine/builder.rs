@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use etcetera::BaseStrategy;
 use llm_local_core::{
     AdapterSource, Error, InferenceBackend, ModelSource, Plugin, PluginContext, Registry, Result, Want,
+    lora::AdapterFormat,
 };
 use llm_local_source_common::{
     network::{Network, NetworkConfig},
@@ -49,6 +50,11 @@ impl EngineBuilder {
     /// Adds a source of models and adapters. It replaces those that had its scheme.
     pub fn source<S: ModelSource + AdapterSource + 'static>(self, source: S) -> Self {
         self.change(|registry| registry.with_source(Arc::new(source)))
+    }
+
+    /// Adds a format of adapters, which is tried beside the built-in ones. It replaces the one that had its name.
+    pub fn adapter_format(self, format: Arc<dyn AdapterFormat>) -> Self {
+        self.change(|registry| registry.with_adapter_format(format))
     }
 
     /// Adds a plugin by its descriptor. It replaces those that had its names.

@@ -9,7 +9,6 @@ use llm_local_source_common::{
 };
 
 use super::{Asked, Engine, Inner, Pin};
-use crate::{blocking::blocking, lora};
 
 impl Engine {
     /// Makes every file of `spec` present and verified, once a backend has said by the headers of the base that it can run
@@ -70,8 +69,7 @@ impl Inner {
         };
         let files = self.fetch(&pin, &cx).await?;
         // What is no adapter that can be used must not become the one that is.
-        let reference = reference.clone();
-        if want == Want::Model || blocking("adapters", move || lora::read(&reference, &files)).await.is_ok() {
+        if want == Want::Model || self.read_adapter(reference, files).await.is_ok() {
             self.note_selected(&pin).await;
         }
         Ok(())

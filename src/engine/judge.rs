@@ -93,9 +93,7 @@ impl Inner {
         let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
         for ((pin, files), weight) in pins.iter().zip(files).zip(spec.adapters.iter().map(|a| a.weight)) {
             if let Some(files) = files.clone() {
-                let reference = pin.reference.clone();
-                let adapter = blocking("adapters", move || lora::read(&reference, &files)).await?;
-                here.push((Arc::new(adapter), weight));
+                here.push((Arc::new(self.read_adapter(&pin.reference, files).await?), weight));
             } else if let Some(outline) = self.peek_adapter(&pin.job(), cx).await? {
                 elsewhere.push((outline, weight));
             }

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use llm_local_core::{Error, FetchContext, ManifestFile, ModelInfo, ModelSpec, Resolution, Result};
-use llm_local_source_common::transfer::Job;
+use llm_local_core::{
+    ArtifactRef, Error, FetchContext, LoraAdapter, ManifestFile, ModelInfo, ModelSpec, Resolution, Result,
+};
+use llm_local_source_common::transfer::{Files, Job};
 use llm_local_weights::{Head, LARGEST_CONFIG, Outline, ShardIndex};
 
 use super::Inner;
 use crate::{
     blocking::blocking,
-    lora::{self, AdapterOutline},
+    lora::{self, AdapterOutline, ReadOptions},
 };
 
 impl Inner {
@@ -28,16 +30,27 @@ impl Inner {
         job: &Job,
         cx: &FetchContext,
     ) -> Result<Option<Arc<ModelInfo>>> {
+        self.peek_info(&spec.id(), job, cx, |info| self.refuse_by_config(spec, resolution, info)).await
+    }
+
+    /// As [`Inner::peek_model`], of a base called `id` that `refuse` may refuse by its config.
+    pub(crate) async fn peek_info(
+        &self,
+        id: &str,
+        job: &Job,
+        cx: &FetchContext,
+        refuse: impl Fn(&ModelInfo) -> Result<()>,
+    ) -> Result<Option<Arc<ModelInfo>>> {
         if !can_peek(job, cx) {
             return Ok(None);
         }
         let manifest = &job.manifest;
         let names = manifest.files.iter().map(|file| file.path.as_str());
-        let outline = Arc::new(Outline::new(spec.id(), &manifest.reference, names));
+        let outline = Arc::new(Outline::new(id, &manifest.reference, names));
         let mut by_config = None;
         if let Some(name) = outline.config_file()? {
             let info = outline.by_config(&self.text(job, name, LARGEST_CONFIG, cx).await?)?;
-            self.refuse_by_config(spec, resolution, &info)?;
+            refuse(&info)?;
             by_config = Some(info);
         }
         let index = match outline.index_file() {
@@ -53,7 +66,7 @@ impl Inner {
     }
 
     /// The adapter in `job` without its values, by its config and the head of its weights. `None` if nothing can be told
-    /// before the files are here: offline, and of an archive.
+    /// before the files are here: offline, of an archive, and of what may be of a plugin's format, which tells by content.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] as [`lora::read`], as far as they tell, and around those of the transfer.
@@ -68,10 +81,29 @@ impl Inner {
                 None => None,
             };
             let names = job.manifest.files.iter().map(|file| file.path.as_str());
-            let declared = lora::declare(reference, names, config.as_deref())?;
-            declared.outline_by_head(&self.head(job, declared.weights(), cx).await?).map(Some)
+            let others = !self.registry.adapter_formats()?.is_empty();
+            let declared = match others {
+                true => lora::declare_if_builtin(reference, names, config.as_deref())?,
+                false => Some(lora::declare(reference, names, config.as_deref())?),
+            };
+            let Some(declared) = declared else { return Ok(None) };
+            let head = self.head(job, declared.weights(), cx).await;
+            if others && !declared.is_recognized_by(&head) {
+                return Ok(None);
+            }
+            declared.outline_by_head(&head?).map(Some)
         };
         outlined.await.map_err(|e| e.into_adapter(reference))
+    }
+
+    /// The adapter in `files`, which are here: of a built-in format, or of a plugin's.
+    ///
+    /// # Errors
+    /// As [`lora::read_with`], and around what the maker of a format said.
+    pub(crate) async fn read_adapter(&self, reference: &ArtifactRef, files: Files) -> Result<LoraAdapter> {
+        let formats = self.registry.adapter_formats().map_err(|e| e.into_adapter(reference))?;
+        let reference = reference.clone();
+        blocking("adapters", move || lora::read_with(&reference, &files, ReadOptions::new(), &formats)).await
     }
 
     /// The file `name`, which is a text of at most `most` bytes.

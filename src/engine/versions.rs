@@ -8,14 +8,21 @@
 //! Sources that publish into the cache of another tool know its branches themselves, also offline; of them holds alone are
 //! kept here.
 
-use llm_local_core::{ArtifactRef, ArtifactSource, Error, Manifest, Result, Want};
+use std::sync::Arc;
+
+use llm_local_core::{ArtifactRef, ArtifactSource, Error, Manifest, Result, Want, lora::AdapterFormat};
 use llm_local_source_common::{
     location::{Location, split},
     store::{Artifact, HoldKind, Kept, Selected, Selection, Store},
 };
 
 use super::Pin;
-use crate::{adapters::absolute, blocking::blocking, lora, plan::PinnedBy};
+use crate::{
+    adapters::absolute,
+    blocking::blocking,
+    lora::{self, ReadOptions},
+    plan::PinnedBy,
+};
 
 /// The revision that means the newest, in refs of any source.
 pub(super) const LATEST: &str = "latest";
@@ -117,7 +124,7 @@ fn by_use(kept: &[Kept]) -> Vec<&Kept> {
 
 /// Whether what `store` has of `kept` can be used, as far as that can be told without what it is used with. That it was
 /// downloaded says nothing of that.
-fn is_usable(store: &Store, kept: &Manifest) -> Result<bool> {
+fn is_usable(store: &Store, kept: &Manifest, formats: &[Arc<dyn AdapterFormat>]) -> Result<bool> {
     if kept.want == Want::Model {
         return Ok(true);
     }
@@ -129,7 +136,8 @@ fn is_usable(store: &Store, kept: &Manifest) -> Result<bool> {
     };
     let artifact = store.list()?.artifacts.into_iter().find(is_it);
     Ok(artifact.is_some_and(|artifact| {
-        let read = lora::read(&kept.reference, &artifact.files.into_iter().collect());
+        let files = artifact.files.into_iter().collect();
+        let read = lora::read_with(&kept.reference, &files, ReadOptions::new(), formats);
         if let Err(error) = &read {
             tracing::debug!(reference = %kept.reference, revision = kept.revision, %error, "it is kept, and no adapter");
         }
@@ -143,7 +151,13 @@ fn is_usable(store: &Store, kept: &Manifest) -> Result<bool> {
 ///
 /// # Errors
 /// Those of [`Store::select_if`].
-pub(crate) fn with_used_last(store: &Store, next: &Manifest, of: &ArtifactRef, seen: Selection) -> Result<Selection> {
+pub(crate) fn with_used_last(
+    store: &Store,
+    next: &Manifest,
+    of: &ArtifactRef,
+    seen: Selection,
+    formats: &[Arc<dyn AdapterFormat>],
+) -> Result<Selection> {
     let want = next.want;
     if !seen.history.is_empty() {
         return Ok(seen);
@@ -152,7 +166,7 @@ pub(crate) fn with_used_last(store: &Store, next: &Manifest, of: &ArtifactRef, s
     let mut before = by_use(&kept).into_iter().filter(|kept| kept.manifest.revision != next.revision);
     let last = loop {
         match before.next() {
-            Some(kept) if is_usable(store, &kept.manifest)? => break kept,
+            Some(kept) if is_usable(store, &kept.manifest, formats)? => break kept,
             Some(_) => {}
             None => return Ok(seen),
         }
@@ -216,6 +230,7 @@ impl super::Inner {
             return Ok(());
         }
         let (store, manifest) = (self.transfer.store().clone(), manifest.clone());
+        let formats = self.registry.adapter_formats()?;
         blocking("store", move || {
             let (reference, want) = (&manifest.reference, manifest.want);
             let is_current = seen.current().is_some_and(|current| current.revision == manifest.revision);
@@ -224,7 +239,7 @@ impl super::Inner {
             if is_current || seen.hold.is_some() || !is_kept()? {
                 return Ok(());
             }
-            let seen = with_used_last(&store, &manifest, reference, seen)?;
+            let seen = with_used_last(&store, &manifest, reference, seen, &formats)?;
             store.select_if(reference, want, &manifest, None, &seen).map(drop)
         })
         .await

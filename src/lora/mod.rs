@@ -40,4 +40,4 @@ pub use write::{WriteFormat, WrittenAdapter, write};
 pub(crate) use beside::{in_hugging_face_order, only_merged};
 pub(crate) use fit::fit_outlines;
 pub(crate) use outline::AdapterOutline;
-pub(crate) use read::{CONFIG, declare};
+pub(crate) use read::{CONFIG, config_format, declare, declare_if_builtin, gguf_base};

@@ -1,8 +1,10 @@
 //! An adapter without its values, for those that are not on this machine yet.
 
+use std::collections::BTreeSet;
+
 use llm_local_core::{
     LoraAdapter, LoraModule,
-    lora::{AdapterFeature, DeclaredTargets, ReplacedRows, ReplacementTensor},
+    lora::{AdapterFeature, BaseHint, DeclaredTargets, ReplacedRows, ReplacementTensor},
     model::Layout,
 };
 
@@ -11,6 +13,12 @@ use llm_local_core::{
 pub(crate) struct AdapterOutline {
     /// Its ref.
     pub(super) reference: String,
+    /// As [`LoraAdapter::format`].
+    pub(crate) format: String,
+    /// As [`LoraAdapter::base`].
+    pub(crate) base: BaseHint,
+    /// As [`LoraAdapter::notes`].
+    pub(crate) notes: Vec<String>,
     /// The layout in whose order the rows of queries and keys are.
     pub(super) row_order: Layout,
     /// The low-rank pairs, sorted by module.
@@ -20,7 +28,7 @@ pub(crate) struct AdapterOutline {
     /// The rows that replace some of a base tensor.
     pub(super) rows: Vec<RowsOutline>,
     /// What it uses beside plain pairs.
-    pub(super) features: Vec<AdapterFeature>,
+    pub(crate) features: Vec<AdapterFeature>,
     /// The modules it says it applies to.
     pub(super) targets: Option<DeclaredTargets>,
     /// Bytes of memory that its tensors take.
@@ -63,6 +71,9 @@ impl From<&LoraAdapter> for AdapterOutline {
     fn from(adapter: &LoraAdapter) -> Self {
         Self {
             reference: adapter.reference.clone(),
+            format: adapter.format.clone(),
+            base: adapter.base.clone(),
+            notes: adapter.notes.clone(),
             row_order: adapter.row_order,
             modules: adapter.modules.iter().map(ModuleOutline::from).collect(),
             replacements: adapter.replacements.iter().map(ReplacementOutline::from).collect(),
@@ -71,6 +82,33 @@ impl From<&LoraAdapter> for AdapterOutline {
             targets: adapter.targets.clone(),
             bytes: adapter.byte_len() as u64,
         }
+    }
+}
+
+impl AdapterOutline {
+    /// The ranks of its pairs, smallest first, each once.
+    pub(crate) fn ranks(&self) -> Vec<usize> {
+        let ranks: BTreeSet<_> = self.modules.iter().map(|module| module.rank).collect();
+        ranks.into_iter().collect()
+    }
+
+    /// What `B @ A` of its pairs is multiplied by, smallest first, each once.
+    pub(crate) fn scales(&self) -> Vec<f64> {
+        let mut scales: Vec<_> = self.modules.iter().map(|module| module.scale).collect();
+        scales.sort_by(f64::total_cmp);
+        scales.dedup();
+        scales
+    }
+
+    /// How many modules it has pairs for.
+    pub(crate) fn modules(&self) -> usize {
+        self.modules.len()
+    }
+
+    /// How many tensors it has, if each pair, magnitude and bias is one of its own.
+    pub(crate) fn tensors(&self) -> usize {
+        let of = |module: &ModuleOutline| 2 + usize::from(module.has_magnitude) + usize::from(module.has_bias);
+        self.modules.iter().map(of).sum::<usize>() + self.replacements.len() + self.rows.len()
     }
 }
 

@@ -3,6 +3,7 @@
 use llm_local::{
     ArtifactRef,
     adapters::{AdapterFormat, Scaling},
+    core::lora::AdapterFeature,
 };
 use llm_local_testkit::github::{Host, Release};
 use pollster::block_on;
@@ -20,10 +21,13 @@ fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
     assert!(report.targets.contains(&"q_proj".to_owned()), "{report:?}");
     assert_eq!((report.tensors, report.unusable.as_deref()), (2 * report.modules, None));
     let files = adapter_files("rslora");
+    assert_eq!((&report.features[..], &report.scales[..]), (&[AdapterFeature::RankStabilized][..], &[4.0][..]));
     assert_eq!(report.bytes, files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
     assert!(engine.store().list().unwrap().artifacts.is_empty(), "nothing was fetched");
     let text = report.to_string();
-    for part in ["PEFT", "tiny-llama", "rank     4", "alpha / sqrt(r), alpha 8", "q_proj"] {
+    for part in
+        ["PEFT", "tiny-llama", "rank     4", "alpha / sqrt(r), alpha 8, so times 4", "features rsLoRA", "q_proj"]
+    {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
     block_on(engine.adapters().update(&reference, None)).unwrap();
@@ -31,6 +35,29 @@ fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
     let here = block_on(world.offline().adapters().inspect(&reference)).unwrap();
     assert_eq!(here, report);
     assert_eq!(world.requests(), 0);
+}
+
+#[test]
+fn what_an_adapter_uses_is_what_its_reader_found() {
+    let report = |adapter: &str| {
+        let world = World::new(loose("v1", adapter));
+        let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
+        let elsewhere = block_on(engine.adapters().inspect(&reference)).unwrap();
+        block_on(engine.adapters().update(&reference, None)).unwrap();
+        assert_eq!(block_on(engine.adapters().inspect(&reference)).unwrap(), elsewhere);
+        assert_eq!(elsewhere.unusable, None);
+        elsewhere
+    };
+    let dora = report("dora");
+    assert_eq!((&dora.format, &dora.features[..]), (&AdapterFormat::Peft, &[AdapterFeature::Dora][..]));
+    let patterns = report("patterns");
+    assert_eq!(patterns.features, [AdapterFeature::RankPattern, AdapterFeature::AlphaPattern]);
+    assert!(patterns.ranks.len() > 1 && patterns.scales.len() > 1, "{patterns:?}");
+    let mlx = report("dora-mlx");
+    assert_eq!((&mlx.format, &mlx.features[..]), (&AdapterFormat::MlxLm, &[AdapterFeature::Dora][..]));
+    assert_eq!(mlx.scaling, Scaling::Stored(mlx.scales[0]));
+    // Pairs and magnitudes.
+    assert_eq!(mlx.tensors, 3 * mlx.modules);
 }
 
 #[test]
@@ -104,9 +131,13 @@ fn gguf() -> Vec<u8> {
 #[test]
 fn a_gguf_adapter_is_described_by_its_metadata() {
     let world = World::new(Release::new("v1").with_file("pirate.gguf", gguf()));
-    let report = block_on(world.engine().adapters().inspect(&"github:acme/lora".parse().unwrap())).unwrap();
+    let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
+    let report = block_on(engine.adapters().inspect(&reference)).unwrap();
+    assert!(engine.store().list().unwrap().artifacts.is_empty(), "its header was enough");
     assert_eq!((&report.format, report.base.name.as_deref()), (&AdapterFormat::Gguf, Some("Tiny Llama")));
     assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(16.0), Scaling::AlphaOverRank));
     assert_eq!((report.modules, report.tensors), (1, 2));
-    assert_eq!(report.unusable, None);
+    assert_eq!((&report.scales[..], &report.unusable), (&[4.0][..], &None));
+    block_on(engine.adapters().update(&reference, None)).unwrap();
+    assert_eq!(block_on(world.offline().adapters().inspect(&reference)).unwrap(), report);
 }

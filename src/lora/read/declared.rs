@@ -1,7 +1,8 @@
 //! What an adapter says of itself whose tensors are not on this machine yet.
 
-use llm_local_core::{ArtifactRef, Result, TensorEntry};
+use llm_local_core::{ArtifactRef, Error, Result, TensorEntry};
 use llm_local_weights::{Head, parse_json_object};
+use serde_json::{Map, Value};
 
 use super::{CONFIG, files::AdapterFiles, formats::Configured, gguf, mlx, peft, unknown_config};
 use crate::lora::outline::AdapterOutline;
@@ -27,25 +28,51 @@ pub(crate) fn declare<'a>(
     config: Option<&[u8]>,
 ) -> Result<Declared<'a>> {
     let files = AdapterFiles { reference, names: names.into_iter().collect() };
-    let shown = format!("{CONFIG} of {reference}");
-    let parse = |bytes: &'_ [u8]| parse_json_object(bytes, &shown).map_err(|e| e.into_adapter(reference));
-    let config = config.map(|bytes| parse(bytes).map(|config| (config, bytes))).transpose()?;
-    if let Some((config, bytes)) = &config
+    if let Some(declared) = recognized(&files, config)? {
+        return Ok(declared);
+    }
+    files.gguf()?;
+    Err(match parsed(reference, config)? {
+        Some(config) => unknown_config(&files, &config),
+        None => files.without_config(),
+    })
+}
+
+/// As [`declare`], where there are formats of plugins, which tell by content that is elsewhere: `None` for what no built-in
+/// format recognizes.
+///
+/// # Errors
+/// As [`declare`], for what a built-in format recognizes.
+pub(crate) fn declare_if_builtin<'a>(
+    reference: &'a ArtifactRef,
+    names: impl IntoIterator<Item = &'a str>,
+    config: Option<&[u8]>,
+) -> Result<Option<Declared<'a>>> {
+    recognized(&AdapterFiles { reference, names: names.into_iter().collect() }, config)
+}
+
+fn recognized<'a>(files: &AdapterFiles<'a>, config: Option<&[u8]>) -> Result<Option<Declared<'a>>> {
+    let parsed = parsed(files.reference, config)?;
+    if let (Some(config), Some(bytes)) = (&parsed, config)
         && let Some(format) = Configured::of(config)
     {
-        return match format {
+        let files = files.clone();
+        let declared = match format {
             Configured::Peft => peft::Declared::new(files, config, bytes).map(Declared::Peft),
             Configured::MlxLm => mlx::Declared::mlx_lm(files, config, None).map(Declared::Mlx),
             Configured::MlxVlm => mlx::Declared::mlx_vlm(files, config, None).map(Declared::Mlx),
         };
+        return declared.map(Some);
     }
-    if let Some(name) = files.gguf()? {
-        return Ok(Declared::Gguf(gguf::Declared::new(files, name)));
-    }
-    Err(match &config {
-        Some((config, _)) => unknown_config(&files, config),
-        None => files.without_config(),
-    })
+    // Which of several is meant is for who finds that no format has them.
+    let gguf = files.gguf().ok().flatten();
+    Ok(gguf.map(|name| Declared::Gguf(gguf::Declared::new(files.clone(), name))))
+}
+
+fn parsed(reference: &ArtifactRef, config: Option<&[u8]>) -> Result<Option<Map<String, Value>>> {
+    let shown = format!("{CONFIG} of {reference}");
+    let parse = |bytes| parse_json_object(bytes, &shown).map_err(|e| e.into_adapter(reference));
+    config.map(parse).transpose()
 }
 
 impl<'a> Declared<'a> {
@@ -68,6 +95,19 @@ impl<'a> Declared<'a> {
             Self::Peft(declared) => declared.outline(entries),
             Self::Mlx(declared) => declared.outline(entries),
             Self::Gguf(declared) => declared.outline(&Default::default(), entries),
+        }
+    }
+
+    /// Whether the head of its weights is one of this format, as far as names and config could not tell: a GGUF file may be
+    /// much else, or none.
+    pub(crate) fn is_recognized_by(&self, head: &Result<Head>) -> bool {
+        match (self, head) {
+            (Self::Gguf(_), Ok(head)) => {
+                let metadata = head.gguf_metadata().ok().flatten().unwrap_or_default();
+                gguf::is_adapter(&metadata)
+            }
+            (Self::Gguf(_), Err(Error::LoadFailed { .. } | Error::UnsupportedModelFormat { .. })) => false,
+            _ => true,
         }
     }
 

@@ -39,6 +39,15 @@ impl Configured {
     }
 }
 
+/// The name of the format that `config` is one of.
+pub(crate) fn config_format(config: &Map<String, Value>) -> Option<&'static str> {
+    Configured::of(config).map(|format| match format {
+        Configured::Peft => PEFT,
+        Configured::MlxLm => MLX_LM,
+        Configured::MlxVlm => MLX_VLM,
+    })
+}
+
 /// The built-in formats; `scale` is what the caller says of an adapter that does not say it.
 pub(super) fn builtin(scale: Option<f64>) -> [Box<dyn AdapterFormat>; 4] {
     [Box::new(Peft), Box::new(MlxLm { scale }), Box::new(MlxVlm { scale }), Box::new(Gguf)]
@@ -106,9 +115,9 @@ impl AdapterFormat for Gguf {
         GGUF
     }
 
-    /// A header that cannot be read is for `read` to explain.
+    /// A header that cannot be read is for `read` to explain, and several files for whoever finds that no format has them.
     fn recognizes(&self, files: &Given<'_>) -> Result<bool> {
-        let Some(name) = AdapterFiles::of(files).gguf()? else { return Ok(false) };
+        let Ok(Some(name)) = AdapterFiles::of(files).gguf() else { return Ok(false) };
         let path = path(files, name)?;
         Ok(starts_as_gguf(path)? && GgufSource::open(path).is_ok_and(|source| source.is_adapter()))
     }

@@ -35,7 +35,9 @@ use serde_json::{Map, Value};
 use self::files::{AdapterFiles, starts_as_gguf};
 use super::message::some_of;
 
-pub(crate) use declared::declare;
+pub(crate) use declared::{declare, declare_if_builtin};
+pub(crate) use formats::config_format;
+pub(crate) use gguf::gguf_base;
 pub use options::{BareFormat, ReadOptions};
 
 /// The file that says what an adapter is, in PEFT's format and in mlx-lm's.
@@ -61,7 +63,7 @@ pub fn read(reference: &ArtifactRef, files: &BTreeMap<String, PathBuf>) -> Resul
 }
 
 /// As [`read`], with what `options` say of files that do not say it, and with the formats `extra` beside the built-in
-/// ones.
+/// ones ([`llm_local_core::Registry::adapter_formats`]). The digest of what one of these reads is taken of all its files.
 ///
 /// # Errors
 /// As [`read`]; those of the formats; and [`Error::AdapterMergeFailed`] for an adapter that two formats recognize, naming
@@ -85,29 +87,35 @@ fn read_any(
     let given = Given::new(reference, files, config.as_ref());
     let listed = AdapterFiles::of(&given);
     let builtin = formats::builtin(options.scale);
-    let mut recognizing: Vec<&dyn AdapterFormat> = Vec::new();
+    let mut recognizing: Vec<(&dyn AdapterFormat, bool)> = Vec::new();
     for format in &builtin {
         if format.recognizes(&given)? {
-            recognizing.push(&**format);
+            recognizing.push((&**format, true));
             break;
         }
     }
     for format in extra {
         if format.recognizes(&given)? {
-            recognizing.push(&**format);
+            recognizing.push((&**format, false));
         }
     }
     match recognizing[..] {
-        [format] => {
+        [(format, is_builtin)] => {
             refuse_needless(&listed, format.name(), options)?;
-            format.read(&given)
+            let mut adapter = format.read(&given)?;
+            if !is_builtin {
+                // Loaded models are told apart by it, and the application by the other.
+                adapter.digest = digest::of_files(format.name(), files)?;
+                adapter.format = format.name().to_owned();
+            }
+            Ok(adapter)
         }
         [] if config.is_none() && (options.format.is_some() || options.scale.is_some()) => {
             let weights = listed.bare()?;
             bare::read(listed, weights, &files[weights], options)
         }
         [] => Err(unrecognized(&listed, config.as_ref(), files)?),
-        [one, other, ..] => Err(listed.error(format!(
+        [(one, _), (other, _), ..] => Err(listed.error(format!(
             "the formats `{}` and `{}` both recognize it, so which of them it is is not clear; leave one of them out",
             one.name(),
             other.name()

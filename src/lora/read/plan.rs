@@ -2,7 +2,7 @@
 
 use llm_local_core::{
     ArtifactRef, Encoding, FloatType, LoraAdapter, LoraModule, TensorEntry, TensorSource,
-    lora::{AdapterFeature, DeclaredTargets, Floats, ReplacementTensor},
+    lora::{AdapterFeature, BaseHint, DeclaredTargets, Floats, ReplacementTensor},
     model::Layout,
 };
 
@@ -67,7 +67,7 @@ impl Plan<'_> {
     }
 
     /// The adapter without its values.
-    pub(super) fn outline(&self, reference: &ArtifactRef) -> AdapterOutline {
+    pub(super) fn outline(&self, reference: &ArtifactRef, format: &str, base: &BaseHint) -> AdapterOutline {
         let stored = |entry: &TensorEntry| entry.stored_bytes().unwrap_or(usize::MAX);
         // Magnitudes are widened to f32.
         let pair_bytes = |pair: &Pair<'_>| {
@@ -82,6 +82,9 @@ impl Plan<'_> {
         };
         AdapterOutline {
             reference: reference.to_string(),
+            format: format.to_owned(),
+            base: base.clone(),
+            notes: self.notes.clone(),
             row_order: self.row_order,
             modules: self.pairs.iter().map(Pair::outline).collect(),
             replacements: self.replacements.iter().map(replacement).collect(),

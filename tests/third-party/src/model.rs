@@ -114,7 +114,7 @@ impl LoadedModel for ParrotModel {
     async fn logits(&self, r: LogitsRequest) -> Result<Vec<f32>> {
         let prompt = self.hear(&r.input)?;
         let mut logits = vec![0.0; VOCAB];
-        logits[prompt[0] as usize] = 1.0;
+        logits[prompt[0] as usize] = self.repeats as f32;
         Ok(logits)
     }
 

@@ -7,6 +7,8 @@ use llm_local_core::{
     Result, Want, async_trait,
 };
 
+use crate::format;
+
 pub(crate) const SCHEME: &str = "mem";
 
 /// A file: its path, its bytes, and their digest, which the engine checks.
@@ -40,6 +42,20 @@ const TWICE: &[File] = &[
     ),
 ];
 
+/// An adapter of rank 2, in the format of this crate, that adds 2 to the weight: the parrot says everything three times.
+const THRICE: &[File] = &[(
+    format::FILE,
+    br#"{"kind":"factors","scale":0.5,"modules":{"voice":{"a":[[2],[1]],"b":[[1.5,1]]}}}"#,
+    "sha256:2b8e682b4d144d43231868dc4dbba6e3286f11ee0e9f1b7bc9081fa3b5e861d3",
+)];
+
+/// One whose factors do not go together.
+const MUTE: &[File] = &[(
+    format::FILE,
+    br#"{"kind":"factors","scale":0.5,"modules":{"voice":{"a":[[2],[1]],"b":[[1.5]]}}}"#,
+    "sha256:19123a4f0a88f06cd1290d99a52aed58b81edb0800d431d76e7a824b42b53693",
+)];
+
 /// The source of refs such as `mem:polly` (a model) and `mem:twice` (an adapter).
 #[derive(Debug)]
 pub struct Memory;
@@ -51,9 +67,11 @@ fn files(reference: &ArtifactRef, want: Want, cx: &FetchContext) -> Result<&'sta
     match (want, reference.locator(), reference.revision()) {
         (Want::Model, "polly", None) => Ok(POLLY),
         (Want::Adapter, "twice", None) => Ok(TWICE),
+        (Want::Adapter, "thrice", None) => Ok(THRICE),
+        (Want::Adapter, "mute", None) => Ok(MUTE),
         _ => Err(Error::not_found(
             reference,
-            "there is the model mem:polly and the adapter mem:twice, without revisions",
+            "there is the model mem:polly, and the adapters mem:twice, mem:thrice and mem:mute, without revisions",
         )),
     }
 }

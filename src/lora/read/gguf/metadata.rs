@@ -70,6 +70,11 @@ impl GgufConfig {
     }
 }
 
+/// Whether it is an adapter, of whatever kind.
+pub(in super::super) fn is_adapter(metadata: &GgufMetadata) -> bool {
+    metadata.string(TYPE) == Some("adapter")
+}
+
 fn text<'a>(metadata: &'a GgufMetadata, key: &str) -> Result<Option<&'a str>, String> {
     match metadata.get(key) {
         None => Ok(None),
@@ -95,7 +100,7 @@ fn alpha(metadata: &GgufMetadata) -> Result<Option<f64>, String> {
 }
 
 /// The base that the converter writes down: its repository, else its name.
-fn base(metadata: &GgufMetadata) -> BaseHint {
+pub(crate) fn base(metadata: &GgufMetadata) -> BaseHint {
     let of = |key: &str| metadata.string(&format!("general.base_model.0.{key}")).map(str::to_owned);
     let repository = of("repo_url").map(|url| match url.strip_prefix("https://huggingface.co/") {
         Some(id) => id.to_owned(),

@@ -15,6 +15,8 @@ use llm_local_core::{Error, GgufMetadata, LoraAdapter, Result, TensorEntry, Tens
 use llm_local_weights::GgufSource;
 
 use self::metadata::GgufConfig;
+pub(crate) use self::metadata::base as gguf_base;
+pub(super) use self::metadata::is_adapter;
 use super::{GGUF, digest::digest, files::AdapterFiles, plan::Plan};
 use crate::lora::outline::AdapterOutline;
 
@@ -36,7 +38,8 @@ impl<'a> Declared<'a> {
 
     /// The adapter without its values, by its header.
     pub(super) fn outline(&self, metadata: &GgufMetadata, entries: &[TensorEntry]) -> Result<AdapterOutline> {
-        Ok(self.plan(&self.config(metadata)?, entries)?.outline(self.files.reference))
+        let config = self.config(metadata)?;
+        Ok(self.plan(&config, entries)?.outline(self.files.reference, GGUF, &config.base))
     }
 
     /// The adapter in the file at `path`.

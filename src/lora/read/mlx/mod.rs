@@ -64,7 +64,7 @@ impl<'a> Declared<'a> {
 
     /// The adapter without its values, by the header of its weights.
     pub(super) fn outline(&self, entries: &[TensorEntry]) -> Result<AdapterOutline> {
-        Ok(self.plan(entries)?.outline(self.files.reference))
+        Ok(self.plan(entries)?.outline(self.files.reference, self.format, &self.config.base))
     }
 
     /// The adapter, from the file at `path` that has its tensors; `said` are the bytes of its config.

@@ -89,6 +89,9 @@ impl<'a> Declared<'a> {
         let rows = contents.rows.iter();
         Ok(AdapterOutline {
             reference: self.files.reference.to_string(),
+            format: super::PEFT.to_owned(),
+            base: self.config.base.clone(),
+            notes: Vec::new(),
             row_order: Layout::HuggingFace,
             modules: contents.pairs.iter().map(Pair::outline).collect(),
             replacements: replacements
