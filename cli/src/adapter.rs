@@ -6,10 +6,11 @@ use indicatif::{DecimalBytes, HumanDuration};
 use llm_local::{
     Adapters, ArtifactRef, Result,
     adapters::{AdapterVersion, HoldKind, InstalledAdapter},
+    lora::WriteFormat,
 };
 
 use crate::{
-    args::{Adapter, AdapterRef},
+    args::{Adapter, AdapterRef, Convert, Format},
     bar, print,
     run::cancel_on_interrupt,
     stored::resumable,
@@ -46,7 +47,22 @@ pub(crate) async fn adapter(adapters: &Adapters, command: Adapter) -> Result<Exi
             said(&format!("{reference}: {} freed", DecimalBytes(deleted.bytes)))
         }
         Adapter::Inspect(adapter) => print(&adapters.inspect(&adapter.reference()?).await?.to_string()),
+        Adapter::Convert(how) => convert(adapters, &how).await,
     }
+}
+
+/// The files that were written go to standard output, what the format says otherwise to standard error.
+async fn convert(adapters: &Adapters, how: &Convert) -> Result<ExitCode> {
+    let (reference, base, cancel) = (how.adapter.reference()?, how.base()?, cancel_on_interrupt()?);
+    let format = match how.to {
+        Format::Peft => WriteFormat::Peft,
+        Format::MlxLm => WriteFormat::MlxLm,
+        Format::Gguf => WriteFormat::Gguf,
+    };
+    let converting = adapters.convert(&reference, format, base.as_ref(), &how.into, Some(bar::progress()));
+    let written = resumable(converting, &cancel).await?;
+    written.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    print(&written.files.iter().map(|file| format!("{}\n", file.display())).collect::<String>())
 }
 
 async fn update(adapters: &Adapters, adapter: &AdapterRef) -> Result<ExitCode> {

@@ -76,8 +76,10 @@ pub(crate) enum Adapter {
         /// A tag, or a revision; without it the version that the ref names goes, or all if it names none.
         version: Option<String>,
     },
-    /// Show what an adapter is: format, base, rank, scaling, targets.
+    /// Show what an adapter is: format, base, rank, scaling, features, targets.
     Inspect(AdapterRef),
+    /// Write an adapter in another format; what that cannot express is refused.
+    Convert(Convert),
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +93,34 @@ impl AdapterRef {
     pub(crate) fn reference(&self) -> Result<ArtifactRef> {
         reference(&self.text, sample::ADAPTER).map_err(|e| e.into_adapter(format!("`{}`", self.text)))
     }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Convert {
+    #[command(flatten)]
+    pub(crate) adapter: AdapterRef,
+    /// The format to write.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) to: Format,
+    /// The model that the adapter is for, of which headers alone are read: GGUF needs it, to it and from it.
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+    /// A new folder, or for GGUF a new file that ends in .gguf.
+    #[arg(value_name = "OUT")]
+    pub(crate) into: PathBuf,
+}
+
+impl Convert {
+    pub(crate) fn base(&self) -> Result<Option<ArtifactRef>> {
+        self.base.as_deref().map(|base| reference(base, sample::MODEL)).transpose()
+    }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Format {
+    Peft,
+    MlxLm,
+    Gguf,
 }
 
 #[derive(Debug, clap::Args)]
