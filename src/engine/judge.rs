@@ -8,7 +8,7 @@ use llm_local_core::{
 use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
 
-use super::{Inner, Pin, choose::Chosen, prepare::Pinned, route::Route};
+use super::{Inner, Pin, choose::Chosen, memory, prepare::Pinned, route::Route};
 use crate::{
     blocking::blocking,
     lora::{self, AdapterOutline, FitReport},
@@ -68,7 +68,8 @@ impl Inner {
         if let Some((base, chosen)) = &mut base {
             base.check(spec, chosen)?;
             let (outlines, report) = base.fit(&adapters, outlines)?;
-            route = Route::new(spec.adapter_policy, &outlines, &report, chosen)?;
+            let dequantized;
+            (route, dequantized) = Route::new(spec.adapter_policy, &outlines, &report, chosen)?;
             let mut info = base.info().clone();
             if route == Route::Merged {
                 let merged = report.merged_info(&info);
@@ -77,7 +78,12 @@ impl Inner {
                     info = merged;
                 }
             }
-            plan.set_model(chosen.planned(&info, route, &report)?, &chosen.resolution);
+            let planned = chosen.planned(&info, route, &report)?;
+            if let Some(dequantized) = dequantized {
+                let available = chosen.resolution.backend.device.memory.or_else(memory::available);
+                dequantized.check_room(&report, planned.estimate.total(), available)?;
+            }
+            plan.set_model(planned, &chosen.resolution);
         }
         Ok(Judged { plan, base, adapters, route })
     }

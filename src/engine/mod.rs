@@ -18,6 +18,7 @@ mod fetch;
 mod identity;
 mod judge;
 mod locking;
+mod memory;
 mod model;
 mod peek;
 mod prepare;

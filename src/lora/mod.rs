@@ -9,6 +9,7 @@
 //! | `outline` | an adapter without its values, for those that are not on this machine yet |
 //! | `combine` | several adapters into one, as PEFT combines them |
 //! | `merge` | a [`TensorSource`](llm_local_core::TensorSource) that gives the sum of base and adapters |
+//! | `quantized` | tensors that a base holds quantized, and what a merge makes of them |
 //! | `write` | a [`LoraAdapter`] into files of any format that can express it |
 //! | `beside` | adapters that a backend runs beside the weights |
 //! | `floats` | stored floats to f32 and back |
@@ -24,6 +25,7 @@ mod floats;
 mod merge;
 mod message;
 mod outline;
+mod quantized;
 mod read;
 mod targets;
 #[cfg(test)]
@@ -40,4 +42,5 @@ pub use write::{WriteFormat, WrittenAdapter, write};
 pub(crate) use beside::{in_hugging_face_order, only_merged};
 pub(crate) use fit::fit_outlines;
 pub(crate) use outline::AdapterOutline;
+pub(crate) use quantized::not_mergeable;
 pub(crate) use read::{CONFIG, config_format, declare, declare_if_builtin, gguf_base};

@@ -6,19 +6,27 @@ use llm_local_core::{ModelFormat, ModelInfo, TensorEntry, model::GgufValue};
 use serde_json::json;
 
 use super::FitReport;
+use crate::lora::quantized::touched_as;
 
 impl FitReport {
     /// The description of the base with the adapters merged in: that of the base, unless its embedding and its head are
-    /// untied or its vocabulary grows. Then config.json, or the metadata of a GGUF file, says so too.
+    /// untied, its vocabulary grows, or a tensor of ggml's blocks changes, which then is of floats. For the first two
+    /// config.json, or the metadata of a GGUF file, says so too.
     pub fn merged_info(&self, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
-        if !self.unties_embeddings && self.vocab_size.is_none() {
+        let is_dequantized = self.touched.iter().any(|touched| touched_as(touched) != touched.stored);
+        if !self.unties_embeddings && self.vocab_size.is_none() && !is_dequantized {
             return info.clone();
         }
         let mut tensors = info.tensors.to_vec();
         for touched in &self.touched {
             match tensors.iter_mut().find(|entry| entry.name == touched.name) {
-                Some(entry) => entry.shape.clone_from(&touched.shape),
-                None => tensors.push(TensorEntry::new(touched.name.clone(), touched.shape.clone(), touched.stored)),
+                Some(entry) => {
+                    entry.shape.clone_from(&touched.shape);
+                    entry.encoding = touched_as(touched);
+                }
+                None => {
+                    tensors.push(TensorEntry::new(touched.name.clone(), touched.shape.clone(), touched_as(touched)));
+                }
             }
         }
         Arc::new(ModelInfo::new(info.id.clone(), self.format(info), tensors))

@@ -225,7 +225,7 @@ fn bases_that_no_delta_can_be_added_to_are_refused() {
     let words = ["model.layers.2.self_attn.v_proj.weight", "u8", "adapters are of floats"];
     assert_names("u8", &stored(Encoding::Int(IntType::U8)).unwrap_err(), &words);
     // Whether anything can be done with those is decided by whoever knows the backend; the merge cannot.
-    for encoding in [Encoding::Ggml(GgmlType::Q4_0), Encoding::MlxAffine { bits: 4, group_size: 64 }] {
+    for encoding in [Encoding::Ggml(GgmlType::IQ4_NL), Encoding::MlxAffine { bits: 4, group_size: 64 }] {
         let info = stored_as(encoding);
         let adapters = vec![(Arc::new(TestAdapter::new().read().unwrap()), 1.0)];
         let report = fit(&adapters, &info).unwrap();

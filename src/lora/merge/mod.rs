@@ -29,12 +29,15 @@ use self::{kernel::Touched, stored::Stored};
 use super::{
     fit::{Change, FitReport, fit_changes},
     message::shape_text,
+    quantized,
 };
 
 /// A base with adapters merged in while it is read.
 ///
 /// An untouched tensor is passed through as the base gives it. A touched one is computed when it is read, in f32, and
-/// rounded once to the type asked for. With the weight w of each adapter it is, in this order:
+/// rounded once to the type asked for. One that the base stores in ggml's blocks is dequantized for that, a few rows at a
+/// time, and its entry then says f16; read as f32 it is not rounded at all. With the weight w of each adapter it is, in this
+/// order:
 ///
 /// 1. `W + sum of w * (R - W)` for tensors R that replace it; a single one of weight 1 is taken as it is,
 /// 2. the same for rows that replace some of it,
@@ -58,7 +61,8 @@ impl MergedSource {
     /// weight.
     ///
     /// # Errors
-    /// [`Error::AdapterMergeFailed`] as [`fit()`](super::fit()), or if `base` has other tensors than `info` says.
+    /// [`Error::AdapterMergeFailed`] as [`fit()`](super::fit()), if a tensor that changes is quantized in a way that cannot
+    /// be dequantized (ggml's blocks take the cargo feature `candle`), or if `base` has other tensors than `info` says.
     pub fn new(base: Arc<dyn TensorSource>, adapters: Vec<(Arc<LoraAdapter>, f32)>, info: &ModelInfo) -> Result<Self> {
         let (report, changes) = fit_changes(&adapters, info)?;
         for adapter in report.adapters.iter().filter(|adapter| !adapter.unmatched_targets.is_empty()) {
@@ -74,7 +78,12 @@ impl MergedSource {
         let mut merged = Self { base, adapters, changes, entries: None, report, info };
         for touched in &merged.report.touched {
             let change = &merged.changes[&touched.name];
-            merged.float_type(change)?;
+            if !change.terms.is_empty() {
+                quantized::check(change.stored).map_err(|why| {
+                    let hint = "keep the adapter unmerged, or use a checkpoint in f32, f16 or bf16";
+                    merged.error(change, format!("{why}: {hint}"))
+                })?;
+            }
             match merged.base.entry(&change.from) {
                 Some(e) if e.shape == change.base_shape && e.encoding == change.stored => {}
                 found => {
@@ -98,20 +107,24 @@ impl MergedSource {
     }
 
     /// The description of the base with the adapters merged in: another one than the base's where embedding and head are
-    /// untied or the vocabulary grows.
+    /// untied, the vocabulary grows, or a quantized tensor changes.
     pub fn info(&self) -> &Arc<ModelInfo> {
         &self.info
     }
 
-    /// The base's entries with those that have another shape or are new, if there are such.
+    /// The base's entries with those that have another shape, are floats now or are new, if there are such.
     fn changed_entries(&self) -> Option<Vec<TensorEntry>> {
-        let is_own = |change: &Change| self.base.entry(&change.name).is_some_and(|entry| entry.shape == change.shape);
+        let is_own = |change: &Change| {
+            let entry = self.base.entry(&change.name);
+            entry.is_some_and(|entry| entry.shape == change.shape && entry.encoding == given_as(change))
+        };
         if self.changes.values().all(is_own) {
             return None;
         }
         let mut entries = self.base.entries().to_vec();
         for touched in &self.report.touched {
-            let changed = TensorEntry::new(touched.name.clone(), touched.shape.clone(), touched.stored);
+            let encoding = quantized::touched_as(touched);
+            let changed = TensorEntry::new(touched.name.clone(), touched.shape.clone(), encoding);
             match entries.iter_mut().find(|entry| entry.name == touched.name) {
                 Some(entry) => *entry = changed,
                 None => entries.push(changed),
@@ -128,35 +141,33 @@ impl MergedSource {
         Error::adapter(adapters.join(" + "), format!("the base tensor `{}` {reason}", change.name))
     }
 
-    /// The type that a tensor which changes is stored in.
-    fn float_type(&self, change: &Change) -> Result<FloatType> {
-        match change.stored {
-            Encoding::Float(stored) => Ok(stored),
-            encoding => Err(self.error(
-                change,
-                format!(
-                    "is stored as {encoding}; merging into quantized weights is not supported yet: keep the adapter \
-                     unmerged, or use a checkpoint in f32, f16 or bf16"
-                ),
-            )),
-        }
-    }
-
     fn merge(&self, change: &Change, want: Option<FloatType>) -> Result<TensorData<'static>> {
-        let own = self.float_type(change)?;
+        let Encoding::Float(own) = given_as(change) else {
+            return Err(self.error(change, format!("is stored as {}, which cannot be merged into", change.stored)));
+        };
         let (count, rows, columns) = factors::matrices(&change.shape);
         let overlays = factors::overlays(change, &self.adapters);
         let is_of_all = !overlays[0].is_empty() && overlays[0].iter().all(|overlay| overlay.is_of_all(count * rows));
         let is_replaced = is_of_all && overlays[0].iter().map(|overlay| overlay.weight).sum::<f64>() == 1.0;
         let (base_count, base_rows, _) = factors::matrices(&change.base_shape);
         let base_rows = base_count * base_rows;
+        let expected = TensorEntry::new(&change.from, change.base_shape.clone(), change.stored).stored_bytes();
+        let expected = expected.ok_or_else(|| {
+            let shape = shape_text(&change.base_shape);
+            self.error(change, format!("has the shape {shape}, whose rows are not whole blocks of {}", change.stored))
+        })?;
         let data = if is_replaced { None } else { Some(self.base.read(&change.from, None)?) };
-        let stored = data.as_ref().map(|data| Stored::new(data, own, base_rows * columns)).transpose();
+        let stored = data.as_ref().map(|data| Stored::new(data, change.stored, expected)).transpose();
         let stored = stored.map_err(|reason| Error::load(format!("tensor `{}`", change.from), reason))?;
         let sums = factors::sums(change, &self.adapters);
         let touched = Touched { stored, base_rows, rows, columns, overlays, sums };
         kernel::merge(&touched, want.unwrap_or(own)).map_err(|reason| self.error(change, reason))
     }
+}
+
+/// How the merged base gives the tensor.
+fn given_as(change: &Change) -> Encoding {
+    quantized::given_as(change.stored, !change.terms.is_empty())
 }
 
 impl TensorSource for MergedSource {

@@ -4,9 +4,9 @@ use half::{
     f16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
-use llm_local_core::{FloatType, TensorData};
+use llm_local_core::{Encoding, FloatType, TensorData};
 
-use crate::lora::floats::widen_bf16;
+use crate::lora::{floats::widen_bf16, quantized::Blocks};
 
 /// Floats that are converted at a time.
 const AT_A_TIME: usize = 768;
@@ -19,15 +19,23 @@ pub(super) enum Stored<'a> {
     F32(&'a [f32]),
     /// Bits of f16 or bf16.
     Half(FloatType, &'a [u16]),
+    /// Quantized: what is asked for is dequantized then, so that there is never more of it than a tile's rows.
+    Blocks(Blocks<'a>),
 }
 
 impl<'a> Stored<'a> {
-    /// Looks at `data` as `elements` floats of type `stored`.
-    pub(super) fn new(data: &'a TensorData<'_>, stored: FloatType, elements: usize) -> Result<Self, String> {
-        let expected = elements * stored.size();
+    /// Looks at `data` as the tensor of `expected` bytes that is stored as `stored`. The error continues a sentence that
+    /// starts with its name.
+    pub(super) fn new(data: &'a TensorData<'_>, stored: Encoding, expected: usize) -> Result<Self, String> {
         if data.byte_len() != expected {
             return Err(format!("has {} bytes; expected {expected}", data.byte_len()));
         }
+        let stored = match (data, stored) {
+            (TensorData::Borrowed(bytes), Encoding::Ggml(kind)) => return Blocks::new(kind, bytes).map(Self::Blocks),
+            (TensorData::Bytes(bytes), Encoding::Ggml(kind)) => return Blocks::new(kind, bytes).map(Self::Blocks),
+            (_, Encoding::Float(stored)) => stored,
+            _ => return Err(format!("was read in another way than {stored}, in which it is stored")),
+        };
         match (data, stored) {
             (TensorData::Borrowed(bytes), _) => Ok(Self::Bytes(stored, bytes)),
             (TensorData::Bytes(bytes), _) => Ok(Self::Bytes(stored, bytes)),
@@ -41,6 +49,7 @@ impl<'a> Stored<'a> {
     pub(super) fn widen(self, start: usize, out: &mut [f32]) {
         let end = start + out.len();
         match self {
+            Self::Blocks(blocks) => blocks.widen(start, out),
             Self::F32(values) => out.copy_from_slice(&values[start..end]),
             Self::Half(FloatType::Bf16, bits) => fill(out, bits[start..end].iter().map(|b| widen_bf16(*b))),
             Self::Half(_, bits) => bits[start..end].reinterpret_cast::<f16>().convert_to_f32_slice(out),

@@ -11,6 +11,8 @@ use serde_json::json;
 mod layouts;
 mod naive;
 mod peft;
+#[cfg(feature = "candle")]
+mod quantized;
 mod tied;
 mod variants;
 

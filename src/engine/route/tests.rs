@@ -1,0 +1,87 @@
+use std::sync::Arc;
+
+use llm_local_core::{Encoding, FloatType, GgmlType, LoraAdapter, LoraModule, ModelFormat, ModelInfo, TensorEntry};
+use serde_json::json;
+
+use super::*;
+use crate::lora::fit;
+
+/// A report of one pair on a matrix that is stored so.
+fn report(stored: Encoding) -> FitReport {
+    let config = Arc::new(json!({"model_type": "test"}));
+    let entries = vec![TensorEntry::new("m.weight", vec![32, 64], stored)];
+    let info = ModelInfo::new("base", ModelFormat::Safetensors { config }, entries);
+    let module = LoraModule::new("m", (1, 64, 32), vec![1.0; 64], vec![1.0; 32], 1.0);
+    fit(&[(Arc::new(LoraAdapter::new("hf:some/adapter", "", vec![module])), 1.0)], &info).unwrap()
+}
+
+fn decide(policy: AdapterPolicy, stored: Encoding, not_beside: Option<&str>) -> Result<(Route, Option<Dequantized>)> {
+    Route::decide(policy, &report(stored), not_beside.map(str::to_owned))
+}
+
+const FLOATS: Encoding = Encoding::Float(FloatType::Bf16);
+const UNKNOWN: Encoding = Encoding::Ggml(GgmlType::IQ4_NL);
+const AFFINE: Encoding = Encoding::MlxAffine { bits: 4, group_size: 64 };
+
+#[test]
+fn floats_are_merged_unless_they_are_to_be_kept() {
+    for (policy, route) in [
+        (AdapterPolicy::Auto, Route::Merged),
+        (AdapterPolicy::MergeDequantized, Route::Merged),
+        (AdapterPolicy::KeepUnmerged, Route::Beside),
+    ] {
+        let (found, dequantized) = decide(policy, FLOATS, None).unwrap();
+        assert_eq!(found, route, "{policy}");
+        assert!(dequantized.is_none());
+    }
+}
+
+#[test]
+fn quantized_weights_keep_adapters_beside_them_where_nothing_else_is_asked_for() {
+    for encoding in [Encoding::Ggml(GgmlType::Q4_0), UNKNOWN, AFFINE] {
+        for policy in [AdapterPolicy::Auto, AdapterPolicy::KeepUnmerged] {
+            assert_eq!(decide(policy, encoding, None).unwrap().0, Route::Beside, "{policy} {encoding}");
+        }
+    }
+}
+
+#[test]
+fn formats_that_nothing_dequantizes_are_refused_with_all_that_is_in_the_way() {
+    for encoding in [UNKNOWN, AFFINE] {
+        let error = decide(AdapterPolicy::MergeDequantized, encoding, None).unwrap_err().to_string();
+        for word in ["hf:some/adapter", "`m.weight`", &encoding.to_string(), "`merge-dequantized`", "checkpoint"] {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+        let error = decide(AdapterPolicy::Auto, encoding, Some("the backend cannot")).unwrap_err().to_string();
+        for word in [&encoding.to_string(), "and the backend cannot", "`auto`"] {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    }
+    let error = decide(AdapterPolicy::KeepUnmerged, FLOATS, Some("the backend cannot")).unwrap_err().to_string();
+    assert!(error.contains("the backend cannot") && error.contains("let it be merged"), "{error}");
+}
+
+#[cfg(feature = "candle")]
+#[test]
+fn what_cannot_run_beside_quantized_weights_is_merged_if_there_is_memory() {
+    let blocks = Encoding::Ggml(GgmlType::Q4_0);
+    let (route, dequantized) = decide(AdapterPolicy::MergeDequantized, blocks, None).unwrap();
+    assert!(route == Route::Merged && dequantized.is_none(), "what was asked for is done");
+    let (route, dequantized) = decide(AdapterPolicy::Auto, blocks, Some("the backend cannot")).unwrap();
+    assert_eq!(route, Route::Merged);
+    let dequantized = dequantized.unwrap();
+    let room = |available| dequantized.check_room(&report(blocks), 5000, available);
+    assert!(room(Some(5000)).is_ok() && room(None).is_ok());
+    let error = room(Some(4999)).unwrap_err();
+    assert_eq!(error.code(), "adapter_merge_failed");
+    for word in ["hf:some/adapter", "the backend cannot", "5000 bytes", "4999 are available", "`auto`"] {
+        assert!(error.to_string().contains(word), "`{word}` is not in: {error}");
+    }
+}
+
+#[cfg(not(feature = "candle"))]
+#[test]
+fn blocks_take_the_feature_that_dequantizes_them() {
+    let error = decide(AdapterPolicy::MergeDequantized, Encoding::Ggml(GgmlType::Q4_0), None).unwrap_err();
+    assert!(error.to_string().contains("cargo feature `candle`"), "{error}");
+}

@@ -1,0 +1,77 @@
+use std::{borrow::Cow, collections::BTreeSet};
+
+use candle_core::{
+    Device,
+    quantized::{QStorage, QTensor},
+};
+use llm_local_core::{Encoding, FloatType, GgmlType, TensorData, TensorSource};
+use llm_local_weights::GgufSource;
+
+use super::{Blocks, blocks::dtype, check, given_as};
+use crate::lora::testing::fixture;
+
+/// All of a tensor, as candle dequantizes it.
+fn whole(kind: GgmlType, bytes: &[u8], shape: &[usize]) -> Vec<f32> {
+    let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, dtype(kind).unwrap()).unwrap();
+    let tensor = QTensor::new(storage, shape).unwrap().dequantize(&Device::Cpu).unwrap();
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn blocks_are_of_the_size_that_candle_takes_them_for_and_others_are_refused_by_name() {
+    let mut known = 0;
+    for kind in (0..64).filter_map(GgmlType::from_id) {
+        match dtype(kind) {
+            Some(dtype) => {
+                assert_eq!((dtype.block_size(), dtype.type_size()), kind.block(), "{kind}");
+                assert_eq!(check(Encoding::Ggml(kind)), Ok(()));
+                known += 1;
+            }
+            None => {
+                let error = check(Encoding::Ggml(kind)).unwrap_err();
+                assert!(error.contains(&kind.to_string()) && error.contains("candle"), "{error}");
+            }
+        }
+    }
+    assert_eq!(known, 12);
+    let affine = Encoding::MlxAffine { bits: 4, group_size: 64 };
+    assert!(check(affine).unwrap_err().contains("mlx-affine(4 bits, group 64)"));
+    assert_eq!(given_as(affine, true), affine);
+}
+
+#[test]
+fn what_does_not_change_stays_in_blocks() {
+    let blocks = Encoding::Ggml(GgmlType::Q4_K);
+    assert_eq!(given_as(blocks, false), blocks);
+    assert_eq!(given_as(blocks, true), Encoding::Float(FloatType::F16));
+    assert_eq!(given_as(Encoding::Float(FloatType::Bf16), true), Encoding::Float(FloatType::Bf16));
+}
+
+#[test]
+fn any_elements_are_those_of_the_whole_tensor_also_of_unaligned_blocks() {
+    let mut seen = BTreeSet::new();
+    for name in ["q2_k", "q3_k_m", "q4_1", "q4_k_m", "q5_0", "q5_1", "q5_k_m", "q6_k", "q8_0"] {
+        let source = GgufSource::open(&fixture(&format!("gguf/mixed-{name}.gguf"))).unwrap();
+        for entry in source.entries() {
+            let Encoding::Ggml(kind) = entry.encoding else { continue };
+            if !seen.insert(kind.id()) {
+                continue;
+            }
+            let TensorData::Borrowed(bytes) = source.read(&entry.name, None).unwrap() else { panic!("{name}") };
+            let all = whole(kind, bytes, &entry.shape);
+            for shift in 0..4 {
+                // An odd address, whatever the first one is.
+                let moved = [&vec![0; shift][..], bytes].concat();
+                let blocks = Blocks::new(kind, &moved[shift..]).unwrap();
+                for (start, count) in [(0, all.len()), (0, 1), (31, 2), (256, 256), (250, 700), (all.len() - 5, 5)] {
+                    let mut out = vec![0.0; count];
+                    blocks.widen(start, &mut out);
+                    assert_eq!(out, all[start..start + count], "{kind} from {start}");
+                }
+            }
+        }
+    }
+    assert!(seen.len() >= 9, "only {} block formats were tried", seen.len());
+    let error = Blocks::new(GgmlType::Q4_0, &[0; 19]).err().unwrap();
+    assert!(error.contains("not whole blocks of Q4_0"), "{error}");
+}
