@@ -100,7 +100,8 @@ impl Plugin {
     }
 
     /// Brings a format of adapters, called `name` as its [`AdapterFormat::name`] is. It is tried beside the built-in ones,
-    /// wherever adapters are read; one that two formats recognize is refused.
+    /// wherever adapters are read; one that two formats recognize is refused. The digest of what it reads is taken of all files
+    /// by whoever calls it, so it may leave that empty.
     pub const fn with_adapter_format(mut self, name: &'static str, make: MakeAdapterFormat) -> Self {
         self.adapter_format = Some((name, make));
         self

@@ -1,9 +1,10 @@
-//! What an adapter is, before and after it is fetched.
+//! What an adapter is, before and after it is fetched, and in another format.
 
 use llm_local::{
-    ArtifactRef,
+    ArtifactRef, ModelSpec,
     adapters::{AdapterFormat, Scaling},
     core::lora::AdapterFeature,
+    lora::WriteFormat,
 };
 use llm_local_testkit::github::{Host, Release};
 use pollster::block_on;
@@ -140,4 +141,22 @@ fn a_gguf_adapter_is_described_by_its_metadata() {
     assert_eq!((&report.scales[..], &report.unusable), (&[4.0][..], &None));
     block_on(engine.adapters().update(&reference, None)).unwrap();
     assert_eq!(block_on(world.offline().adapters().inspect(&reference)).unwrap(), report);
+}
+
+#[test]
+fn an_adapter_is_converted_by_the_headers_of_a_base_that_is_elsewhere() {
+    let world = World::new(loose("v1", "peft"));
+    let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
+    let (into, base) = (world.folder.path().join("pirate.gguf"), "hf:org/tiny".parse().unwrap());
+    let adapters = engine.adapters();
+    let written = block_on(adapters.convert(&reference, WriteFormat::Gguf, Some(&base), &into, None)).unwrap();
+    assert_eq!(written.files, std::slice::from_ref(&into));
+    let kept: Vec<_> = engine.store().list().unwrap().artifacts.into_iter().map(|it| it.reference).collect();
+    assert_eq!(kept, std::slice::from_ref(&reference), "the adapter alone");
+    let cached = block_on(engine.plan(&ModelSpec::new(base))).unwrap().base.present;
+    assert!(!cached, "headers were enough");
+    let [before, after] = [reference, ArtifactRef::file(into).unwrap()]
+        .map(|reference| block_on(engine.adapters().inspect(&reference)).unwrap());
+    assert_eq!((&after.format, after.unusable), (&AdapterFormat::Gguf, None));
+    assert_eq!((after.ranks, after.scales, after.modules), (before.ranks, before.scales, before.modules));
 }

@@ -253,10 +253,18 @@ fn formats_of_a_caller_are_tried_beside_the_built_in_ones_and_two_that_recognize
     let formats = |names: &[&'static str]| -> Vec<Arc<dyn AdapterFormat>> {
         names.iter().map(|name| Arc::new(Marked(name)) as Arc<dyn AdapterFormat>).collect()
     };
-    let mut files = BTreeMap::from([("magic".to_owned(), PathBuf::from("magic"))]);
+    let folder = TempDir::new().unwrap();
+    let magic = folder.path().join("magic");
+    fs::write(&magic, "x").unwrap();
+    let mut files = BTreeMap::from([("magic".to_owned(), magic.clone())]);
     let with = |files: &BTreeMap<_, _>, names| read_with(&reference, files, ReadOptions::new(), &formats(names));
     assert!(with(&files, &[]).unwrap_err().to_string().contains("found `magic`"));
-    assert_eq!(with(&files, &["one"]).unwrap().format, "one");
+    let one = with(&files, &["one"]).unwrap();
+    assert_eq!((one.format.as_str(), one.digest.len()), ("one", 64));
+    assert_eq!(with(&files, &["one"]).unwrap(), one);
+    assert_ne!(with(&files, &["two"]).unwrap().digest, one.digest);
+    fs::write(&magic, "y").unwrap();
+    assert_ne!(with(&files, &["one"]).unwrap().digest, one.digest, "whatever the format says");
     let message = with(&files, &["one", "two"]).unwrap_err().to_string();
     assert!(message.contains("`one` and `two` both recognize it"), "{message}");
     let good = fixture("bad-adapters/_control-good");
