@@ -13,15 +13,15 @@ mod blocking;
 mod content;
 
 pub use adapters::Adapters;
-pub use engine::{Engine, EngineBuilder, LoadStats, Model, ModelDigest};
+pub use engine::{AdapterLimits, Engine, EngineBuilder, LoadStats, Model, ModelDigest};
 pub use plan::{PinnedBy, Plan, PlannedArtifact};
 pub use policy::Policy;
 pub use session::{SavedCache, Session, Turn, TurnOptions};
 
 pub use llm_local_core as core;
 pub use llm_local_core::{
-    AdapterPolicy, AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype, ContextLength,
-    DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
+    AdapterPolicy, AdapterSet, AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype,
+    ContextLength, DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
     InferenceBackend, Input, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler,
     Registry, Result, Role, Sampling, SpecLock, Usage, UsedAdapter,
 };

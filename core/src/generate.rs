@@ -29,7 +29,8 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// The session whose KV cache is used; without one, nothing is kept.
     pub session: Option<SessionId>,
-    /// The adapters of this generation, where the model was loaded with them unmerged; without it, the model's own.
+    /// The adapters of this generation, where the model has none merged into its weights; without it, the model's own. In
+    /// an engine, a set that the engine made for that model.
     pub adapters: Option<AdapterSet>,
     /// Cancelled by the caller, the generation stops and still gives its usage, with [`FinishReason::Cancelled`].
     pub cancel: CancellationToken,
@@ -423,7 +424,7 @@ impl Usage {
     }
 }
 
-/// Times of one generation, and which adapters its model had in it.
+/// Times of one generation, and which adapters it had.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GenerationStats {
@@ -439,12 +440,13 @@ pub struct GenerationStats {
     pub decode_tokens: usize,
     /// How long this generation waited for its model to load; `None` if it was loaded.
     pub load: Option<Duration>,
-    /// The adapters of the model, in the spec's order. The engine says so; a backend leaves it empty.
+    /// The adapters that it ran with, in the order of their set: those of the request, else those that were the model's own
+    /// when its turn came. The engine says so; a backend leaves it empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<UsedAdapter>,
 }
 
-/// An adapter as it was used: what its ref meant when its model was loaded.
+/// An adapter as it was used: what its ref meant when it was loaded, with its model or into a set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UsedAdapter {

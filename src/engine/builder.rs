@@ -13,7 +13,7 @@ use llm_local_source_common::{
     transfer::{Transfer, TransferConfig},
 };
 
-use super::{Engine, Inner, slots::Slots};
+use super::{AdapterLimits, Engine, Inner, slots::Slots};
 use crate::{builtin, policy::Policy};
 
 /// The environment variable that overrides where fetched files are kept.
@@ -29,6 +29,7 @@ pub struct EngineBuilder {
     cache: Option<PathBuf>,
     quota: Option<u64>,
     policy: Policy,
+    adapter_limits: AdapterLimits,
     network: NetworkConfig,
     transfer: TransferConfig,
     offline: bool,
@@ -81,6 +82,13 @@ impl EngineBuilder {
     /// but the files that it lists are.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// How much adapters may take, in the specs of models and in the sets that loaded models are given and requests name;
+    /// without it [`AdapterLimits::default`].
+    pub fn adapter_limits(mut self, limits: AdapterLimits) -> Self {
+        self.adapter_limits = limits;
         self
     }
 
@@ -145,7 +153,8 @@ impl EngineBuilder {
         let transfer =
             Transfer::new(network, store, config).with_check(move |manifest, sizes| made.check_made(manifest, sizes));
         let (quota, policy, offline, slots) = (self.quota, self.policy, self.offline, Slots::default());
-        let inner = Inner { registry, transfer, heads_at_once, quota, policy, offline, slots };
+        let adapter_limits = self.adapter_limits;
+        let inner = Inner { registry, transfer, heads_at_once, quota, policy, adapter_limits, offline, slots };
         Ok(Engine { inner: Arc::new(inner) })
     }
 

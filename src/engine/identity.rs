@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -10,7 +10,7 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use llm_local_core::{AdapterSet, Digest, Error, LoraAdapter, Manifest, Result};
+use llm_local_core::{Digest, Error, Manifest, Result};
 use llm_local_source_common::transfer::Files;
 use sha2::{Digest as _, Sha256};
 
@@ -29,18 +29,17 @@ pub struct ModelDigest {
     /// file of a base, whatever it is called, has an empty one. A base without files, run by an engine elsewhere, has
     /// `revision:` and that of its ref and revision.
     pub base: String,
-    /// Of the adapters, as [`AdapterSet::digest`]: digest and weight of each in order; empty for the base alone.
+    /// Of the adapters that the model has, as [`llm_local_core::AdapterSet::digest`]: digest and weight of each in order; empty for the base alone.
     pub adapters: String,
 }
 
-/// What a [`ModelDigest`] is made from. Reading all weights takes about as long as loading them, so it is done when it
+/// What the digest of a base ([`ModelDigest::base`]) is made from. Reading all weights takes about as long as loading them, so it is done when it
 /// is first asked for.
 pub(crate) struct Identity {
     model: String,
     /// What stands for a base without files.
     revision: String,
     files: Vec<IdentityFile>,
-    adapters: String,
     base: Mutex<Option<Reading>>,
 }
 
@@ -61,13 +60,8 @@ struct IdentityFile {
 }
 
 impl Identity {
-    /// The identity of the base `manifest`, whose files are at `files`, with `adapters`.
-    pub(super) fn new(
-        model: String,
-        manifest: &Manifest,
-        files: &Files,
-        adapters: &[(Arc<LoraAdapter>, f32)],
-    ) -> Result<Self> {
+    /// The identity of the base `manifest`, whose files are at `files`.
+    pub(super) fn new(model: String, manifest: &Manifest, files: &Files) -> Result<Self> {
         let mut listed = Vec::new();
         // Not those of the manifest, of which some may be archives: what came out of them is the model.
         for (name, path) in files {
@@ -85,12 +79,10 @@ impl Identity {
             only.name.clear();
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
-        let set = adapters.iter().fold(AdapterSet::new(), |set, (adapter, weight)| set.with(adapter.clone(), *weight));
         Ok(Self {
             model,
             revision: format!("{}\0{}", manifest.reference, manifest.revision),
             files: listed,
-            adapters: set.digest(),
             base: Mutex::new(None),
         })
     }
@@ -100,9 +92,8 @@ impl Identity {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::LoadFailed`] if a file has changed since the model was loaded.
-    pub(crate) async fn digest(&self) -> Result<ModelDigest> {
-        let base = self.reading().await?;
-        Ok(ModelDigest { base, adapters: self.adapters.clone() })
+    pub(crate) async fn base(&self) -> Result<String> {
+        self.reading().await
     }
 
     /// The reading that runs or has succeeded, else a new one.
@@ -188,7 +179,7 @@ mod tests {
         }
         let reference = llm_local_core::ArtifactRef::file(folder.path()).unwrap();
         let manifest = Manifest::new(reference, Want::Model, folder.path().display().to_string(), listed).unwrap();
-        let identity = Identity::new("m".into(), &manifest, &files, &[]).unwrap();
+        let identity = Identity::new("m".into(), &manifest, &files).unwrap();
         (folder, identity)
     }
 
@@ -197,11 +188,10 @@ mod tests {
         let (_keep, one) = folder(b"abc", false);
         let (_moved, other) = folder(b"abc", true);
         let (_changed, changed) = folder(b"abd", false);
-        let one = block_on(one.digest()).unwrap();
-        assert_eq!(one, block_on(other.digest()).unwrap());
-        assert_ne!(one, block_on(changed.digest()).unwrap());
-        assert_eq!(one.base, EXPECTED);
-        assert_eq!(one.adapters, "");
+        let one = block_on(one.base()).unwrap();
+        assert_eq!(one, block_on(other.base()).unwrap());
+        assert_ne!(one, block_on(changed.base()).unwrap());
+        assert_eq!(one, EXPECTED);
     }
 
     /// By coreutils: `printf 'config\x002\x00sha256:%s\nweights\x003\x00sha256:%s\n' $A $B | sha256sum`, with the sums of
@@ -212,7 +202,7 @@ mod tests {
     fn the_one_weight_file_may_have_any_name_and_others_may_not() {
         let base = |named: &[(&str, &[u8])]| {
             let (_keep, identity) = with_files(named, false);
-            block_on(identity.digest()).unwrap().base
+            block_on(identity.base()).unwrap()
         };
         assert_eq!(base(&[("model.gguf", b"abc")]), base(&[("Model-Q4_0.GGUF", b"abc")]));
         assert_ne!(base(&[("model.gguf", b"abc")]), base(&[("model.gguf", b"abd")]));
@@ -235,13 +225,13 @@ mod tests {
         let (keep, identity) = folder(b"abc", false);
         let first = identity.reading();
         // A caller that gives up.
-        drop(identity.digest().now_or_never());
+        drop(identity.base().now_or_never());
         assert!(identity.reading().ptr_eq(&first));
-        let digest = block_on(identity.digest()).unwrap();
-        assert_eq!(digest.base, EXPECTED);
+        let digest = block_on(identity.base()).unwrap();
+        assert_eq!(digest, EXPECTED);
         // Nothing is read again.
         std::fs::remove_file(keep.path().join("weights")).unwrap();
-        assert_eq!(block_on(identity.digest()).unwrap(), digest);
+        assert_eq!(block_on(identity.base()).unwrap(), digest);
     }
 
     #[test]
@@ -250,12 +240,12 @@ mod tests {
         let weights = keep.path().join("weights");
         let modified = modified(&weights).unwrap();
         std::fs::remove_file(&weights).unwrap();
-        assert_eq!(block_on(identity.digest()).unwrap_err().code(), "io");
+        assert_eq!(block_on(identity.base()).unwrap_err().code(), "io");
         std::fs::write(&weights, b"abc").unwrap();
         if let Some(modified) = modified {
             std::fs::File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
         }
-        assert_eq!(block_on(identity.digest()).unwrap().base, EXPECTED);
+        assert_eq!(block_on(identity.base()).unwrap(), EXPECTED);
     }
 
     #[test]
@@ -271,7 +261,7 @@ mod tests {
     fn a_file_that_changed_after_the_load_has_no_digest() {
         let (keep, identity) = folder(b"abc", false);
         std::fs::write(keep.path().join("weights"), b"abcd").unwrap();
-        let error = block_on(identity.digest()).unwrap_err().to_string();
+        let error = block_on(identity.base()).unwrap_err().to_string();
         assert!(error.contains("weights has changed since"), "{error}");
     }
 
@@ -280,8 +270,8 @@ mod tests {
         let reference: llm_local_core::ArtifactRef = "remote:x".parse().unwrap();
         let identity = |revision: &str| {
             let manifest = Manifest::new(reference.clone(), Want::Model, revision, vec![]).unwrap();
-            let identity = Identity::new("m".into(), &manifest, &Files::new(), &[]).unwrap();
-            block_on(identity.digest()).unwrap().base
+            let identity = Identity::new("m".into(), &manifest, &Files::new()).unwrap();
+            block_on(identity.base()).unwrap()
         };
         assert!(identity("1").starts_with("revision:"));
         assert_ne!(identity("1"), identity("2"));

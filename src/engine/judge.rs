@@ -68,6 +68,7 @@ impl Inner {
         if let Some((base, chosen)) = &mut base {
             base.check(spec, chosen)?;
             let (outlines, report) = base.fit(&adapters, outlines)?;
+            self.adapter_limits.check(&report.adapters)?;
             let dequantized;
             (route, dequantized) = Route::new(spec.adapter_policy, &outlines, &report, chosen)?;
             let mut info = base.info().clone();

@@ -8,7 +8,8 @@
 //!
 //! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source, which is asked once of
 //! refs that move together (`asked`). [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
-//! spec, and `identity` tells loaded models apart by their content.
+//! spec, and `identity` tells loaded models apart by their content. `sets` has the adapters of a loaded model that are not in
+//! its weights: they can be replaced.
 
 mod asked;
 mod builder;
@@ -25,17 +26,20 @@ mod prepare;
 mod resolve;
 mod room;
 mod route;
+mod sets;
 mod slots;
 mod versions;
 
 pub use builder::{CACHE_VARIABLE, EngineBuilder};
 pub use identity::ModelDigest;
 pub use model::{LoadStats, Model};
+pub use sets::AdapterLimits;
 
 pub(crate) use asked::Asked;
 pub(crate) use identity::{Identity, hex};
 pub(crate) use model::WeakModel;
 pub(crate) use resolve::Pin;
+pub(crate) use sets::OwnSet;
 pub(crate) use versions::{Versions, could_not_ask, is_of_one, names, with_used_last};
 
 use std::{
@@ -60,6 +64,7 @@ use crate::{
 use judge::Weights;
 use prepare::Prepared;
 use route::Route;
+use sets::Sets;
 use slots::{Key, Slots, Unloading};
 
 /// The registry at work. Clones share everything.
@@ -77,6 +82,7 @@ pub(crate) struct Inner {
     heads_at_once: usize,
     quota: Option<u64>,
     pub(crate) policy: Policy,
+    adapter_limits: AdapterLimits,
     offline: bool,
     slots: Slots,
 }
@@ -215,6 +221,7 @@ impl Inner {
             self.prepare(spec, &cx).await?;
         let prepared = start.elapsed();
         let Weights { info, tensors, text } = weights;
+        let sets = Sets::new(&plan, &adapters, (spec.adapter_policy, route), info.clone(), self.adapter_limits);
         let weights = match (tensors, route) {
             (Some(base), Route::Merged) if !adapters.is_empty() => {
                 let merged = blocking("merge", move || MergedSource::new(base, adapters, &info)).await?;
@@ -239,6 +246,6 @@ impl Inner {
         cancel_on_drop.disarm();
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
-        Ok(Model::new(loaded, plan, identity, stats, holds))
+        Ok(Model::new(loaded, plan, identity, sets, stats, holds))
     }
 }

@@ -11,13 +11,16 @@ use std::{
 
 use futures_util::StreamExt;
 use llm_local_core::{
-    Counters, GenerateRequest, Generation, GenerationEvent, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport,
-    Result, SessionId, SessionState, TrimLevel, UsedAdapter,
+    AdapterSet, Counters, GenerateRequest, Generation, GenerationEvent, LoadedInfo, LoadedModel, LogitsRequest,
+    MemoryReport, Result, SessionId, SessionState, TrimLevel, UsedAdapter,
 };
 
 use llm_local_source_common::store::Hold;
 
-use super::identity::{Identity, ModelDigest};
+use super::{
+    identity::{Identity, ModelDigest},
+    sets::{OwnSet, Sets},
+};
 use crate::plan::Plan;
 
 /// A model in memory: a handle, cheap to clone. The engine holds one too, until [`crate::Engine::unload`].
@@ -30,6 +33,7 @@ struct Inner {
     loaded: Arc<dyn LoadedModel>,
     plan: Plan,
     identity: Arc<Identity>,
+    sets: Sets,
     stats: LoadStats,
     unloaded: AtomicBool,
     /// Keep its files from deletion until it is unloaded.
@@ -70,11 +74,12 @@ impl Model {
         loaded: Arc<dyn LoadedModel>,
         plan: Plan,
         identity: Identity,
+        sets: Sets,
         stats: LoadStats,
         holds: Vec<Hold>,
     ) -> Self {
         let (identity, unloaded, holds) = (Arc::new(identity), AtomicBool::new(false), Mutex::new(holds));
-        Self { inner: Arc::new(Inner { loaded, plan, identity, stats, unloaded, holds }) }
+        Self { inner: Arc::new(Inner { loaded, plan, identity, sets, stats, unloaded, holds }) }
     }
 
     pub(crate) fn downgrade(&self) -> WeakModel {
@@ -85,23 +90,68 @@ impl Model {
         &self.inner.identity
     }
 
-    /// Starts a generation. It never blocks; what is wrong with the request is the stream's first item.
+    pub(super) fn sets(&self) -> &Sets {
+        &self.inner.sets
+    }
+
+    /// The adapters that requests have now which name none.
+    pub(crate) fn own_set(&self) -> Arc<OwnSet> {
+        self.inner.sets.own()
+    }
+
+    /// Starts a generation. It never blocks; what is wrong with the request is the stream's first item, as
+    /// [`llm_local_core::Error::AdapterMergeFailed`] for a set of adapters that was not made for this model
+    /// ([`crate::Engine::adapter_set`]), and for any where the model was loaded with its adapters merged.
     pub fn generate(&self, request: GenerateRequest) -> Generation {
         self.generate_after(request, None)
     }
 
     /// As [`Model::generate`], for a request that waited `load` for the model to load.
     pub(crate) fn generate_after(&self, request: GenerateRequest, load: Option<Duration>) -> Generation {
-        let generation = self.inner.loaded.generate(request);
-        let adapters: Vec<_> = self.plan().adapters.iter().map(|(adapter, weight)| adapter.used(*weight)).collect();
-        if load.is_none() && adapters.is_empty() { generation } else { with_stats(generation, load, adapters) }
+        self.start(request, load).0
+    }
+
+    /// As [`Model::generate_after`], with the adapters that the generation has: the model's own, unless it names others.
+    pub(crate) fn start(&self, request: GenerateRequest, load: Option<Duration>) -> (Generation, Arc<OwnSet>) {
+        let Inner { loaded, sets, .. } = &*self.inner;
+        let (generation, set) = match request.adapters.as_ref().map(|set| sets.named(set)) {
+            None => sets.with_own(|| loaded.generate(request)),
+            Some(Ok(set)) => (loaded.generate(request), set),
+            Some(Err(error)) => return (Generation::failed(error), sets.own()),
+        };
+        let has_nothing_to_add = load.is_none() && set.is_surely_empty();
+        (if has_nothing_to_add { generation } else { with_stats(generation, load, set.clone()) }, set)
+    }
+
+    /// Replaces the adapters that the model has where a request names none, without loading the base anew; no adapters give
+    /// the base alone. It takes its place in the line of requests: those made before keep the adapters that they started
+    /// with, to their end, and those made after have the new ones. What [sessions](crate::Session) computed with the ones
+    /// before is computed anew. Whoever loads the same spec meanwhile gets this model, with these adapters. Dropping the
+    /// future does not take it back.
+    ///
+    /// # Errors
+    /// [`llm_local_core::Error::AdapterMergeFailed`] for a set that was not made for this model
+    /// ([`crate::Engine::adapter_set`]) or exceeds the [limits](crate::AdapterLimits), for a model that was loaded with its
+    /// adapters merged, or whose backend runs none, and for what the backend refuses;
+    /// [`llm_local_core::Error::ModelNotLoaded`]. The adapters are then as before.
+    pub async fn set_adapters(&self, adapters: AdapterSet) -> Result<()> {
+        self.inner.sets.replace(&self.inner.loaded, adapters).await
+    }
+
+    /// The adapters that it has where a request names none: those of its spec, merged or beside the weights, until
+    /// [`Model::set_adapters`] replaces them.
+    pub async fn adapters(&self) -> Vec<UsedAdapter> {
+        self.own_set().settled().await.used().to_vec()
     }
 
     /// The logits after the last token of the input: shape (vocab,), f32.
     ///
     /// # Errors
-    /// As [`LoadedModel::logits`].
+    /// As [`LoadedModel::logits`]; for adapters of the request as [`Model::generate`].
     pub async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
+        if let Some(set) = &request.adapters {
+            self.inner.sets.named(set)?;
+        }
         self.inner.loaded.logits(request).await
     }
 
@@ -115,12 +165,13 @@ impl Model {
         &self.inner.plan
     }
 
-    /// What it is made of, by content. The first call may read all its files, which takes about as long as loading them.
+    /// What it is made of, by content, with the adapters that it has now. The first call may read all its files, which takes about as long as loading them.
     ///
     /// # Errors
     /// [`llm_local_core::Error::Io`]; [`llm_local_core::Error::LoadFailed`] if a file has changed since it was loaded.
     pub async fn digest(&self) -> Result<ModelDigest> {
-        self.inner.identity.digest().await
+        let base = self.inner.identity.base().await?;
+        Ok(ModelDigest { base, adapters: self.own_set().settled().await.digest().to_owned() })
     }
 
     /// Whether it keeps KV caches between requests, so that a request may name a [`SessionId`].
@@ -213,16 +264,19 @@ impl fmt::Debug for Model {
     }
 }
 
-/// The same generation, whose statistics say that it waited `load` for its model, and which `adapters` that has.
-fn with_stats(generation: Generation, load: Option<Duration>, mut adapters: Vec<UsedAdapter>) -> Generation {
-    Generation::new(generation.map(move |event| {
-        event.map(|event| match event {
-            GenerationEvent::Finished { reason, usage, mut stats, .. } => {
-                stats.load = load.or(stats.load);
-                stats.adapters = std::mem::take(&mut adapters);
-                GenerationEvent::finished(reason, usage, stats)
-            }
-            other => other,
-        })
+/// The same generation, whose statistics say that it waited `load` for its model, and which adapters it had.
+fn with_stats(generation: Generation, load: Option<Duration>, set: Arc<OwnSet>) -> Generation {
+    Generation::new(generation.then(move |event| {
+        let set = set.clone();
+        async move {
+            Ok(match event? {
+                GenerationEvent::Finished { reason, usage, mut stats, .. } => {
+                    stats.load = load.or(stats.load);
+                    stats.adapters = set.settled().await.used().to_vec();
+                    GenerationEvent::finished(reason, usage, stats)
+                }
+                other => other,
+            })
+        }
     }))
 }

@@ -86,7 +86,7 @@ impl Inner {
         let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, route } = judged else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
         };
-        let identity = Identity::new(spec.id(), &pinned.base.manifest, &base_files, &adapters)?;
+        let identity = Identity::new(spec.id(), &pinned.base.manifest, &base_files)?;
         for pin in pinned.pins() {
             self.note_selected(pin).await;
         }

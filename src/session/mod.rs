@@ -33,7 +33,7 @@ use std::{
 use futures_util::FutureExt;
 use llm_local_core::{Completion, Error, LoadedInfo, Message, ModelSpec, Result, Role, SessionId};
 
-use crate::engine::{Engine, Identity, Model, WeakModel};
+use crate::engine::{Engine, Identity, Model, OwnSet, WeakModel};
 
 /// A chat with the model of a spec. It keeps the messages; the backend keeps the KV cache.
 ///
@@ -86,11 +86,13 @@ struct Used {
     /// Known also when the model is gone.
     identity: Arc<Identity>,
     info: LoadedInfo,
+    /// The adapters that it had.
+    set: Arc<OwnSet>,
 }
 
 impl Used {
-    fn new(model: &Model) -> Self {
-        Self { model: model.downgrade(), identity: model.identity().clone(), info: model.info() }
+    fn new(model: &Model, set: Arc<OwnSet>) -> Self {
+        Self { model: model.downgrade(), identity: model.identity().clone(), info: model.info(), set }
     }
 }
 
@@ -162,14 +164,15 @@ impl Session {
     ) -> Result<Turn<'_>> {
         let asked: Vec<_> = messages.into_iter().collect();
         let (model, load) = self.engine.ready(&self.spec).await?;
-        self.used = Some(Used::new(&model));
         let system = self.system_prompt.as_ref().map(Message::system);
         let chat = system.into_iter().chain(self.messages.iter().cloned()).chain(asked.iter().cloned()).collect();
         let mut request = options.request(chat);
         if model.keeps_sessions() {
             request = request.with_session(self.id.clone());
         }
-        Ok(Turn::new(self, model.generate_after(request, load), asked))
+        let (generation, set) = model.start(request, load);
+        self.used = Some(Used::new(&model, set));
+        Ok(Turn::new(self, generation, asked))
     }
 
     /// Says `text` as the user, and gives the whole answer.

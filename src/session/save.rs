@@ -1,8 +1,8 @@
 //! Chats to files and back.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use llm_local_core::{Error, ModelSpec, Result, SessionState};
+use llm_local_core::{Error, ModelSpec, Result, SessionId, SessionState};
 
 use super::{
     Session, Used,
@@ -20,7 +20,8 @@ use crate::{
 pub enum SavedCache {
     /// All of it.
     Kept,
-    /// Nothing, as there was none: no turn yet, the model was unloaded or trimmed, or its backend keeps none.
+    /// Nothing, as there was none: no turn yet, the model was unloaded or trimmed or has other adapters by now, or its
+    /// backend keeps none.
     Absent,
     /// Nothing, for this reason. Where the reason is that [`Model::digest`] failed, nothing in the file tells which model
     /// answered, and only [`Engine::restore_messages`] takes it.
@@ -37,9 +38,9 @@ impl Session {
     /// # Errors
     /// [`Error::Io`] if the file could not be written.
     pub async fn save(&self, path: impl AsRef<Path>) -> Result<SavedCache> {
-        let state = match self.cache() {
-            Some(model) => unless_unloaded(None, model.export_session(&self.id).await.map(Some)),
-            None => Ok(None),
+        let state = match (&self.used, self.cache()) {
+            (Some(used), Some(model)) => used.computed(&model, &self.id).await,
+            _ => Ok(None),
         };
         let made_by = match &self.used {
             Some(used) => used.made_by().await.map(Some),
@@ -79,9 +80,24 @@ impl Session {
 }
 
 impl Used {
+    /// What `model`, which is this, has computed of `session`; nothing if it has other adapters by now.
+    async fn computed(&self, model: &Model, session: &SessionId) -> Result<Option<SessionState>> {
+        let own = model.own_set();
+        let state = unless_unloaded(None, model.export_session(session).await.map(Some))?;
+        let is_still_own = Arc::ptr_eq(&own, &model.own_set());
+        let is_same = own.settled().await.digest() == self.set.settled().await.digest();
+        Ok(state.filter(|_| is_still_own && is_same))
+    }
+
+    /// What it is, with the adapters that it had.
+    async fn digest(&self) -> Result<ModelDigest> {
+        let base = self.identity.base().await?;
+        Ok(ModelDigest { base, adapters: self.set.settled().await.digest().to_owned() })
+    }
+
     /// It, as a file has it.
     async fn made_by(&self) -> Result<MadeBy> {
-        let ModelDigest { base, adapters } = self.identity.digest().await?;
+        let ModelDigest { base, adapters } = self.digest().await?;
         let (model, backend) = (self.info.model.clone(), self.info.backend.clone());
         let (dtype, context_length) = (self.info.dtype.to_string(), self.info.context_length);
         Ok(MadeBy { model, base, adapters, backend, dtype, context_length })
@@ -93,8 +109,8 @@ impl Engine {
     /// Loads the model of `spec`.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] that names both sides if the chat was saved with another base or other adapters (by
-    /// content, see [`Model::digest`]) or, where there is a KV cache, with another backend or dtype, and if the model
+    /// [`Error::InvalidSpec`] that names both sides if the chat was saved with another base or other adapters than the
+    /// model has now (by content, see [`Model::digest`]) or, where there is a KV cache, with another backend or dtype, and if the model
     /// that answered could not be told when it was saved; [`Engine::restore_messages`] takes it all the same.
     /// [`Error::IntegrityFailed`] for a file that is cut off or was changed; [`Error::Io`]; as [`Engine::load`],
     /// [`Model::digest`] and [`llm_local_core::LoadedModel::import_session`].
@@ -111,13 +127,19 @@ impl Engine {
         let mut session = self.with_messages(spec, &saved);
         if let Some(made_by) = &saved.made_by {
             let (model, _) = self.ready(spec).await?;
-            let reason = made_by.misfit(&model, model.digest().await?, saved.cache.as_ref());
+            let used = Used::new(&model, model.own_set());
+            let reason = made_by.misfit(&model, used.digest().await?, saved.cache.as_ref());
             if let Some(reason) = reason {
                 return Err(refused(reason));
             }
-            session.used = Some(Used::new(&model));
+            let set = used.set.clone();
+            session.used = Some(used);
             if let Some(Cache { tokens, metadata, .. }) = saved.cache {
                 model.import_session(&session.id, SessionState::new(tokens, metadata, tensors)).await?;
+                // With others meanwhile, it is to compute the chat anew.
+                if !Arc::ptr_eq(&set, &model.own_set()) {
+                    model.end_session(session.id.clone()).await?;
+                }
             }
         }
         Ok(session)

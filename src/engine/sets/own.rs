@@ -1,0 +1,75 @@
+//! The set that a model has where a request names none.
+
+use std::sync::Arc;
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use llm_local_core::{Result, UsedAdapter};
+
+/// A replacement of a model's own set, on its way through the line of requests.
+type Change = Shared<BoxFuture<'static, Result<()>>>;
+
+/// What is in a set of adapters.
+pub(crate) struct OwnSet {
+    used: Vec<UsedAdapter>,
+    /// As [`llm_local_core::AdapterSet::digest`].
+    digest: String,
+    /// What made it the model's own, and what was its own before and still is if that fails. A request that came behind the
+    /// change in line runs with the one or the other, which is known before the request begins.
+    change: Option<(Change, Arc<Self>)>,
+}
+
+impl OwnSet {
+    /// The set of `used`, with this digest.
+    pub(super) fn new(used: Vec<UsedAdapter>, digest: String) -> Self {
+        Self { used, digest, change: None }
+    }
+
+    /// This set, once `change` makes it the model's own instead of `before`.
+    pub(super) fn after(&self, change: Change, before: &Arc<Self>) -> Self {
+        let change = Some((change, before.known()));
+        Self { used: self.used.clone(), digest: self.digest.clone(), change }
+    }
+
+    /// It, or what there is instead since it could not be set. It waits until that is known.
+    pub(crate) async fn settled(self: &Arc<Self>) -> Arc<Self> {
+        let mut own = self.clone();
+        while let Some((change, before)) = &own.change {
+            if change.clone().await.is_ok() {
+                break;
+            }
+            let before = before.clone();
+            own = before;
+        }
+        own
+    }
+
+    /// As [`OwnSet::settled`], as far as it is known now, and without what is over.
+    fn known(self: &Arc<Self>) -> Arc<Self> {
+        match &self.change {
+            None => self.clone(),
+            Some((change, before)) => match change.clone().now_or_never() {
+                None => self.clone(),
+                Some(Ok(())) => Arc::new(Self::new(self.used.clone(), self.digest.clone())),
+                Some(Err(_)) => before.known(),
+            },
+        }
+    }
+
+    /// Whether it is known already that there are no adapters in it.
+    pub(crate) fn is_surely_empty(&self) -> bool {
+        self.change.is_none() && self.used.is_empty()
+    }
+
+    /// The adapters, as statistics have them. Of a set that [is settled](OwnSet::settled).
+    pub(crate) fn used(&self) -> &[UsedAdapter] {
+        &self.used
+    }
+
+    /// As [`llm_local_core::AdapterSet::digest`]. Of a set that [is settled](OwnSet::settled).
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
+    }
+}
