@@ -7,7 +7,7 @@
 //! | `bare` | tensors without a config, of which the caller says format and scale |
 //! | `declared` | what an adapter says of itself whose tensors are not on this machine yet |
 //! | `plan` | what a file's header holds: what an outline and an adapter are both made of |
-//! | `files`, `digest`, `options` | names of files, what tells adapters apart, what a caller can add |
+//! | `files`, `value`, `digest`, `options` | names of files, values of configs, what tells adapters apart, what a caller can add |
 
 mod bare;
 mod declared;
@@ -19,6 +19,7 @@ mod mlx;
 mod options;
 mod peft;
 mod plan;
+mod value;
 
 #[cfg(test)]
 mod tests;

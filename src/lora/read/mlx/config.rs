@@ -4,6 +4,7 @@ use llm_local_core::lora::{BaseHint, DeclaredTargets, ModuleSelector};
 use serde_json::{Map, Value};
 
 use super::keys::{Spelling, canonical, within_layer};
+use crate::lora::read::value::{is_set, shown};
 
 /// Layers that mlx-lm trains if nothing is said (`lora.py`, `CONFIG_DEFAULTS`).
 const DEFAULT_LAYERS: i64 = 16;
@@ -206,7 +207,7 @@ struct Fields<'a> {
 }
 
 fn wrong<T>(key: &str, expected: &str, found: &Value) -> Result<T, String> {
-    Err(format!("`{key}` must be {expected}, found {found}"))
+    Err(format!("`{key}` must be {expected}, found {}", shown(found)))
 }
 
 impl<'a> Fields<'a> {
@@ -323,16 +324,5 @@ impl<'a> Fields<'a> {
             },
         };
         Ok(usize::try_from(layers).ok().filter(|layers| *layers > 0))
-    }
-}
-
-/// Whether a value is anything but null, false or empty.
-fn is_set(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::String(s) => !s.is_empty(),
-        Value::Array(a) => !a.is_empty(),
-        Value::Object(o) => !o.is_empty(),
-        Value::Bool(true) | Value::Number(_) => true,
     }
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::fields::shown;
+use crate::lora::read::value::{is_set, shown};
 
 /// Fields that the reader takes values from.
 const READ: &[&str] = &[
@@ -84,17 +84,6 @@ pub(super) fn check(config: &Map<String, Value>) -> Result<(), String> {
         }
     }
     check_init(config.get("init_lora_weights"))
-}
-
-/// Whether a value is anything but null, false or empty.
-fn is_set(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::String(s) => !s.is_empty(),
-        Value::Array(a) => !a.is_empty(),
-        Value::Object(o) => !o.is_empty(),
-        Value::Bool(true) | Value::Number(_) => true,
-    }
 }
 
 fn check_init(init: Option<&Value>) -> Result<(), String> {

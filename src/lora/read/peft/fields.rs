@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::lora::read::value::shown;
+
 /// The fields of a config.
 pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
@@ -78,13 +80,4 @@ impl<'a> Fields<'a> {
 /// An index from 0.
 pub(super) fn index(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|i| usize::try_from(i).ok())
-}
-
-/// A value as JSON, cut short.
-pub(super) fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
 }

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::fields::shown;
+use crate::lora::read::value::shown;
 
 /// Kinds that add inputs or layers: no weights of the base could be changed to the same effect.
 const ADDS: &[(&str, &str)] = &[
