@@ -411,7 +411,7 @@ mod tests {
                 .unwrap();
         let adapter = AdapterSpec::new("./y".parse().unwrap());
         let adapter = adapter.allowing(Allowance::UnusedTensors).allowing(Allowance::NoEffect);
-        assert_eq!(spec.adapters, [adapter.clone()]);
+        assert_eq!(spec.adapters.as_slice(), std::slice::from_ref(&adapter));
         let json = serde_json::to_string(&adapter).unwrap();
         assert!(json.contains(r#""allow":["unused-tensors","no-effect"]"#), "{json}");
         assert_eq!(serde_json::from_str::<AdapterSpec>(&json).unwrap(), adapter);

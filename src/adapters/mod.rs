@@ -26,12 +26,14 @@
 //! | `hold` | [`Adapters::pin`], [`Adapters::unpin`], [`Adapters::rollback`], [`Adapters::delete`] |
 //! | `inspect`, `report`, `said` | [`Adapters::inspect`]: what an adapter is |
 //! | `convert` | [`Adapters::convert`]: an adapter in another format |
+//! | `compatibility` | [`Adapters::check`]: whether an adapter fits a base |
 //! | `copies` | files of this machine as something to keep |
 //!
 //! Whatever is wrong is an [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed), with the cause as its
 //! source.
 
 mod convert;
+mod compatibility;
 mod copies;
 mod hold;
 mod inspect;

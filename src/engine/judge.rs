@@ -1,9 +1,10 @@
 //! Whether a spec can be run: decided by the files that are here, and by the heads of those that are not.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use llm_local_core::{
-    Error, FetchContext, LoraAdapter, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource, TextFiles,
+    AdapterSpec, Allowance, Error, FetchContext, LoraAdapter, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource,
+    TextFiles,
 };
 use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
@@ -25,6 +26,9 @@ pub(super) struct Judged {
     /// How these get into the model.
     pub(super) route: Route,
 }
+
+/// The adapters of a spec that are here, the outlines of the others, and what is let pass of each.
+type Asked = (Vec<(Arc<LoraAdapter>, f32)>, Vec<(AdapterOutline, f32)>, Vec<BTreeSet<Allowance>>);
 
 /// The base.
 pub(super) enum Base {
@@ -63,11 +67,11 @@ impl Inner {
             Some(base) => Some(self.choose(spec, base.info()).map(|chosen| (base, chosen))?),
             None => None,
         };
-        let (adapters, outlines) = self.adapters(spec, &pinned.adapters, &files[1..], cx).await?;
+        let (adapters, outlines, allow) = self.adapters(spec, &pinned.adapters, &files[1..], cx).await?;
         let mut route = Route::Merged;
         if let Some((base, chosen)) = &mut base {
             base.check(spec, chosen)?;
-            let (outlines, report) = base.fit(&adapters, outlines)?;
+            let (outlines, report) = base.fit(&adapters, outlines, &allow)?;
             self.adapter_limits.check(&report.adapters)?;
             let dequantized;
             (route, dequantized) = Route::new(spec.adapter_policy, &outlines, &report, chosen)?;
@@ -89,23 +93,28 @@ impl Inner {
         Ok(Judged { plan, base, adapters, route })
     }
 
-    /// The adapters `pins`, those that are here and the outlines of the others, each with its weight.
+    /// The adapters `pins`, those that are here and the outlines of the others, each with its weight; and what is let pass
+    /// of each, in this order.
     async fn adapters(
         &self,
         spec: &ModelSpec,
         pins: &[Pin],
         files: &[Option<Files>],
         cx: &FetchContext,
-    ) -> Result<(Vec<(Arc<LoraAdapter>, f32)>, Vec<(AdapterOutline, f32)>)> {
+    ) -> Result<Asked> {
         let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
-        for ((pin, files), weight) in pins.iter().zip(files).zip(spec.adapters.iter().map(|a| a.weight)) {
+        let (mut allow, mut allow_elsewhere) = (Vec::new(), Vec::new());
+        for ((pin, files), AdapterSpec { weight, allow: allowed, .. }) in pins.iter().zip(files).zip(&spec.adapters) {
             if let Some(files) = files.clone() {
-                here.push((Arc::new(self.read_adapter(&pin.reference, files).await?), weight));
+                here.push((Arc::new(self.read_adapter(&pin.reference, files).await?), *weight));
+                allow.push(allowed.clone());
             } else if let Some(outline) = self.peek_adapter(&pin.job(), cx).await? {
-                elsewhere.push((outline, weight));
+                elsewhere.push((outline, *weight));
+                allow_elsewhere.push(allowed.clone());
             }
         }
-        Ok((here, elsewhere))
+        allow.append(&mut allow_elsewhere);
+        Ok((here, elsewhere, allow))
     }
 }
 
@@ -138,15 +147,52 @@ impl Base {
         &self,
         here: &[(Arc<LoraAdapter>, f32)],
         elsewhere: Vec<(AdapterOutline, f32)>,
+        allow: &[BTreeSet<Allowance>],
     ) -> Result<(Vec<(AdapterOutline, f32)>, FitReport)> {
-        let report = lora::fit(here, self.info())?;
+        let report = lora::fit_allowing(here, allow, self.info())?;
         let all = here.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight));
         if elsewhere.is_empty() {
             return Ok((all.collect(), report));
         }
         let all: Vec<_> = all.chain(elsewhere).collect();
-        let report = lora::fit_outlines(&all, self.info())?;
+        let report = lora::fit_outlines_allowing(&all, allow, self.info())?;
         Ok((all, report))
+    }
+}
+
+/// A base and an adapter, pinned, and as much of the base as is here.
+pub(crate) struct Looked {
+    pub(crate) base: Pin,
+    pub(crate) adapter: Pin,
+    pub(crate) info: Arc<ModelInfo>,
+    /// `None` for a base that is not on this machine.
+    pub(crate) tensors: Option<Arc<dyn TensorSource>>,
+    /// The base's files, if they are here.
+    pub(crate) files: Option<Files>,
+}
+
+impl Inner {
+    /// Looks at the headers of the base of `spec`, which has one adapter.
+    ///
+    /// # Errors
+    /// As [`Inner::judge`], of the base alone; [`Error::NotFound`] for one of which nothing can be told before it is here.
+    pub(crate) async fn look(&self, spec: &ModelSpec, cx: &FetchContext) -> Result<Looked> {
+        let Pinned { resolution, base, mut adapters } = self.resolve(spec, cx).await?;
+        let job = base.job();
+        let files = self.transfer.present(&job, cx).await?;
+        let (info, tensors) = match &files {
+            Some(files) => {
+                let Weights { info, tensors, .. } = open(spec.id(), files.clone()).await?;
+                (info, tensors)
+            }
+            None => {
+                let reason = "its headers cannot be read before it is on this machine; download it first";
+                let info = self.peek_model(spec, &resolution, &job, cx).await?;
+                (info.ok_or_else(|| Error::not_found(spec.base.to_string(), reason))?, None)
+            }
+        };
+        let adapter = adapters.pop().ok_or_else(|| Error::invalid_spec("adapters", "it is empty; expected one"))?;
+        Ok(Looked { base, adapter, info, tensors, files })
     }
 }
 

@@ -37,6 +37,7 @@ pub use sets::AdapterLimits;
 
 pub(crate) use asked::Asked;
 pub(crate) use identity::{Identity, hex};
+pub(crate) use judge::Looked;
 pub(crate) use model::WeakModel;
 pub(crate) use resolve::Pin;
 pub(crate) use sets::OwnSet;
@@ -222,15 +223,15 @@ impl Inner {
         let prepared = start.elapsed();
         let Weights { info, tensors, text } = weights;
         let sets = Sets::new(&plan, &adapters, (spec.adapter_policy, route), info.clone(), self.adapter_limits);
+        let allow: Vec<_> = spec.adapters.iter().map(|adapter| adapter.allow.clone()).collect();
         let weights = match (tensors, route) {
             (Some(base), Route::Merged) if !adapters.is_empty() => {
-                let merged = blocking("merge", move || MergedSource::new(base, adapters, &info)).await?;
+                let merged = blocking("merge", move || MergedSource::allowing(base, adapters, &allow, &info)).await?;
                 let info = merged.info().clone();
                 ModelWeights::new(info, Some(Arc::new(merged) as Arc<dyn TensorSource>), text)
             }
             (tensors, _) => {
-                let turned = |(adapter, weight)| Ok((lora::in_hugging_face_order(&adapter, &info)?, weight));
-                let adapters = adapters.into_iter().map(turned).collect::<Result<_>>()?;
+                let adapters = lora::for_backend(&adapters, &allow, &info)?;
                 ModelWeights::new(info, tensors, text).with_adapters(adapters)
             }
         };

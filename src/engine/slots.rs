@@ -1,7 +1,7 @@
 //! One model per spec: the same spec loaded twice is one model, two loads of one spec at once are one load.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     future::Future,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -9,7 +9,8 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use llm_local_core::{
-    AdapterPolicy, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, SpecLock,
+    AdapterPolicy, Allowance, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result,
+    SpecLock,
 };
 
 use super::{Model, versions::is_of_one};
@@ -19,8 +20,8 @@ use crate::plan::PlannedArtifact;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     base: ArtifactRef,
-    /// Ref, and the weight's bits.
-    adapters: Vec<(ArtifactRef, u32)>,
+    /// Ref, the weight's bits, and what is let pass.
+    adapters: Vec<(ArtifactRef, u32, BTreeSet<Allowance>)>,
     adapter_policy: AdapterPolicy,
     backend: BackendPreference,
     device: Option<String>,
@@ -33,7 +34,11 @@ impl Key {
     pub(super) fn new(spec: &ModelSpec) -> Self {
         Self {
             base: spec.base.clone(),
-            adapters: spec.adapters.iter().map(|a| (a.reference.clone(), a.weight.to_bits())).collect(),
+            adapters: spec
+                .adapters
+                .iter()
+                .map(|a| (a.reference.clone(), a.weight.to_bits(), a.allow.clone()))
+                .collect(),
             adapter_policy: spec.adapter_policy,
             backend: spec.backend.clone(),
             device: spec.device.clone(),
@@ -147,7 +152,7 @@ impl Slots {
         self.lock().retain(|key, slot| match slot {
             Slot::Unloading(_) => true,
             Slot::Loading(..) => {
-                key.lock.is_some() || !key.adapters.iter().any(|(adapter, _)| is_of_one(adapter, reference))
+                key.lock.is_some() || !key.adapters.iter().any(|(adapter, ..)| is_of_one(adapter, reference))
             }
             Slot::Loaded(model) => {
                 let mut adapters = model.plan().adapters.iter().map(|(adapter, _)| adapter);

@@ -1,14 +1,20 @@
 //! Adapters that run beside the weights of a base, instead of being merged into them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use llm_local_core::{
-    Error, LoraAdapter, LoraModule, ModelInfo, Result,
+    Allowance, Error, LoraAdapter, LoraModule, ModelInfo, Result,
     lora::Floats,
     model::{Layout, RowOrder},
 };
 
-use super::{fit::FitReport, outline::AdapterOutline};
+use super::{
+    fit::{FitReport, fit_allowing},
+    outline::AdapterOutline,
+};
 
 /// Why `adapter` can only be merged, if that is so; it continues a sentence about the adapter.
 pub(crate) fn only_merged(adapter: &AdapterOutline, report: &FitReport) -> Option<String> {
@@ -23,13 +29,44 @@ pub(crate) fn only_merged(adapter: &AdapterOutline, report: &FitReport) -> Optio
         .or_else(|| module("of a transposed weight", |m| m.transposed))
 }
 
+/// `adapters` as backends run them beside the weights: what is let pass because the base has no tensor for it is left out,
+/// and rows are in the order of the Hugging Face layout.
+///
+/// # Errors
+/// As [`fit_allowing`] and [`in_hugging_face_order`].
+pub(crate) fn for_backend(
+    adapters: &[(Arc<LoraAdapter>, f32)],
+    allow: &[BTreeSet<Allowance>],
+    info: &ModelInfo,
+) -> Result<Vec<(Arc<LoraAdapter>, f32)>> {
+    let report = fit_allowing(adapters, allow, info)?;
+    report.warn(&info.id);
+    let used = adapters.iter().zip(&report.adapters);
+    used.map(|((adapter, weight), fitted)| {
+        Ok((in_hugging_face_order(&without(adapter, &fitted.unused), info)?, *weight))
+    })
+    .collect()
+}
+
+/// `adapter` without what it has for the tensors `unused`.
+fn without(adapter: &Arc<LoraAdapter>, unused: &[String]) -> Arc<LoraAdapter> {
+    if unused.is_empty() {
+        return adapter.clone();
+    }
+    let mut used = LoraAdapter::clone(adapter);
+    used.modules.retain(|module| !unused.contains(&module.weight_name()));
+    used.replacements.retain(|replacement| !unused.contains(&replacement.name));
+    used.rows.retain(|rows| !unused.contains(&rows.name));
+    Arc::new(used)
+}
+
 /// `adapter` with the rows of queries and keys in the order of the Hugging Face layout, as backends want it whatever the
 /// layout of the base.
 ///
 /// # Errors
 /// [`Error::AdapterMergeFailed`] for an adapter in GGUF's order on a base that is not described, whose heads are not known,
 /// and for whole tensors in that order.
-pub(crate) fn in_hugging_face_order(adapter: &Arc<LoraAdapter>, info: &ModelInfo) -> Result<Arc<LoraAdapter>> {
+fn in_hugging_face_order(adapter: &Arc<LoraAdapter>, info: &ModelInfo) -> Result<Arc<LoraAdapter>> {
     if adapter.row_order == Layout::HuggingFace {
         return Ok(adapter.clone());
     }

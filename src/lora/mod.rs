@@ -7,6 +7,7 @@
 //! | `targets` | which modules of a base an adapter says it applies to |
 //! | `fit` | whether adapters fit a base, decided before any weight of it is read |
 //! | `outline` | an adapter without its values, for those that are not on this machine yet |
+//! | `report` | the same as a report, also of adapters that do not fit, and how much they change |
 //! | `combine` | several adapters into one, as PEFT combines them |
 //! | `merge` | a [`TensorSource`](llm_local_core::TensorSource) that gives the sum of base and adapters |
 //! | `quantized` | tensors that a base holds quantized, and what a merge makes of them |
@@ -27,20 +28,25 @@ mod message;
 mod outline;
 mod quantized;
 mod read;
+mod report;
 mod targets;
 #[cfg(test)]
 mod testing;
 mod write;
 
 pub use combine::{Combination, MajoritySign, combine, module_order};
-pub use fit::{FitReport, FittedAdapter, TouchedTensor, fit};
+pub use fit::{Defect, FitReport, FittedAdapter, TouchedTensor, fit, fit_allowing};
 pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, LoraModule, ModuleSelector};
 pub use merge::MergedSource;
 pub use read::{BareFormat, ReadOptions, read, read_with};
+pub use report::{
+    BaseFacts, BaseIdentity, CompatibilityReport, IdentityCheck, IdentityVerdict, ModuleEffect, TargetReport,
+    TensorReport, TensorState,
+};
 pub use write::{WriteFormat, WrittenAdapter, write};
 
-pub(crate) use beside::{in_hugging_face_order, only_merged};
-pub(crate) use fit::fit_outlines;
+pub(crate) use beside::{for_backend, only_merged};
+pub(crate) use fit::fit_outlines_allowing;
 pub(crate) use outline::AdapterOutline;
 pub(crate) use quantized::not_mergeable;
 pub(crate) use read::{CONFIG, config_format, declare, declare_if_builtin, gguf_base};

@@ -67,9 +67,9 @@ impl Inner {
         let weighted: Vec<_> = made.into_iter().zip(adapters.iter().map(|adapter| adapter.weight)).collect();
         let outlines: Vec<_> =
             weighted.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
-        check_beside(&outlines, &lora::fit(&weighted, info)?)?;
-        let turned = |(adapter, weight): &(_, f32)| Ok((lora::in_hugging_face_order(adapter, info)?, *weight));
-        let fitted = weighted.iter().map(turned).collect::<Result<Vec<_>>>()?;
+        let allow: Vec<_> = adapters.iter().map(|adapter| adapter.allow.clone()).collect();
+        check_beside(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;
+        let fitted = lora::for_backend(&weighted, &allow, info)?;
         let mut set = AdapterSet::new();
         for (pin, (adapter, weight)) in pins.iter().zip(fitted) {
             let used = PlannedArtifact::new(pin, true).used(weight);
@@ -94,7 +94,8 @@ impl Inner {
             }
             if let Some(outline) = self.peek_adapter(&job, cx).await? {
                 let outlines = [(outline, adapter.weight)];
-                check_beside(&outlines, &lora::fit_outlines(&outlines, info)?)?;
+                let allow = [adapter.allow.clone()];
+                check_beside(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;
             }
         }
         Ok(())

@@ -1,9 +1,12 @@
 //! Everything that keeps one adapter from being used on a base.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use llm_local_core::Allowance;
 
 use super::{
-    place::{Placed, Placing},
+    place::{Misfit, MisfitKind, Placed, Placing},
+    report::Defect,
     tie::keeps_tied,
 };
 use crate::lora::{
@@ -12,82 +15,164 @@ use crate::lora::{
     targets::{BaseModules, Targets, Verdict},
 };
 
-/// Checks the adapter that `placing` is of, and gives what it does and the declared names that match nothing; the error is
-/// everything that keeps the adapter from being used.
-pub(super) fn check(placing: &Placing<'_>) -> Result<(Placed, Vec<String>), Vec<String>> {
+/// What a check finds.
+#[derive(Debug, Default)]
+pub(in crate::lora) struct Checked {
+    /// What the adapter does.
+    pub(super) placed: Placed,
+    /// The declared names that match nothing.
+    pub(in crate::lora) unmatched: Vec<String>,
+    /// Everything that keeps the adapter from being used, also what can be let pass.
+    pub(in crate::lora) defects: Vec<Defect>,
+    /// Its pairs, its replacements and its rows, in this order.
+    pub(in crate::lora) parts: Vec<CheckedPart>,
+    /// The modules of the base that it says it applies to, and whether it has tensors for each.
+    pub(in crate::lora) targets: BTreeMap<String, bool>,
+}
+
+/// A part of an adapter.
+#[derive(Debug)]
+pub(in crate::lora) struct CheckedPart {
+    /// The name of the tensor of the base that it belongs to, in the names of the Hugging Face layout.
+    pub(in crate::lora) name: String,
+    /// The tensors of the base that it changes, in the base's names.
+    pub(in crate::lora) tensors: Vec<String>,
+    /// Why it changes none.
+    pub(in crate::lora) misfit: Option<MisfitKind>,
+}
+
+impl Checked {
+    /// The names of parts that the base has no tensor for.
+    pub(super) fn unused(&self) -> Vec<String> {
+        let parts = self.parts.iter().filter(|part| part.misfit == Some(MisfitKind::Unused));
+        parts.map(|part| part.name.clone()).collect()
+    }
+
+    fn other(&mut self, reasons: impl IntoIterator<Item = String>) {
+        self.defects.extend(reasons.into_iter().map(Defect::new));
+    }
+
+    fn allowable(&mut self, allowance: Allowance, reasons: impl IntoIterator<Item = String>) {
+        self.defects.extend(reasons.into_iter().map(|reason| Defect::allowable(reason, allowance)));
+    }
+
+    fn take(&mut self, name: String, result: Result<Placed, Misfit>) {
+        let (mut tensors, mut kind) = (Vec::new(), None);
+        match result {
+            Ok(placed) => {
+                tensors = placed.iter().map(|(part, _)| part.tensor.clone()).collect();
+                tensors.dedup();
+                self.placed.extend(placed);
+            }
+            Err(misfit) => {
+                match misfit.kind {
+                    MisfitKind::Unused => self.allowable(Allowance::UnusedTensors, [misfit.reason]),
+                    _ => self.other([misfit.reason]),
+                }
+                kind = Some(misfit.kind);
+            }
+        }
+        self.parts.push(CheckedPart { name, tensors, misfit: kind });
+    }
+}
+
+/// Checks the adapter that `placing` is of, which is `allowed` some things.
+pub(super) fn check(placing: &Placing<'_>, allowed: &BTreeSet<Allowance>) -> Checked {
     let AdapterOutline { modules, replacements, rows, .. } = placing.adapter;
     let base = BaseModules::new(&placing.view.info);
-    let mut defects = Vec::new();
+    let mut found = Checked::default();
     let weight = placing.weight;
     if !weight.is_finite() || weight == 0.0 {
-        defects.push(format!("its weight is {weight}; expected a finite number other than 0"));
+        found.other([format!("its weight is {weight}; expected a finite number other than 0")]);
     }
     if modules.is_empty() && replacements.is_empty() && rows.is_empty() {
-        defects.push("it has no low-rank pairs and replaces nothing, so it would do nothing".into());
+        let reason = "it has no low-rank pairs and replaces nothing, so it would do nothing".into();
+        found.allowable(Allowance::NoEffect, [reason]);
+        return found;
     }
-    if !defects.is_empty() {
-        return Err(defects);
-    }
-    // Without pairs there is nothing that `target_modules` could be of.
-    let declared = placing.adapter.targets.as_ref().filter(|_| !modules.is_empty());
-    let targets = declared.map(|declared| Targets::new(declared, &base)).transpose().map_err(|reason| vec![reason])?;
-    let mut unmatched = Vec::new();
-    if let Some(targets) = &targets {
-        match targets.unmatched(&base) {
-            Ok(names) => unmatched = names,
-            Err(reason) => defects.push(reason),
-        }
-        defects.extend(targets.absent_layers(&base).map_err(|reason| vec![reason])?);
-    }
-    let mut placed = Placed::new();
-    let mut take = |result: Result<Placed, String>| match result {
-        Ok(terms) => {
-            placed.extend(terms);
-            None
-        }
-        Err(defect) => Some(defect),
-    };
+    let targets = declared(placing, &base, &mut found);
     let mut seen = BTreeSet::new();
     for module in modules {
         if !seen.insert(module.name.as_str()) {
-            defects.push(format!("the module `{}` stands there twice", module.name));
+            found.other([format!("the module `{}` stands there twice", module.name)]);
         }
-        defects.extend(take(placing.module(module)));
+        found.take(module.weight_name(), placing.module(module));
+        let is_left_out = found.parts.last().is_some_and(|part| part.misfit == Some(MisfitKind::Unused))
+            && allowed.contains(&Allowance::UnusedTensors);
         // PEFT saves the pair of a head that it keeps tied, and declares that of the embedding.
         let is_tied = keeps_tied(placing.adapter) && BaseModules::is_head(&module.name);
-        if let Some(targets) = targets.as_ref().filter(|_| !is_tied) {
-            defects.extend(undeclared(module, targets).map_err(|reason| vec![reason])?);
+        if let Some(targets) = targets.as_ref().filter(|_| !is_tied && !is_left_out) {
+            match undeclared(module, targets) {
+                Ok(reason) => found.allowable(Allowance::UndeclaredTensors, reason),
+                Err(reason) => found.other([reason]),
+            }
         }
     }
     if let Some(targets) = &targets {
-        defects.extend(incomplete(targets, &base, &seen).map_err(|reason| vec![reason])?);
+        match targets.covered(&base) {
+            Ok(covered) => {
+                found.targets = covered.iter().map(|name| ((*name).to_owned(), seen.contains(name))).collect();
+                let reason = incomplete(&found.targets);
+                found.allowable(Allowance::MissingTensors, reason);
+            }
+            Err(reason) => found.other([reason]),
+        }
     }
     for (kind, names) in [
         ("replacement of", replacements.iter().map(|r| &r.name).collect::<Vec<_>>()),
         ("rows of", rows.iter().map(|r| &r.name).collect()),
     ] {
         let mut seen = BTreeSet::new();
-        defects.extend(
-            names
-                .iter()
-                .filter(|name| !seen.insert(**name))
-                .map(|name| format!("the {kind} `{name}` stands there twice")),
-        );
+        let twice = names.iter().filter(|name| !seen.insert(**name));
+        found.other(twice.map(|name| format!("the {kind} `{name}` stands there twice")));
     }
     for (index, replacement) in replacements.iter().enumerate() {
-        defects.extend(take(placing.replacement(index, replacement)));
+        found.take(replacement.name.clone(), placing.replacement(index, replacement));
     }
     for (index, replaced) in rows.iter().enumerate() {
-        defects.extend(take(placing.rows(index, replaced)));
+        found.take(replaced.name.clone(), placing.rows(index, replaced));
     }
-    if defects.is_empty() { Ok((placed, unmatched)) } else { Err(defects) }
+    if found.placed.is_empty() && found.parts.iter().all(|part| part.misfit == Some(MisfitKind::Unused)) {
+        let reason = format!("`{}` has none of the tensors that it is for, so it would do nothing", placing.info.id);
+        found.allowable(Allowance::NoEffect, [reason]);
+    }
+    found
 }
 
-/// The declared targets that the adapter has no pair for, if there are such.
-fn incomplete(targets: &Targets, base: &BaseModules<'_>, seen: &BTreeSet<&str>) -> Result<Option<String>, String> {
-    let covered = targets.covered(base)?;
-    let missing: Vec<_> = covered.into_iter().filter(|name| !seen.contains(name)).collect();
-    Ok((!missing.is_empty()).then(|| {
+/// What the adapter says it applies to, if it does.
+fn declared(placing: &Placing<'_>, base: &BaseModules<'_>, found: &mut Checked) -> Option<Targets> {
+    // Without pairs there is nothing that `target_modules` could be of.
+    let declared = placing.adapter.targets.as_ref().filter(|_| !placing.adapter.modules.is_empty())?;
+    let targets = match Targets::new(declared, base) {
+        Ok(targets) => targets,
+        Err(reason) => {
+            found.other([reason]);
+            return None;
+        }
+    };
+    match targets.unmatched(base) {
+        Ok(names) => found.unmatched = names,
+        // Then all its tensors are of modules that it does not declare.
+        Err(reason) if targets.covered(base).is_ok() => found.allowable(Allowance::UndeclaredTensors, [reason]),
+        Err(reason) => {
+            found.other([reason]);
+            return None;
+        }
+    }
+    match targets.absent_layers(base) {
+        Ok(reason) => found.other(reason),
+        Err(reason) => {
+            found.other([reason]);
+            return None;
+        }
+    }
+    Some(targets)
+}
+
+/// That the adapter has no pair for some of its declared targets, if that is so.
+fn incomplete(targets: &BTreeMap<String, bool>) -> Option<String> {
+    let missing: Vec<_> = targets.iter().filter(|(_, has_tensors)| !**has_tensors).map(|(name, _)| name).collect();
+    (!missing.is_empty()).then(|| {
         format!(
             "it declares {} target{} that it has no tensors for: {}; it is incomplete, or `target_modules` covers \
              more than was trained",
@@ -95,7 +180,7 @@ fn incomplete(targets: &Targets, base: &BaseModules<'_>, seen: &BTreeSet<&str>) 
             if missing.len() == 1 { "" } else { "s" },
             some_of(&missing)
         )
-    }))
+    })
 }
 
 /// Why `module` should have no pair by what the adapter declares, if it should not; the error is as that of

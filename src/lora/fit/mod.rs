@@ -8,6 +8,7 @@
 //! | `place` | where its parts go, and why one does not |
 //! | `change` | what comes out, as data, which the merge carries out |
 //! | `tie` | tied embeddings |
+//! | `report` | what comes out, for whoever asks |
 //! | `info` | the description of the merged base |
 //! | `effect` | what only the values tell |
 
@@ -17,96 +18,34 @@ mod effect;
 mod experts;
 mod info;
 mod place;
+mod report;
 mod tie;
 mod view;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use llm_local_core::{Encoding, Error, LoraAdapter, ModelInfo, Result};
+use llm_local_core::{Allowance, Error, LoraAdapter, ModelInfo, Result};
 
-pub(super) use self::change::{Change, Placement, Term, TermKind};
+pub use self::report::{Defect, FitReport, FittedAdapter, TouchedTensor};
+pub(super) use self::{
+    change::{Change, Placement, Term, TermKind},
+    check::CheckedPart,
+    place::MisfitKind,
+};
 use self::{
-    check::check,
+    check::{Checked, check},
     effect::{parts_tie, without_effect},
     place::{Placing, collect},
     tie::{Tied, vocabulary_tensors},
     view::{View, layout},
 };
 use super::{message::reason, outline::AdapterOutline};
-
-/// What adapters change in a base.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct FitReport {
-    /// The adapters, in the order given.
-    pub adapters: Vec<FittedAdapter>,
-    /// The tensors that are others in the merged base, sorted by name: in the base's names, or new ones.
-    pub touched: Vec<TouchedTensor>,
-    /// Whether the base ties its head to its embedding and an adapter unties them: the merged base has both.
-    pub unties_embeddings: bool,
-    /// The rows of the embedding and the head, where adapters give them more than the base has.
-    pub vocab_size: Option<usize>,
-}
-
-impl FitReport {
-    /// The first of the touched tensors that the base holds quantized: it cannot be added to as it is.
-    pub fn quantized(&self) -> Option<&TouchedTensor> {
-        self.touched.iter().find(|touched| !matches!(touched.stored, Encoding::Float(_)))
-    }
-
-    /// Bytes of the largest touched tensor in f32: what a merge needs for a moment in each thread that reads tensors.
-    pub fn largest_touched_f32_bytes(&self) -> u64 {
-        let elements = |t: &TouchedTensor| t.shape.iter().map(|&d| d as u64).product::<u64>();
-        self.touched.iter().map(elements).max().unwrap_or(0) * 4
-    }
-}
-
-/// An adapter that fits.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct FittedAdapter {
-    /// Its ref.
-    pub reference: String,
-    /// Modules that it has pairs for, all of which it changes.
-    pub modules: usize,
-    /// Tensors that it replaces, in whole or by rows.
-    pub replaced: usize,
-    /// Its smallest and its largest rank; 0 without pairs.
-    pub ranks: (usize, usize),
-    /// The smallest and the largest of what its products `B @ A` are multiplied by, its weight included; 0 without pairs.
-    pub scales: (f64, f64),
-    /// Bytes of memory that its tensors take.
-    pub bytes: u64,
-    /// The names in its `target_modules` that no module of the base matches: lists over several architectures have such.
-    pub unmatched_targets: Vec<String>,
-    /// Whether it is of plain pairs alone.
-    is_plain: bool,
-}
-
-impl FittedAdapter {
-    /// The most bytes that it takes beside the weights: what is not a plain pair may be widened to f32.
-    pub(crate) fn bytes_beside(&self) -> u64 {
-        if self.is_plain { self.bytes } else { self.bytes * 2 }
-    }
-}
-
-/// A tensor of the merged base that is another than the base's.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct TouchedTensor {
-    /// Its name.
-    pub name: String,
-    /// Its shape: (out, in) for most.
-    pub shape: Vec<usize>,
-    /// How the base stores it.
-    pub stored: Encoding,
-    /// The adapters that change it, as indexes of [`FitReport::adapters`]. None for a head that is untied from an embedding
-    /// which changes.
-    pub adapters: Vec<usize>,
-}
 
 /// Checks `adapters`, each with the weight its delta is multiplied by, against the headers of a base, in either layout.
 ///
@@ -117,28 +56,74 @@ pub struct TouchedTensor {
 /// [`Error::AdapterMergeFailed`] naming the adapter that does not fit, the tensors or fields, what was expected and
 /// what was found.
 pub fn fit(adapters: &[(Arc<LoraAdapter>, f32)], info: &ModelInfo) -> Result<FitReport> {
-    Ok(fit_changes(adapters, info)?.0)
+    fit_allowing(adapters, &[], info)
 }
 
-/// [`fit()`], and what the merge is to do.
-pub(super) fn fit_changes(adapters: &[(Arc<LoraAdapter>, f32)], info: &ModelInfo) -> Result<(FitReport, Vec<Change>)> {
+/// As [`fit()`], with what is let pass of each adapter, in their order; of those that are left out nothing is.
+///
+/// # Errors
+/// As [`fit()`], of what is not let pass.
+pub fn fit_allowing(
+    adapters: &[(Arc<LoraAdapter>, f32)],
+    allow: &[BTreeSet<Allowance>],
+    info: &ModelInfo,
+) -> Result<FitReport> {
+    Ok(fit_changes(adapters, allow, info)?.0)
+}
+
+/// [`fit_allowing()`], and what the merge is to do.
+pub(super) fn fit_changes(
+    adapters: &[(Arc<LoraAdapter>, f32)],
+    allow: &[BTreeSet<Allowance>],
+    info: &ModelInfo,
+) -> Result<(FitReport, Vec<Change>)> {
     let outlines: Vec<_> =
         adapters.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
-    let fitted = outlined_changes(&outlines, info)?;
-    for (adapter, weight) in adapters {
-        if let Some(reason) = without_effect(adapter, *weight).or_else(|| parts_tie(adapter)) {
-            return Err(Error::adapter(&adapter.reference, reason));
-        }
+    let (mut report, changes) = outlined_changes(&outlines, allow, info)?;
+    for (index, (adapter, weight)) in adapters.iter().enumerate() {
+        let defects = by_values(adapter, *weight);
+        let fitted = &mut report.adapters[index];
+        fitted.let_pass.extend(refused(&adapter.reference, defects, of(allow, index))?);
     }
-    Ok(fitted)
+    Ok((report, changes))
 }
 
-/// [`fit()`], as far as it can be told without the adapters' values.
-pub(crate) fn fit_outlines(adapters: &[(AdapterOutline, f32)], info: &ModelInfo) -> Result<FitReport> {
-    Ok(outlined_changes(adapters, info)?.0)
+/// What only the values of an adapter tell.
+fn by_values(adapter: &LoraAdapter, weight: f32) -> Vec<Defect> {
+    let no_effect = without_effect(adapter, weight).map(|reason| Defect::allowable(reason, Allowance::NoEffect));
+    no_effect.into_iter().chain(parts_tie(adapter).map(Defect::new)).collect()
 }
 
-fn outlined_changes(adapters: &[(AdapterOutline, f32)], info: &ModelInfo) -> Result<(FitReport, Vec<Change>)> {
+/// [`fit_allowing()`], as far as it can be told without the adapters' values.
+pub(crate) fn fit_outlines_allowing(
+    adapters: &[(AdapterOutline, f32)],
+    allow: &[BTreeSet<Allowance>],
+    info: &ModelInfo,
+) -> Result<FitReport> {
+    Ok(outlined_changes(adapters, allow, info)?.0)
+}
+
+/// What is let pass of the adapter `index`.
+fn of(allow: &[BTreeSet<Allowance>], index: usize) -> &BTreeSet<Allowance> {
+    const NOTHING: &BTreeSet<Allowance> = &BTreeSet::new();
+    allow.get(index).unwrap_or(NOTHING)
+}
+
+/// The defects of the adapter `reference` that are let pass; the error are those that are not.
+fn refused(reference: &str, defects: Vec<Defect>, allowed: &BTreeSet<Allowance>) -> Result<Vec<Defect>> {
+    let (passed, refused): (Vec<_>, Vec<_>) = defects.into_iter().partition(|defect| defect.is_allowed(allowed));
+    if refused.is_empty() {
+        return Ok(passed);
+    }
+    let reasons: Vec<_> = refused.into_iter().map(|defect| defect.reason).collect();
+    Err(Error::adapter(reference, reason(&reasons)))
+}
+
+fn outlined_changes(
+    adapters: &[(AdapterOutline, f32)],
+    allow: &[BTreeSet<Allowance>],
+    info: &ModelInfo,
+) -> Result<(FitReport, Vec<Change>)> {
     let tied = Tied::of(info);
     let vocabulary = grown_vocabulary(adapters, info)?;
     let names = info.decoder.as_ref().ok().and_then(|decoder| vocabulary_tensors(decoder, layout(info)));
@@ -151,19 +136,11 @@ fn outlined_changes(adapters: &[(AdapterOutline, f32)], info: &ModelInfo) -> Res
     let mut changes = BTreeMap::new();
     let mut fitted = Vec::with_capacity(adapters.len());
     for (index, (adapter, weight)) in adapters.iter().enumerate() {
-        let failed = |defects: Vec<String>| Error::adapter(&adapter.reference, reason(&defects));
-        if info.decoder.is_err() && layout(info) == llm_local_core::model::Layout::Gguf {
-            return Err(failed(vec![format!(
-                "`{}` is a GGUF file whose architecture is not understood, so that names of adapters cannot be mapped \
-                 onto it; use the safetensors checkpoint of it",
-                info.id
-            )]));
-        }
-        let view = View::new(info, tied.as_ref(), adapter);
-        let (view, weight) = (&view, *weight);
-        let (placed, unmatched) = check(&Placing { info, view, adapter, index, weight, vocabulary }).map_err(failed)?;
-        collect(&mut changes, placed, shape_of, grown);
-        fitted.push(FittedAdapter::new(adapter, weight, unmatched));
+        let allowed = of(allow, index);
+        let mut checked = check_one(adapter, index, *weight, tied.as_ref(), vocabulary, info, allowed);
+        let let_pass = refused(&adapter.reference, std::mem::take(&mut checked.defects), allowed)?;
+        fitted.push(FittedAdapter::new(adapter, *weight, &mut checked, let_pass));
+        collect(&mut changes, checked.placed, shape_of, grown);
     }
     let untied = tied.as_ref().is_some_and(|tied| tied.resolve(&mut changes, adapters, vocabulary.is_some()));
     if let (Some(rows), Some((embedding, head))) = (vocabulary, &names) {
@@ -172,6 +149,50 @@ fn outlined_changes(adapters: &[(AdapterOutline, f32)], info: &ModelInfo) -> Res
     let touched = changes.values().map(TouchedTensor::new).collect();
     let report = FitReport { adapters: fitted, touched, unties_embeddings: untied, vocab_size: vocabulary };
     Ok((report, changes.into_values().collect()))
+}
+
+fn check_one(
+    adapter: &AdapterOutline,
+    index: usize,
+    weight: f32,
+    tied: Option<&Tied>,
+    vocabulary: Option<usize>,
+    info: &ModelInfo,
+    allowed: &BTreeSet<Allowance>,
+) -> Checked {
+    if info.decoder.is_err() && layout(info) == llm_local_core::model::Layout::Gguf {
+        let reason = format!(
+            "`{}` is a GGUF file whose architecture is not understood, so that names of adapters cannot be mapped onto \
+             it; use the safetensors checkpoint of it",
+            info.id
+        );
+        return Checked { defects: vec![Defect::new(reason)], ..Checked::default() };
+    }
+    let view = View::new(info, tied, adapter);
+    check(&Placing { info, view: &view, adapter, index, weight, vocabulary }, allowed)
+}
+
+/// Everything that can be told of one adapter on a base, whether it fits or not, with the values' defects after those of the
+/// headers.
+pub(super) fn diagnose(adapter: &LoraAdapter, weight: f32, allowed: &BTreeSet<Allowance>, info: &ModelInfo) -> Checked {
+    let outlines = [(AdapterOutline::from(adapter), weight)];
+    let own = |error: Error| match error {
+        Error::AdapterMergeFailed { reason, .. } => Defect::new(reason),
+        other => Defect::new(other.to_string()),
+    };
+    let (vocabulary, defect) = match grown_vocabulary(&outlines, info) {
+        Ok(vocabulary) => (vocabulary, None),
+        Err(error) => (None, Some(own(error))),
+    };
+    let mut checked = check_one(&outlines[0].0, 0, weight, Tied::of(info).as_ref(), vocabulary, info, allowed);
+    checked.defects.splice(0..0, defect);
+    // What concerns the base as a whole is looked at once all parts have their places.
+    if checked.defects.iter().all(|defect| defect.allowance.is_some()) {
+        let everything = [Allowance::ALL.into_iter().collect()];
+        checked.defects.extend(outlined_changes(&outlines, &everything, info).err().map(own));
+    }
+    checked.defects.extend(by_values(adapter, weight));
+    checked
 }
 
 /// The rows of the embedding and the head, if adapters replace them by ones with more rows.
@@ -238,31 +259,4 @@ fn both_grow(
         }
     }
     Ok(())
-}
-
-impl FittedAdapter {
-    fn new(adapter: &AdapterOutline, weight: f32, unmatched_targets: Vec<String>) -> Self {
-        let ranks = adapter.modules.iter().map(|m| m.rank);
-        let scales = || adapter.modules.iter().map(|m| m.scale * f64::from(weight));
-        Self {
-            reference: adapter.reference.clone(),
-            modules: adapter.modules.len(),
-            replaced: adapter.replacements.len() + adapter.rows.len(),
-            ranks: (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0)),
-            scales: (scales().reduce(f64::min).unwrap_or(0.0), scales().reduce(f64::max).unwrap_or(0.0)),
-            bytes: adapter.bytes,
-            unmatched_targets,
-            is_plain: adapter.replacements.is_empty()
-                && adapter.rows.is_empty()
-                && !adapter.modules.iter().any(|m| m.has_magnitude || m.has_bias),
-        }
-    }
-}
-
-impl TouchedTensor {
-    fn new(change: &Change) -> Self {
-        let mut adapters: Vec<_> = change.terms.iter().map(|term| term.adapter).collect();
-        adapters.dedup();
-        Self { name: change.name.clone(), shape: change.shape.clone(), stored: change.stored, adapters }
-    }
 }

@@ -32,20 +32,56 @@ pub(super) struct Placing<'a> {
 /// Terms by the name of their tensor.
 pub(super) type Placed = Vec<(Part, Term)>;
 
+/// Why a part of an adapter does not go into a base.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Misfit {
+    pub(super) reason: String,
+    pub(super) kind: MisfitKind,
+}
+
+/// What keeps it from there.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::lora) enum MisfitKind {
+    /// The base has no tensor for it.
+    Unused,
+    /// Its tensors would have to have these shapes, by the last part of their names: `lora_A`, `lora_B`, or nothing for a
+    /// tensor that has its own name.
+    Misshaped(Vec<(&'static str, Vec<usize>)>),
+    /// Something else.
+    Other,
+}
+
+impl From<String> for Misfit {
+    fn from(reason: String) -> Self {
+        Self { reason, kind: MisfitKind::Other }
+    }
+}
+
+impl Misfit {
+    fn unused(reason: String) -> Self {
+        Self { reason, kind: MisfitKind::Unused }
+    }
+
+    fn misshaped(reason: String, expected: Vec<(&'static str, Vec<usize>)>) -> Self {
+        Self { reason, kind: MisfitKind::Misshaped(expected) }
+    }
+}
+
 impl Placing<'_> {
     /// The terms of a module's pair, and of its bias.
-    pub(super) fn module(&self, module: &ModuleOutline) -> Result<Placed, String> {
+    pub(super) fn module(&self, module: &ModuleOutline) -> Result<Placed, Misfit> {
         let ModuleOutline { name, scale, .. } = module;
         if let Some(defect) = module.defect {
-            return Err(format!("`{name}` {defect}"));
+            return Err(format!("`{name}` {defect}").into());
         }
         if !scale.is_finite() || *scale == 0.0 {
-            return Err(format!("`{name}` has the scale {scale}; expected a finite number other than 0"));
+            return Err(format!("`{name}` has the scale {scale}; expected a finite number other than 0").into());
         }
         if module.experts.is_some() && (module.has_magnitude || module.has_bias) {
             return Err(format!(
                 "`{name}` has a magnitude (DoRA) or a bias of lora_B, which pairs of experts cannot have"
-            ));
+            )
+            .into());
         }
         let weight = module.weight_name();
         let Some(seen) = self.view.tensor(&weight) else {
@@ -54,10 +90,10 @@ impl Placing<'_> {
             } else {
                 "; was the adapter trained on another base?"
             };
-            return Err(format!(
+            return Err(Misfit::unused(format!(
                 "`{name}.lora_A` and `.lora_B` belong to the tensor `{weight}`, which `{}` does not have{hint}",
                 self.info.id
-            ));
+            )));
         };
         floats(seen, &weight)?;
         let index = self.adapter.modules.iter().position(|m| std::ptr::eq(m, module)).unwrap_or_default();
@@ -69,7 +105,9 @@ impl Placing<'_> {
                 let rows = Placement::whole(part.rows);
                 vec![(part.clone(), Term { adapter: self.index, kind, rows })]
             }
-            (true, _) => return Err(format!("`{name}` is of a transposed weight that the base stores in pieces")),
+            (true, _) => {
+                return Err(format!("`{name}` is of a transposed weight that the base stores in pieces").into());
+            }
         };
         if module.has_bias {
             placed.extend(self.bias(module, index)?);
@@ -77,7 +115,7 @@ impl Placing<'_> {
         Ok(placed)
     }
 
-    fn bias(&self, module: &ModuleOutline, index: usize) -> Result<Placed, String> {
+    fn bias(&self, module: &ModuleOutline, index: usize) -> Result<Placed, Misfit> {
         let (name, out) = (format!("{}.bias", module.name), module.out_features);
         let seen = self.view.tensor(&name).filter(|_| !module.is_parameter).ok_or_else(|| {
             format!(
@@ -88,17 +126,18 @@ impl Placing<'_> {
         })?;
         floats(seen, &name)?;
         if seen.shape != [out] {
-            return Err(format!(
+            let reason = format!(
                 "`{}.lora_B.bias` has the shape ({out}); expected {}, since the base tensor `{name}` has it",
                 module.name,
                 shape_text(&seen.shape)
-            ));
+            );
+            return Err(Misfit::misshaped(reason, vec![("lora_B.bias", seen.shape.clone())]));
         }
         self.place(seen, &name, out, TermKind::PairBias { module: index })
     }
 
     /// The terms of a replaced tensor.
-    pub(super) fn replacement(&self, index: usize, replacement: &ReplacementOutline) -> Result<Placed, String> {
+    pub(super) fn replacement(&self, index: usize, replacement: &ReplacementOutline) -> Result<Placed, Misfit> {
         let ReplacementOutline { name, shape } = replacement;
         let seen = self.replaced(name)?;
         let grown = self.grown(name, seen);
@@ -110,18 +149,20 @@ impl Placing<'_> {
                 }
                 _ => "",
             };
-            return Err(format!(
+            let reason = format!(
                 "it replaces `{name}` by a tensor of the shape {}; expected {}, as the base has it{rows}",
                 shape_text(shape),
                 shape_text(expected),
-            ));
+            );
+            return Err(Misfit::misshaped(reason, vec![("", expected.clone())]));
         }
         if grown.is_some() && self.weight != 1.0 {
             return Err(format!(
                 "it gives `{name}` new rows, and its weight is {}; they have nothing to be mixed with, so that only 1 \
                  is possible",
                 self.weight
-            ));
+            )
+            .into());
         }
         let is_norm = |role: ModuleRole| {
             use ModuleRole as R;
@@ -140,7 +181,7 @@ impl Placing<'_> {
     }
 
     /// The terms of replaced rows.
-    pub(super) fn rows(&self, index: usize, replaced: &RowsOutline) -> Result<Placed, String> {
+    pub(super) fn rows(&self, index: usize, replaced: &RowsOutline) -> Result<Placed, Misfit> {
         let RowsOutline { name, rows, columns } = replaced;
         let seen = self.replaced(name)?;
         let shape = self.grown(name, seen).unwrap_or_else(|| seen.shape.clone());
@@ -148,13 +189,15 @@ impl Placing<'_> {
             return Err(format!(
                 "it replaces rows of `{name}`, which has the shape {} and no rows",
                 shape_text(&shape)
-            ));
+            )
+            .into());
         };
         if width != *columns {
-            return Err(format!("it replaces rows of `{name}` by rows of {columns} values; expected {width}"));
+            let reason = format!("it replaces rows of `{name}` by rows of {columns} values; expected {width}");
+            return Err(Misfit::misshaped(reason, vec![("", vec![rows.len(), width])]));
         }
         if let Some(row) = rows.iter().find(|row| **row >= available) {
-            return Err(format!("it replaces row {row} of `{name}`, which has {available}"));
+            return Err(format!("it replaces row {row} of `{name}`, which has {available}").into());
         }
         let placed = self.place(seen, name, available, TermKind::Rows { index })?;
         let is_hit = |(_, term): &(Part, Term)| {
@@ -164,13 +207,13 @@ impl Placing<'_> {
         Ok(placed.into_iter().filter(is_hit).collect())
     }
 
-    fn replaced(&self, name: &str) -> Result<&Seen, String> {
+    fn replaced(&self, name: &str) -> Result<&Seen, Misfit> {
         let seen = self.view.tensor(name).ok_or_else(|| {
-            format!(
+            Misfit::unused(format!(
                 "it replaces the tensor `{name}`, which `{}` does not have; was the adapter trained on another base, \
                  or for another task?",
                 self.info.id
-            )
+            ))
         })?;
         floats(seen, name)?;
         if self.info.decoder.is_err() && self.role(name, seen).is_some() && !self.ties_are_told() {
@@ -178,7 +221,8 @@ impl Placing<'_> {
                 "it replaces `{name}`, and whether `{}` ties its head to its embedding cannot be told; \
                  `tie_word_embeddings` in its config.json would",
                 self.info.id
-            ));
+            )
+            .into());
         }
         Ok(seen)
     }
@@ -213,7 +257,7 @@ impl Placing<'_> {
     }
 
     /// Whether the base's tensor is transposed against the module; the error is that they do not fit.
-    fn orientation(&self, module: &ModuleOutline, weight: &str, seen: &Seen) -> Result<bool, String> {
+    fn orientation(&self, module: &ModuleOutline, weight: &str, seen: &Seen) -> Result<bool, Misfit> {
         let ModuleOutline { name, rank, in_features, out_features, experts, .. } = module;
         let grown = self.grown(weight, seen);
         let shape = match &grown {
@@ -228,13 +272,15 @@ impl Placing<'_> {
                 return Err(format!(
                     "the base tensor `{weight}` has the shape {}; LoRA needs a matrix (out, in)",
                     shape_text(shape)
-                ));
+                )
+                .into());
             }
             (Some(experts), shape) => {
                 return Err(format!(
                     "the base tensor `{weight}` has the shape {}; the pairs of `{name}` need ({experts}, out, in)",
                     shape_text(shape)
-                ));
+                )
+                .into());
             }
         };
         let direct = (*out_features, *in_features) == (rows, columns);
@@ -258,16 +304,19 @@ impl Placing<'_> {
         } else {
             ("lora_B", [*out_features, *rank], [rows, *rank])
         };
-        Err(format!(
+        let reason = format!(
             "`{name}.{factor}` has the shape {}{hint}; expected {}, since the base tensor `{weight}` has the shape {}",
             shape_text(&found),
             shape_text(&expected),
             shape_text(shape)
-        ))
+        );
+        let stacked = |shape: [usize; 2]| experts.iter().copied().chain(shape).collect::<Vec<_>>();
+        let factors = vec![("lora_A", stacked([*rank, columns])), ("lora_B", stacked([rows, *rank]))];
+        Err(Misfit::misshaped(reason, factors))
     }
 
     /// One term for each part of `seen`, for `rows` rows of the adapter.
-    fn place(&self, seen: &Seen, name: &str, rows: usize, kind: TermKind) -> Result<Placed, String> {
+    fn place(&self, seen: &Seen, name: &str, rows: usize, kind: TermKind) -> Result<Placed, Misfit> {
         let base = layout(self.info);
         if self.adapter.row_order == Layout::Gguf && self.info.decoder.is_err() {
             let last = name.rsplit('.').nth(1).unwrap_or(name);
@@ -275,7 +324,8 @@ impl Placing<'_> {
                 return Err(format!(
                     "the rows of `{name}` are in the order of GGUF files, and how many heads `{}` has is not known",
                     self.info.id
-                ));
+                )
+                .into());
             }
         }
         let mut source = 0;
@@ -288,7 +338,9 @@ impl Placing<'_> {
             if let Some((order, _)) = order
                 && (0..rows).any(|row| order.original(row) >= rows || order.stored(row) >= rows)
             {
-                return Err(format!("the {rows} rows of `{name}` are not whole heads, as its description has them"));
+                return Err(
+                    format!("the {rows} rows of `{name}` are not whole heads, as its description has them").into()
+                );
             }
             let rows = Placement { first: part.row, rows, source, order };
             source += rows.rows;

@@ -7,6 +7,7 @@
 //! | `mixed` | tiles of everything else: values replaced, DoRA |
 //! | `overlay` | what replaces values |
 //! | `stored` | a base tensor as it is stored, to f32 |
+//! | `scan` | sums over tensors as they are stored |
 //! | `product` | `C += B @ A` on slices |
 
 mod factors;
@@ -14,17 +15,22 @@ mod kernel;
 mod mixed;
 mod overlay;
 mod product;
+mod scan;
 mod stored;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc};
-
-use llm_local_core::{
-    Encoding, Error, FloatType, LoraAdapter, ModelInfo, Result, TensorData, TensorEntry, TensorSource,
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
 };
 
+use llm_local_core::{
+    Allowance, Encoding, Error, FloatType, LoraAdapter, ModelInfo, Result, TensorData, TensorEntry, TensorSource,
+};
+
+pub(super) use self::scan::{difference, squares};
 use self::{kernel::Touched, stored::Stored};
 use super::{
     fit::{Change, FitReport, fit_changes},
@@ -64,15 +70,21 @@ impl MergedSource {
     /// [`Error::AdapterMergeFailed`] as [`fit()`](super::fit()), if a tensor that changes is quantized in a way that cannot
     /// be dequantized (ggml's blocks take the cargo feature `candle`), or if `base` has other tensors than `info` says.
     pub fn new(base: Arc<dyn TensorSource>, adapters: Vec<(Arc<LoraAdapter>, f32)>, info: &ModelInfo) -> Result<Self> {
-        let (report, changes) = fit_changes(&adapters, info)?;
-        for adapter in report.adapters.iter().filter(|adapter| !adapter.unmatched_targets.is_empty()) {
-            tracing::warn!(
-                adapter = adapter.reference,
-                base = info.id,
-                unmatched = ?adapter.unmatched_targets,
-                "names in `target_modules` match no module of the base"
-            );
-        }
+        Self::allowing(base, adapters, &[], info)
+    }
+
+    /// As [`MergedSource::new`], with what is let pass of each adapter, in their order.
+    ///
+    /// # Errors
+    /// As [`MergedSource::new`], of what is not let pass.
+    pub fn allowing(
+        base: Arc<dyn TensorSource>,
+        adapters: Vec<(Arc<LoraAdapter>, f32)>,
+        allow: &[BTreeSet<Allowance>],
+        info: &ModelInfo,
+    ) -> Result<Self> {
+        let (report, changes) = fit_changes(&adapters, allow, info)?;
+        report.warn(&info.id);
         let changes: HashMap<_, _> = changes.into_iter().map(|change| (change.name.clone(), change)).collect();
         let info = report.merged_info(&Arc::new(info.clone()));
         let mut merged = Self { base, adapters, changes, entries: None, report, info };
