@@ -11,7 +11,7 @@ use common::{engine, fixture, fixture_ref, max_difference, reference, tiny};
 use llm_local::{
     AdapterLimits, AdapterPolicy, AdapterSet, AdapterSpec, ArtifactRef, BackendPreference, ComputeDtype, Engine, Error,
     GenerateRequest, LogitsRequest, Model, ModelSpec, SavedCache, TurnOptions, UsedAdapter,
-    core::{Generation, GenerationEvent, SessionId},
+    core::{Allowance, Generation, GenerationEvent, SessionId},
 };
 use pollster::block_on;
 use safetensors::{SafeTensors, tensor::TensorView};
@@ -354,6 +354,24 @@ fn an_adapter_that_cannot_be_used_changes_nothing() {
         block_on(engine.adapter_set(&model, &[grown])).unwrap_err(),
         &[&name, "can only be merged", "vocabulary rows"],
     );
+}
+
+#[test]
+fn what_is_let_pass_of_an_adapter_in_a_spec_is_let_pass_in_a_set() {
+    let (folder, from) = (tempfile::tempdir().unwrap(), fixture("adapters/tiny-llama-lora-peft"));
+    let weights = "adapter_model.safetensors";
+    std::fs::copy(from.join(weights), folder.path().join(weights)).unwrap();
+    let config = std::fs::read_to_string(from.join("adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["target_modules"].as_array_mut().unwrap().retain(|name| name != "q_proj");
+    std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let engine = engine();
+    let model = load(&engine, &beside(None));
+    let adapter = AdapterSpec::new(ArtifactRef::file(folder.path()).unwrap());
+    let error = block_on(engine.adapter_set(&model, std::slice::from_ref(&adapter))).unwrap_err();
+    refused(error, &["q_proj", "target_modules"]);
+    let allowed = adapter.allowing(Allowance::UndeclaredTensors);
+    is_as(PEFT, &model, Some(&set(&engine, &model, &[allowed])));
 }
 
 /// An adapter that gives tiny-llama four more rows of vocabulary.
