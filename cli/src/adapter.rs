@@ -10,7 +10,7 @@ use llm_local::{
 };
 
 use crate::{
-    args::{Adapter, AdapterRef, Convert, Format},
+    args::{Adapter, AdapterRef, Check, Convert, Format},
     bar, print,
     run::cancel_on_interrupt,
     stored::resumable,
@@ -47,8 +47,24 @@ pub(crate) async fn adapter(adapters: &Adapters, command: Adapter) -> Result<Exi
             said(&format!("{reference}: {} freed", DecimalBytes(deleted.bytes)))
         }
         Adapter::Inspect(adapter) => print(&adapters.inspect(&adapter.reference()?).await?.to_string()),
+        Adapter::Check(how) => check(adapters, &how).await,
         Adapter::Convert(how) => convert(adapters, &how).await,
     }
+}
+
+/// A report goes to standard output, and fails the program if the adapter does not fit.
+async fn check(adapters: &Adapters, how: &Check) -> Result<ExitCode> {
+    let (base, adapter, cancel) = (how.base()?, how.adapter()?, cancel_on_interrupt()?);
+    let report = match how.effect {
+        true => resumable(adapters.measure(&base, &adapter), &cancel).await?,
+        false => resumable(adapters.check(&base, &adapter), &cancel).await?,
+    };
+    let text = match how.json {
+        true => serde_json::json!(report).to_string() + "\n",
+        false => report.to_string(),
+    };
+    let printed = print(&text)?;
+    Ok(if report.fits { printed } else { ExitCode::FAILURE })
 }
 
 /// The files that were written go to standard output, what the format says otherwise to standard error.

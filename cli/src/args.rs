@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use llm_local::{ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, Sampling};
+use llm_local::{
+    AdapterSpec, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, Sampling,
+    core::Allowance,
+};
 
 use crate::sample;
 
@@ -78,6 +81,8 @@ pub(crate) enum Adapter {
     },
     /// Show what an adapter is: format, base, rank, scaling, features, targets.
     Inspect(AdapterRef),
+    /// Show whether an adapter fits a model, and everything that keeps it from that. Of the model headers alone are read.
+    Check(Check),
     /// Write an adapter in another format; what that cannot express is refused.
     Convert(Convert),
 }
@@ -121,6 +126,35 @@ pub(crate) enum Format {
     Peft,
     MlxLm,
     Gguf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Check {
+    /// The model: a folder or a ref.
+    base: String,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterRef,
+    /// Let something pass that is an error else: unused-tensors, undeclared-tensors, missing-tensors, no-effect. May be
+    /// given several times.
+    #[arg(long, value_name = "WHAT")]
+    allow: Vec<Allowance>,
+    /// Measure how much the adapter changes, too: reads the weights that it changes, of a model that is on this machine.
+    #[arg(long)]
+    pub(crate) effect: bool,
+    /// Show it as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Check {
+    pub(crate) fn base(&self) -> Result<ArtifactRef> {
+        reference(&self.base, sample::MODEL)
+    }
+
+    pub(crate) fn adapter(&self) -> Result<AdapterSpec> {
+        let adapter = AdapterSpec::new(self.adapter.reference()?);
+        Ok(self.allow.iter().copied().fold(adapter, AdapterSpec::allowing))
+    }
 }
 
 #[derive(Debug, clap::Args)]
