@@ -62,7 +62,7 @@ impl fmt::Display for WriteFormat {
     }
 }
 
-/// What [`write`] wrote.
+/// What [`write`](write()) wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WrittenAdapter {

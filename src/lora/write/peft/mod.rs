@@ -28,6 +28,9 @@ const PREFIX: &str = "base_model.model.";
 
 /// `adapter` as PEFT saves it. The error names the module and what PEFT cannot express.
 pub(super) fn files(adapter: &LoraAdapter) -> Result<Files<'_>, String> {
+    if adapter.modules.is_empty() {
+        return Err("it has no pairs, without which PEFT has no LoRA (modules_to_save alone)".into());
+    }
     let has = |feature| adapter.features.contains(&feature);
     let rank_stabilized = has(AdapterFeature::RankStabilized);
     let flags = pairs::Flags::of(&adapter.modules)?;

@@ -152,6 +152,8 @@ fn adapters_that_are_not_whole_are_refused() {
     peft(broken(|m| m.scale = f64::NAN), &[Q, "scale NaN"]);
     peft(broken(|m| m.b = Floats::F32(vec![f32::INFINITY; 128])), &["the B of", Q, "not finite"]);
     peft(broken(|m| m.bias = Some(vec![f32::NAN; 128])), &["the bias of", Q, "not finite"]);
+    let whole = ReplacementTensor::new("a.weight", vec![1], Floats::F32(vec![1.0]));
+    peft(of(Vec::new()).with_replacements(vec![whole]), &["as peft", "no pairs"]);
     let mut tensor = ReplacementTensor::new("a.weight", vec![2, 3], Floats::F32(vec![1.0; 5]));
     peft(of(Vec::new()).with_replacements(vec![tensor.clone()]), &["`a.weight`", "(2, 3)", "5 values"]);
     (tensor.shape, tensor.values) = (vec![1], Floats::F16(vec![0x7c00]));
