@@ -25,18 +25,18 @@ impl fmt::Display for CompatibilityReport {
         writeln!(f, "rank      {}", or(self.ranks.iter().map(ToString::to_string).collect(), "none"))?;
         writeln!(f, "alpha     {}", self.alpha.map_or("not known".to_owned(), |alpha| alpha.to_string()))?;
         writeln!(f, "scale     {}", or(self.scales.iter().map(ToString::to_string).collect(), "none"))?;
-        self.identity(f)?;
-        self.tensors(f)?;
-        self.targets(f)?;
+        self.write_identity(f)?;
+        self.write_tensors(f)?;
+        self.write_targets(f)?;
         for note in &self.notes {
             writeln!(f, "note      {note}")?;
         }
-        self.effects(f)
+        self.write_effects(f)
     }
 }
 
 impl CompatibilityReport {
-    fn identity(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_identity(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let identity = &self.identity;
         writeln!(f, "base by   {:<14} {:<9} trained on -> this one", "", "verdict")?;
         for (what, IdentityCheck { verdict, adapter, base }) in [
@@ -52,7 +52,7 @@ impl CompatibilityReport {
         Ok(())
     }
 
-    fn tensors(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_tensors(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |is: fn(&TensorState) -> bool| self.tensors.iter().filter(|tensor| is(&tensor.state)).count();
         writeln!(
             f,
@@ -75,7 +75,7 @@ impl CompatibilityReport {
         Ok(())
     }
 
-    fn targets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_targets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let missing: Vec<_> = self.targets.iter().filter(|target| !target.is_covered).collect();
         if self.targets.is_empty() {
             writeln!(f, "targets   none declared that the base has")?;
@@ -92,7 +92,7 @@ impl CompatibilityReport {
         Ok(())
     }
 
-    fn effects(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_effects(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(effects) = &self.effects else { return Ok(()) };
         writeln!(f, "effect    norm of the change / norm of the weight")?;
         for effect in effects {
