@@ -278,10 +278,10 @@ fn an_adapter_that_does_not_fit_costs_no_weight_of_the_base_nor_its_own() {
     let hub = Hub::builder()
         .with_repo(repo("org/tiny", "models/tiny-llama"))
         .with_repo(repo("org/narrow", "bad-adapters/wrong-base-hidden96"))
-        .with_repo(repo("org/mlx", "adapters/tiny-llama-lora-mlx"))
+        .with_repo(repo("org/ia3", "bad-adapters/peft-type-ia3"))
         .start();
     for (adapter, words, heads) in
-        [("hf:org/narrow", ["(8, 288)", "expected (8, 384)"], 1), ("hf:org/mlx", ["mlx-lm", "not supported yet"], 0)]
+        [("hf:org/narrow", ["(8, 288)", "expected (8, 384)"], 1), ("hf:org/ia3", ["peft_type", "IA3"], 0)]
     {
         let folder = tempfile::tempdir().unwrap();
         let engine = engine(&hub, folder.path());

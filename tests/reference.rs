@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{compare, engine, fixture, fixture_ref, max_difference, reference, tiny};
 use llm_local::{
-    ArtifactRef, ComputeDtype, Engine, GenerateRequest, LogitsRequest, ModelSpec,
+    ArtifactRef, ComputeDtype, Engine, LogitsRequest, ModelSpec,
     core::{LoadOptions, ModelWeights},
 };
 use llm_local_weights::Checkpoint;

@@ -32,8 +32,8 @@
 //! Whatever is wrong is an [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed), with the cause as its
 //! source.
 
-mod convert;
 mod compatibility;
+mod convert;
 mod copies;
 mod hold;
 mod inspect;

@@ -11,12 +11,13 @@ use crate::{Error, Result};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum AdapterPolicy {
-    /// What loses nothing: merged into float weights, and run beside quantized ones.
+    /// What loses nothing: merged into float weights, and run beside quantized ones; where they cannot run beside these, merged
+    /// as [`AdapterPolicy::MergeDequantized`] has it, if the model then fits the memory that is available.
     #[default]
     Auto,
     /// Run beside the weights, of whatever kind these are.
     KeepUnmerged,
-    /// Merged into the weights as floats.
+    /// Merged. Quantized tensors that an adapter changes become floats, which take more memory; the others stay.
     MergeDequantized,
 }
 
@@ -41,7 +42,8 @@ pub enum Allowance {
     UndeclaredTensors,
     /// Modules that the adapter declares and has no tensors for.
     MissingTensors,
-    /// An effect of nothing at all.
+    /// No effect: nothing of it applies, or its scale and weight are too small for f32. An adapter that is all zeros cannot be
+    /// read in the first place.
     NoEffect,
 }
 

@@ -94,15 +94,10 @@ fn of_peft() -> impl Strategy<Value = LoraAdapter> {
     )
 }
 
-/// A scale of few digits: JSON is read so that one of 17 digits may be off by its last bit.
-fn short_scale() -> impl Strategy<Value = f64> {
-    (1i32..200).prop_map(|n| f64::from(n) / 8.0)
-}
-
 /// Pairs of one rank and one scale.
 fn of_mlx() -> impl Strategy<Value = LoraAdapter> {
     (names(), 1usize..6, any::<bool>()).prop_flat_map(|(names, rank, dora)| {
-        short_scale().prop_flat_map(move |scale| {
+        scale(rank).prop_flat_map(move |scale| {
             let pairs = names.clone().into_iter().map(move |name| {
                 (1usize..6, 1usize..6).prop_flat_map(move |(i, o)| pair(name.clone(), rank, i, o, scale))
             });

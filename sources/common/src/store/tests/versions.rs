@@ -231,7 +231,7 @@ fn a_broken_selection_is_named_and_does_no_other_harm() {
         let errors = [
             store.selection(&one.reference, Want::Adapter).unwrap_err(),
             store.select(&one.reference, Want::Adapter, &one, None).unwrap_err(),
-            back(&store, &one.reference).unwrap_err(),
+            back(store, &one.reference).unwrap_err(),
             store.release(&one.reference, Want::Adapter).unwrap_err(),
             store.delete(&one.reference).unwrap_err(),
         ];
