@@ -82,6 +82,7 @@ pub use unpack::Unpack;
 pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use futures_core::Stream;
+pub use serde_json;
 pub use tokio_util::sync::CancellationToken;
 
 #[doc(hidden)]

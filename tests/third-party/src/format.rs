@@ -7,8 +7,8 @@
 use llm_local_core::{
     Error, LoraAdapter, LoraModule, Result,
     lora::{AdapterFiles, AdapterFormat, Floats},
+    serde_json::{self, Value},
 };
-use serde_json::Value;
 
 /// The file.
 pub(crate) const FILE: &str = "factors.json";
