@@ -17,7 +17,7 @@ fn an_archive_and_loose_assets_by_tag_generate_the_reference_tokens() {
 }
 
 #[test]
-fn the_same_adapter_gives_the_same_tokens_from_every_source() {
+fn the_same_adapter_gives_the_same_tokens_from_every_source_and_a_bad_url_of_each_the_same_error() {
     let world = World::new(loose("v1", "peft"));
     let engine = world.engine();
     let file = ArtifactRef::file(fixture("adapters/tiny-llama-lora-peft")).unwrap().to_string();
@@ -26,6 +26,17 @@ fn the_same_adapter_gives_the_same_tokens_from_every_source() {
     assert_reference(&tokens, "peft");
     assert_eq!(of("hf:org/pirate"), tokens);
     assert_eq!(of("github:acme/lora@v1"), tokens);
+    for (bad, cause) in [
+        (format!("{file}-that-is-not-there"), "not_found"),
+        ("hf:a/b/c".into(), "invalid_spec"),
+        ("hf:org/nothing".into(), "not_found"),
+        ("github:acme".into(), "invalid_spec"),
+        ("github:acme/lora@v9".into(), "not_found"),
+    ] {
+        let error = answers(&engine, &spec(&bad)).unwrap_err();
+        assert!(error.to_string().contains(bad.trim_start_matches("file:")), "{error}");
+        assert_adapter_error::<()>(Err(error), cause, &[]);
+    }
 }
 
 #[test]
