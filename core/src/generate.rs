@@ -441,7 +441,7 @@ pub struct GenerationStats {
     /// How long this generation waited for its model to load; `None` if it was loaded.
     pub load: Option<Duration>,
     /// The adapters that it ran with, in the order of their set: those of the request, else those that were the model's own
-    /// when its turn came. The engine says so; a backend leaves it empty.
+    /// at its place in line. The engine says so; a backend leaves it empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<UsedAdapter>,
 }

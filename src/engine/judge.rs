@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use llm_local_core::{
-    AdapterSpec, Allowance, Error, FetchContext, LoraAdapter, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource,
-    TextFiles,
+    AdapterSpec, Allowance, DeviceKind, Error, FetchContext, LoraAdapter, ModelFormat, ModelInfo, ModelSpec, Result,
+    TensorSource, TextFiles,
 };
 use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
@@ -85,7 +85,10 @@ impl Inner {
             }
             let planned = chosen.planned(&info, route, &report)?;
             if let Some(dequantized) = dequantized {
-                let available = chosen.resolution.backend.device.memory.or_else(memory::available);
+                // Of a device with memory of its own, nobody knows how much of it is free.
+                let device = &chosen.resolution.backend.device;
+                let is_shared = matches!(device.kind, DeviceKind::Cpu | DeviceKind::Metal);
+                let available = if is_shared { memory::available() } else { None };
                 dequantized.check_room(&report, planned.estimate.total(), available)?;
             }
             plan.set_model(planned, &chosen.resolution);

@@ -36,7 +36,8 @@ impl Route {
     ) -> Result<(Self, Option<Dequantized>)> {
         let backend = chosen.resolution.backend.backend.name();
         let not_beside = if chosen.capabilities.unmerged {
-            adapters.iter().find_map(|(adapter, _)| only_merged(adapter, report))
+            let fitted = adapters.iter().zip(&report.adapters);
+            fitted.into_iter().find_map(|((adapter, _), fitted)| only_merged(adapter, fitted, report))
         } else {
             Some(format!("backend `{backend}` cannot run adapters beside the weights of this model"))
         };

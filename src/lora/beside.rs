@@ -12,21 +12,33 @@ use llm_local_core::{
 };
 
 use super::{
-    fit::{FitReport, fit_allowing},
-    outline::AdapterOutline,
+    fit::{FitReport, FittedAdapter, fit_allowing},
+    outline::{AdapterOutline, ReplacementOutline},
+    targets::BaseModules,
 };
 
-/// Why `adapter` can only be merged, if that is so; it continues a sentence about the adapter.
-pub(crate) fn only_merged(adapter: &AdapterOutline, report: &FitReport) -> Option<String> {
-    if report.vocab_size.is_some() {
+/// Why `adapter`, which fits as `fitted` says, can only be merged, if that is so; it continues a sentence about the adapter.
+pub(crate) fn only_merged(adapter: &AdapterOutline, fitted: &FittedAdapter, report: &FitReport) -> Option<String> {
+    let grows = |replacement: &&ReplacementOutline| {
+        let rows = replacement.shape.first().copied();
+        let module = replacement.name.strip_suffix(".weight");
+        module.is_some_and(|module| BaseModules::is_embedding(module) || BaseModules::is_head(module))
+            && report.vocab_size.is_some_and(|grown| rows == Some(grown))
+    };
+    if adapter.replacements.iter().any(|replacement| grows(&replacement)) {
         return Some("it gives the base new vocabulary rows".into());
     }
     let module = |why: &str, is: fn(&super::outline::ModuleOutline) -> bool| {
         adapter.modules.iter().find(|module| is(module)).map(|module| format!("its pair of `{}` is {why}", module.name))
     };
+    let resplit = || {
+        let name = fitted.resplit.as_ref()?;
+        Some(format!("the base has `{name}` as projections that are split or fused otherwise"))
+    };
     module("of experts", |m| m.experts.is_some())
         .or_else(|| module("of a bare parameter", |m| m.is_parameter))
         .or_else(|| module("of a transposed weight", |m| m.transposed))
+        .or_else(resplit)
 }
 
 /// `adapters` as backends run them beside the weights: what is let pass because the base has no tensor for it is left out,
@@ -115,4 +127,32 @@ fn by_rows<T: Copy>(values: &[T], width: usize, rows: usize, order: RowOrder) ->
         .map(|row| order.stored(row))
         .flat_map(|row| values[row * width..(row + 1) * width].iter().copied())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use llm_local_weights::Checkpoint;
+
+    use super::*;
+
+    #[test]
+    fn pairs_of_projections_that_the_base_has_fused_can_only_be_merged() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/arch-phi3");
+        let files = ["config.json", "model.safetensors"].map(|name| (name.to_owned(), folder.join(name)));
+        let info = Checkpoint::open("phi3", &files.into()).unwrap().info;
+        let decoder = info.decoder.as_ref().unwrap();
+        let why = |name: &str, out: usize| {
+            let (a, b) = (vec![1.0; decoder.hidden_size], vec![1.0; out]);
+            let module = LoraModule::new(name, (1, decoder.hidden_size, out), a, b, 1.0);
+            let adapters = [(Arc::new(LoraAdapter::new("x", "", vec![module])), 1.0)];
+            let report = fit_allowing(&adapters, &[], &info).unwrap();
+            only_merged(&AdapterOutline::from(&*adapters[0].0), &report.adapters[0], &report)
+        };
+        let queries = decoder.heads * decoder.head_dim;
+        let split = why("model.layers.0.self_attn.q_proj", queries).unwrap();
+        assert!(split.contains("q_proj.weight` as projections that are split or fused otherwise"), "{split}");
+        assert_eq!(why("model.layers.0.self_attn.qkv_proj", queries + 2 * decoder.kv_heads * decoder.head_dim), None);
+    }
 }

@@ -125,9 +125,10 @@ impl From<&LoraModule> for ModuleOutline {
         let (rank, in_features, out_features) = (*rank, *in_features, *out_features);
         let count = experts.unwrap_or(1);
         let fits = |values: &Option<Vec<f32>>| values.as_ref().is_none_or(|values| values.len() == out_features);
+        let elements = |features: usize| count.checked_mul(rank)?.checked_mul(features);
         let whole = rank > 0
-            && module.a.len() == count * rank * in_features
-            && module.b.len() == count * out_features * rank
+            && Some(module.a.len()) == elements(in_features)
+            && Some(module.b.len()) == elements(out_features)
             && fits(&module.magnitude)
             && fits(&module.bias);
         Self {
@@ -154,7 +155,7 @@ impl From<&ReplacementTensor> for ReplacementOutline {
 
 impl From<&ReplacedRows> for RowsOutline {
     fn from(replaced: &ReplacedRows) -> Self {
-        let columns = replaced.values.len() / replaced.rows.len();
+        let columns = replaced.values.len().checked_div(replaced.rows.len()).unwrap_or(0);
         Self { name: replaced.name.clone(), rows: replaced.rows.clone(), columns }
     }
 }

@@ -196,3 +196,12 @@ fn what_candle_transformers_computes_runs_no_adapters() {
     assert_eq!(error.code(), "unsupported");
     assert!(error.to_string().contains("arch-stablelm") && error.to_string().contains("merge"), "{error}");
 }
+
+#[test]
+fn of_the_adapters_that_it_was_loaded_with_a_model_keeps_its_own_form_alone() {
+    let own = Arc::new(LoraAdapter::clone(&pirate()));
+    let held = Arc::downgrade(&own);
+    let model = load(dense("tiny-llama"), &AdapterSet::new().with(own, 1.0)).unwrap();
+    assert_eq!(held.strong_count(), 0);
+    drop(model);
+}

@@ -105,7 +105,7 @@ impl Inner {
 /// Checks that `outlines`, which fit as `report` says, can run beside the weights.
 fn check_beside(outlines: &[(AdapterOutline, f32)], report: &FitReport) -> Result<()> {
     for ((outline, _), fitted) in outlines.iter().zip(&report.adapters) {
-        if let Some(why) = lora::only_merged(outline, report) {
+        if let Some(why) = lora::only_merged(outline, fitted, report) {
             let reason =
                 format!("it can only be merged, since {why}; name it in the spec of a model that is loaded anew");
             return Err(Error::adapter(&fitted.reference, reason));

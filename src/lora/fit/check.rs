@@ -90,6 +90,16 @@ pub(super) fn check(placing: &Placing<'_>, allowed: &BTreeSet<Allowance>) -> Che
         found.allowable(Allowance::NoEffect, [reason]);
         return found;
     }
+    if let (Some(own), Ok(decoder)) = (placing.adapter.base.architecture, &placing.info.decoder)
+        && own.gguf_name() != decoder.architecture.gguf_name()
+    {
+        found.other([format!(
+            "it is for bases of the architecture `{}` (`general.architecture`), and `{}` is of `{}`",
+            own.gguf_name(),
+            placing.info.id,
+            decoder.architecture.gguf_name()
+        )]);
+    }
     let targets = declared(placing, &base, &mut found);
     let mut seen = BTreeSet::new();
     for module in modules {

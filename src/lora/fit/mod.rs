@@ -45,7 +45,7 @@ use self::{
     tie::{Tied, vocabulary_tensors},
     view::{View, layout},
 };
-use super::{message::reason, outline::AdapterOutline};
+use super::{message::reason, outline::AdapterOutline, sound};
 
 /// Checks `adapters`, each with the weight its delta is multiplied by, against the headers of a base, in either layout.
 ///
@@ -77,6 +77,10 @@ pub(super) fn fit_changes(
     allow: &[BTreeSet<Allowance>],
     info: &ModelInfo,
 ) -> Result<(FitReport, Vec<Change>)> {
+    for (adapter, _) in adapters {
+        sound::replaced(&adapter.replacements, &adapter.rows)
+            .map_err(|reason| Error::adapter(&adapter.reference, reason))?;
+    }
     let outlines: Vec<_> =
         adapters.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
     let (mut report, changes) = outlined_changes(&outlines, allow, info)?;
@@ -139,7 +143,7 @@ fn outlined_changes(
         let allowed = of(allow, index);
         let mut checked = check_one(adapter, index, *weight, tied.as_ref(), vocabulary, info, allowed);
         let let_pass = refused(&adapter.reference, std::mem::take(&mut checked.defects), allowed)?;
-        fitted.push(FittedAdapter::new(adapter, *weight, &mut checked, let_pass));
+        fitted.push(FittedAdapter::new(adapter, *weight, info, &mut checked, let_pass));
         collect(&mut changes, checked.placed, shape_of, grown);
     }
     let untied = tied.as_ref().is_some_and(|tied| tied.resolve(&mut changes, adapters, vocabulary.is_some()));

@@ -252,7 +252,7 @@ impl Placing<'_> {
         let rows = self.vocabulary?;
         self.role(name, seen)?;
         let mut shape = seen.shape.clone();
-        shape[0] = rows;
+        *shape.first_mut()? = rows;
         Some(shape)
     }
 
@@ -333,15 +333,15 @@ impl Placing<'_> {
         for part in &seen.parts {
             // Where a vocabulary grows, the one part does.
             let rows = if seen.parts.len() == 1 { rows } else { part.rows };
-            let order =
-                part.order.filter(|_| self.adapter.row_order != base).map(|order| (order, base == Layout::Gguf));
-            if let Some((order, _)) = order
+            if let Some(order) = part.order
                 && (0..rows).any(|row| order.original(row) >= rows || order.stored(row) >= rows)
             {
                 return Err(
                     format!("the {rows} rows of `{name}` are not whole heads, as its description has them").into()
                 );
             }
+            let order =
+                part.order.filter(|_| self.adapter.row_order != base).map(|order| (order, base == Layout::Gguf));
             let rows = Placement { first: part.row, rows, source, order };
             source += rows.rows;
             placed.push((part.clone(), Term { adapter: self.index, kind, rows }));

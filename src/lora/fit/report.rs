@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use llm_local_core::{Allowance, Encoding};
+use llm_local_core::{Allowance, Encoding, ModelInfo, model::Layout};
 use serde::Serialize;
 
 use super::{
@@ -10,7 +10,10 @@ use super::{
     check::{Checked, CheckedPart},
     place::MisfitKind,
 };
-use crate::lora::outline::AdapterOutline;
+use crate::lora::{
+    outline::{AdapterOutline, ModuleOutline},
+    targets::BaseModules,
+};
 
 /// Something wrong with an adapter on a base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -104,6 +107,8 @@ pub struct FittedAdapter {
     pub let_pass: Vec<Defect>,
     /// The names in its `target_modules` that no module of the base matches: lists over several architectures have such.
     pub unmatched_targets: Vec<String>,
+    /// The first of its tensors that the base has in another way, as projections that are split or fused.
+    pub(in crate::lora) resplit: Option<String>,
     /// Whether it is of plain pairs alone.
     is_plain: bool,
 }
@@ -131,7 +136,13 @@ pub struct TouchedTensor {
 }
 
 impl FittedAdapter {
-    pub(super) fn new(adapter: &AdapterOutline, weight: f32, checked: &mut Checked, let_pass: Vec<Defect>) -> Self {
+    pub(super) fn new(
+        adapter: &AdapterOutline,
+        weight: f32,
+        info: &ModelInfo,
+        checked: &mut Checked,
+        let_pass: Vec<Defect>,
+    ) -> Self {
         let unused = checked.unused();
         let is_used = |(_, part): &(usize, &CheckedPart)| part.misfit != Some(MisfitKind::Unused);
         let (modules, replaced): (Vec<_>, Vec<_>) =
@@ -149,11 +160,24 @@ impl FittedAdapter {
             unmatched_targets: std::mem::take(&mut checked.unmatched),
             unused,
             let_pass,
+            resplit: resplit(adapter, info, &checked.unused()),
             is_plain: adapter.replacements.is_empty()
                 && adapter.rows.is_empty()
                 && !adapter.modules.iter().any(|m| m.has_magnitude || m.has_bias),
         }
     }
+}
+
+/// The first tensor of the adapter, but `unused`, that the base does not have by that name.
+fn resplit(adapter: &AdapterOutline, info: &ModelInfo, unused: &[String]) -> Option<String> {
+    let decoder = info.decoder.as_ref().ok()?;
+    let own: BTreeSet<_> = decoder.base_tensors(Layout::HuggingFace).into_iter().map(|tensor| tensor.name).collect();
+    let changed = adapter.modules.iter().map(ModuleOutline::weight_name);
+    let replaced =
+        adapter.replacements.iter().map(|r| r.name.clone()).chain(adapter.rows.iter().map(|r| r.name.clone()));
+    // A tied head is none of its own.
+    let is_head = |name: &String| name.strip_suffix(".weight").is_some_and(BaseModules::is_head);
+    changed.chain(replaced).find(|name| !own.contains(name) && !is_head(name) && !unused.contains(name))
 }
 
 impl TouchedTensor {

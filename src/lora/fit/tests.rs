@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use llm_local_core::{
     Encoding, Error, FloatType, GgmlType, IntType, LoraAdapter, LoraModule, ModelFormat, ModelInfo, TensorEntry,
-    lora::{DeclaredTargets, Floats, ModuleSelector, ReplacedRows, ReplacementTensor},
-    model::GgufMetadata,
+    lora::{BaseHint, DeclaredTargets, Floats, ModuleSelector, ReplacedRows, ReplacementTensor},
+    model::{Architecture, GgufMetadata},
 };
 use serde_json::json;
 
@@ -279,6 +279,12 @@ fn what_another_reader_may_bring_is_not_ignored() {
         adapter(vec![]).with_rows(vec![ReplacedRows::new("model.embed_tokens.weight", rows, values)])
     };
     assert_eq!(fit_unread(rows(vec![0, 895], 128), &info).unwrap().adapters[0].replaced, 1);
+    let mut empty_rows = ReplacedRows::new("model.embed_tokens.weight", vec![1], vec![1.0; 128]);
+    empty_rows.rows.clear();
+    let too_few = ReplacementTensor::new("model.norm.weight", vec![128], vec![1.0; 127]);
+    // llama.cpp converts Mistral as Llama, so an adapter that says so may be of either.
+    let of_llama = adapter(vec![module()]).with_base(BaseHint::default().with_architecture(Architecture::Mistral));
+    assert_eq!(fit_unread(of_llama, &info).unwrap().touched.len(), 1);
     let twice = || ReplacementTensor::new("model.norm.weight", vec![128], vec![1.0; 128]);
     let unknown = adapter(vec![module()]).with_targets(
         DeclaredTargets::new(ModuleSelector::Names(vec!["q_proj".into()])).with_exclude(ModuleSelector::AllLinear),
@@ -297,6 +303,13 @@ fn what_another_reader_may_bring_is_not_ignored() {
             "replaced twice",
             adapter(vec![]).with_replacements(vec![twice(), twice()]),
             &["replacement of `model.norm.weight`", "twice"],
+        ),
+        ("no rows", adapter(vec![]).with_rows(vec![empty_rows]), &["embed_tokens", "no whole rows"]),
+        ("too few values", adapter(vec![]).with_replacements(vec![too_few]), &["model.norm.weight", "(128) and 127"]),
+        (
+            "architecture",
+            adapter(vec![module()]).with_base(BaseHint::default().with_architecture(Architecture::Qwen2)),
+            &["architecture `qwen2`", "is of `llama`"],
         ),
         ("scale", adapter(vec![scaled]), &["q_proj", "scale NaN"]),
         ("lengths", adapter(vec![short]), &["q_proj", "lengths"]),

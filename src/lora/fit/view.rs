@@ -208,8 +208,12 @@ fn resplit(tensors: &mut BTreeMap<String, Seen>, decoder: &DecoderConfig, adapte
                 } else if !decoder.fused_projections && wants_fused {
                     let pieces: Option<Vec<_>> = split.iter().map(|(module, ..)| tensors.get(&name(module))).collect();
                     let Some(pieces) = pieces else { continue };
+                    let Some(rows) = pieces.iter().map(|piece| piece.shape.first().copied()).sum::<Option<usize>>()
+                    else {
+                        continue;
+                    };
                     let mut shape = pieces[0].shape.clone();
-                    shape[0] = pieces.iter().map(|piece| piece.shape[0]).sum();
+                    shape[0] = rows;
                     let Some(stacked) = Seen::stack(&pieces, shape, Some(fused_role)) else { continue };
                     split.iter().for_each(|(module, ..)| {
                         tensors.remove(&name(module));

@@ -34,7 +34,7 @@ use llm_local_weights::{ADAPTER_CONFIG, read_json_object};
 use serde_json::{Map, Value};
 
 use self::files::{AdapterFiles, starts_as_gguf};
-use super::message::some_of;
+use super::{message::some_of, sound};
 
 pub(crate) use declared::{declare, declare_if_builtin};
 pub(crate) use formats::config_format;
@@ -105,6 +105,7 @@ fn read_any(
             refuse_needless(&listed, format.name(), options)?;
             let mut adapter = format.read(&given)?;
             if !is_builtin {
+                sound::check(&adapter).map_err(|reason| Error::adapter(reference, reason))?;
                 // Loaded models are told apart by it, and the application by the other.
                 adapter.digest = digest::of_files(format.name(), files)?;
                 adapter.format = format.name().to_owned();

@@ -241,7 +241,8 @@ impl AdapterFormat for Marked {
     }
 
     fn read(&self, files: &AdapterFiles<'_>) -> Result<LoraAdapter> {
-        let module = LoraModule::new("q", (1, 1, 1), vec![1.0], vec![1.0], 1.0);
+        let value = if self.0 == "broken" { f32::NAN } else { 1.0 };
+        let module = LoraModule::new("q", (1, 1, 1), vec![value], vec![1.0], 1.0);
         Ok(LoraAdapter::new(files.reference.to_string(), "00", vec![module]).with_format(self.0))
     }
 }
@@ -264,6 +265,8 @@ fn formats_of_a_caller_are_tried_beside_the_built_in_ones_and_two_that_recognize
     assert_ne!(with(&files, &["two"]).unwrap().digest, one.digest);
     fs::write(&magic, "y").unwrap();
     assert_ne!(with(&files, &["one"]).unwrap().digest, one.digest, "whatever the format says");
+    let message = with(&files, &["broken"]).unwrap_err().to_string();
+    assert!(message.contains("the A of `q` has values that are not finite"), "{message}");
     let message = with(&files, &["one", "two"]).unwrap_err().to_string();
     assert!(message.contains("`one` and `two` both recognize it"), "{message}");
     let good = fixture("bad-adapters/_control-good");

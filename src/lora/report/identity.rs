@@ -162,7 +162,11 @@ fn same_revision(hint: &str, base: &str, asked: Option<&str>) -> Option<bool> {
 /// The rows of the adapter's embedding or head, where it has such.
 fn adapter_rows(adapter: &LoraAdapter) -> Option<usize> {
     let is_vocabulary = |module: &str| BaseModules::is_embedding(module) || BaseModules::is_head(module);
-    let pairs = adapter.modules.iter().filter(|m| is_vocabulary(&m.name)).map(|m| m.out_features);
+    let pairs = adapter
+        .modules
+        .iter()
+        .filter(|m| is_vocabulary(&m.name))
+        .map(|m| if m.transposed { m.in_features } else { m.out_features });
     let whole = adapter.replacements.iter().filter_map(|replacement| {
         let module = replacement.name.strip_suffix(".weight").filter(|module| is_vocabulary(module))?;
         (!module.is_empty()).then(|| replacement.shape.first().copied()).flatten()

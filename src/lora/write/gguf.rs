@@ -73,21 +73,11 @@ fn alpha(module: &LoraModule) -> f32 {
     (module.scale * module.rank as f64) as f32
 }
 
-/// `general.architecture` of GGUF files of the architecture.
-fn architecture_name(architecture: Architecture) -> &'static str {
-    match architecture {
-        // llama.cpp converts it as that.
-        Architecture::Mistral => "llama",
-        Architecture::Gemma3 => "gemma3",
-        other => other.name(),
-    }
-}
-
 fn metadata(base: &BaseHint, architecture: Architecture, alpha: f32) -> Vec<(&'static str, MetadataValue)> {
     let text = |text: &str| MetadataValue::String(text.into());
     let mut metadata = vec![
         ("general.type", text("adapter")),
-        ("general.architecture", text(architecture_name(architecture))),
+        ("general.architecture", text(architecture.gguf_name())),
         ("adapter.type", text("lora")),
         ("adapter.lora.alpha", MetadataValue::F32(alpha)),
     ];
@@ -155,7 +145,7 @@ mod tests {
     #[test]
     fn every_architecture_has_the_name_that_its_files_are_read_by() {
         for architecture in Architecture::ALL {
-            let read = Architecture::of_gguf(architecture_name(architecture)).unwrap();
+            let read = Architecture::of_gguf(architecture.gguf_name()).unwrap();
             let expected = if architecture == Architecture::Mistral { Architecture::Llama } else { architecture };
             assert_eq!(read, expected);
         }

@@ -2,7 +2,6 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `sound` | what no format can hold: broken pairs, values that are not finite |
 //! | `order` | the base, and rows of queries and keys, from GGUF's order to that of the Hugging Face layout |
 //! | `peft`, `mlx`, `gguf` | what a format says, and what it cannot say |
 //! | `scale` | scales that differ, where the format has one for all |
@@ -18,7 +17,6 @@ mod mlx;
 mod order;
 mod peft;
 mod scale;
-mod sound;
 
 #[cfg(test)]
 mod tests;
@@ -99,7 +97,10 @@ pub fn write(
 ) -> Result<WrittenAdapter> {
     folder::check_free(into)?;
     let refused = |reason| Error::adapter(&adapter.reference, reason);
-    sound::check(adapter).map_err(refused)?;
+    if adapter.modules.is_empty() && adapter.replacements.is_empty() && adapter.rows.is_empty() {
+        return Err(refused("it holds no pairs and no tensors, so there is nothing to write".into()));
+    }
+    super::sound::check(adapter).map_err(refused)?;
     let base = base.map(order::Described::of);
     order::check(adapter, &base).map_err(refused)?;
     let ordered = order::as_hugging_face(adapter, &base).map_err(refused)?;

@@ -49,7 +49,6 @@ impl Decoder {
         Ok(Self {
             base: Network { embedding: Embedding::new(embedding, c.embedding_scale), layers, norm, head },
             config: c.clone(),
-            layout: s.layout,
             windows: (0..c.layers).map(window).collect(),
             rotary,
             logit_scale: c.logit_scale,

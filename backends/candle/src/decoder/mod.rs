@@ -37,7 +37,7 @@ pub(crate) use cache::LayerCache;
 use candle_core::{DType, Device};
 pub(crate) use linear::tile_bytes;
 
-use llm_local_core::model::{DecoderConfig, Layout};
+use llm_local_core::model::DecoderConfig;
 
 use {cache::Dimensions, network::Network, rotary::Rotary};
 
@@ -46,8 +46,6 @@ use {cache::Dimensions, network::Network, rotary::Rotary};
 pub(crate) struct Decoder {
     base: Network,
     config: DecoderConfig,
-    /// How its checkpoint names tensors.
-    layout: Layout,
     /// For each layer, the keys that a query sees.
     windows: Vec<Option<usize>>,
     rotary: Rotary,

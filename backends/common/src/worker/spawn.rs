@@ -104,7 +104,9 @@ impl Worker {
                 return;
             }
         };
-        let Built { model, info, text, prefill_chunk, adapters: _, reservation } = built;
+        let Built { model, info, text, prefill_chunk, adapters, reservation } = built;
+        // A model keeps of them what it computes with.
+        drop(adapters);
         // Dropped after the loop, which has the model.
         let _reservation = reservation;
         let info = info.with_chat_template(text.has_chat_template()).with_load_time(clock().saturating_sub(started));

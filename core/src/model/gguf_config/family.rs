@@ -157,6 +157,13 @@ impl Architecture {
         let family = GgufFamily::ALL.into_iter().find(|family| family.name == name);
         family.map(|family| family.architecture).ok_or_else(GgufFamily::names)
     }
+
+    /// `general.architecture` of GGUF files of it.
+    pub fn gguf_name(self) -> &'static str {
+        // llama.cpp converts Mistral as that.
+        let own = if self == Self::Mistral { Self::Llama } else { self };
+        GgufFamily::ALL.into_iter().find(|family| family.architecture == own).map_or(own.name(), |family| family.name)
+    }
 }
 
 impl GgufFamily {

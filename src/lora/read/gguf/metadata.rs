@@ -59,7 +59,7 @@ impl GgufConfig {
             architecture,
             architecture_name: name.to_owned(),
             alpha: alpha(metadata)?,
-            base: base(metadata),
+            base: base(metadata).with_architecture(architecture),
             notes,
         })
     }

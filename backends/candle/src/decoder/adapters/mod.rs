@@ -19,7 +19,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use llm_local_core::{
     AdapterSet, Result,
-    model::{Architecture, Layout, ModuleRole as R},
+    model::{Layout, ModuleRole as R},
 };
 
 use super::{
@@ -162,11 +162,7 @@ impl<'a> Making<'a> {
 
     /// What norms of safetensors lack. A GGUF file has it added, but an adapter is as safetensors are.
     fn norm_offset(&self) -> f32 {
-        use Architecture::{Gemma, Gemma2, Gemma3};
-        match (self.decoder.layout, self.decoder.config.architecture) {
-            (Layout::Gguf, Gemma | Gemma2 | Gemma3) => 1.0,
-            _ => self.decoder.config.norm_offset as f32,
-        }
+        self.decoder.config.architecture.norm_offset(Layout::HuggingFace) as f32
     }
 
     /// The bias of a linear layer with what adapters replace of it and add to it.

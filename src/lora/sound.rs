@@ -1,16 +1,16 @@
-//! What no format can hold.
+//! Whether an adapter is whole: adapters are plain data, which anybody can put together.
 
-use llm_local_core::LoraAdapter;
+use llm_local_core::{
+    LoraAdapter,
+    lora::{ReplacedRows, ReplacementTensor},
+};
 
-use crate::lora::{floats, message::shape_text, outline::ModuleOutline};
+use super::{floats, message::shape_text, outline::ModuleOutline};
 
-/// Whether the adapter is whole: adapters are plain data, which anybody can put together. The error names the module or
-/// tensor.
+/// Checks that nothing of the adapter lacks values, has too many, or has some that are not finite. The error names the
+/// module or tensor.
 pub(super) fn check(adapter: &LoraAdapter) -> Result<(), String> {
     let LoraAdapter { modules, replacements, rows, .. } = adapter;
-    if modules.is_empty() && replacements.is_empty() && rows.is_empty() {
-        return Err("it holds no pairs and no tensors, so there is nothing to write".into());
-    }
     for module in modules {
         let name = &module.name;
         if let Some(defect) = ModuleOutline::from(module).defect {
@@ -28,6 +28,18 @@ pub(super) fn check(adapter: &LoraAdapter) -> Result<(), String> {
             return Err(format!("the {what} of `{name}` has values that are not finite"));
         }
     }
+    replaced(replacements, rows)?;
+    let full = replacements.iter().map(|t| (&t.name, &t.values)).chain(rows.iter().map(|t| (&t.name, &t.values)));
+    for (name, values) in full {
+        if floats::first_non_finite(values).is_some() {
+            return Err(format!("what replaces `{name}` has values that are not finite"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that what replaces tensors and rows has the values that it says; the error names the tensor.
+pub(super) fn replaced(replacements: &[ReplacementTensor], rows: &[ReplacedRows]) -> Result<(), String> {
     for tensor in replacements {
         let elements = tensor.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         if elements != Some(tensor.values.len()) || tensor.values.is_empty() {
@@ -39,18 +51,12 @@ pub(super) fn check(adapter: &LoraAdapter) -> Result<(), String> {
             ));
         }
     }
-    let whole = |tensor: &&llm_local_core::lora::ReplacedRows| {
+    let whole = |tensor: &&ReplacedRows| {
         let count = tensor.rows.len();
         count > 0 && !tensor.values.is_empty() && tensor.values.len().is_multiple_of(count)
     };
-    if let Some(tensor) = rows.iter().find(|tensor| !whole(tensor)) {
-        return Err(format!("the values that replace rows of `{}` are no whole rows", tensor.name));
+    match rows.iter().find(|tensor| !whole(tensor)) {
+        Some(tensor) => Err(format!("the values that replace rows of `{}` are no whole rows", tensor.name)),
+        None => Ok(()),
     }
-    let full = replacements.iter().map(|t| (&t.name, &t.values)).chain(rows.iter().map(|t| (&t.name, &t.values)));
-    for (name, values) in full {
-        if floats::first_non_finite(values).is_some() {
-            return Err(format!("what replaces `{name}` has values that are not finite"));
-        }
-    }
-    Ok(())
 }
