@@ -25,11 +25,23 @@ pub(crate) use own::OwnSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
-use llm_local_core::{AdapterPolicy, AdapterSet, AdapterSpec, Error, LoadedModel, LoraAdapter, ModelInfo, Result};
+use llm_local_core::{
+    AdapterPolicy, AdapterSet, AdapterSpec, Error, LoadedModel, LoraAdapter, ModelFormat, ModelInfo, Result,
+};
 
 use super::route::Route;
 use crate::plan::Plan;
 use known::Known;
+
+/// What of the description of a base adapters are checked against: not the metadata of a GGUF file, whose vocabulary alone
+/// takes megabytes for as long as the model is loaded.
+fn for_fit(info: &ModelInfo) -> ModelInfo {
+    let mut info = info.clone();
+    if let ModelFormat::Gguf { metadata } = &mut info.format {
+        *metadata = Arc::default();
+    }
+    info
+}
 
 /// The sets of adapters of a loaded model.
 pub(super) struct Sets {
@@ -61,7 +73,7 @@ impl Sets {
         } else if policy == AdapterPolicy::MergeDequantized {
             Err(format!("`{}` was loaded with `adapter_policy = \"{policy}\"`; {UNMERGED}", plan.id))
         } else {
-            Ok(info)
+            Ok(Arc::new(for_fit(&info)))
         };
         Self {
             model: plan.id.clone(),
