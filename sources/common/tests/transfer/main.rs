@@ -22,4 +22,5 @@ mod space;
 mod support;
 mod trust;
 mod unpacked;
+mod unpacked_refused;
 mod waits;
