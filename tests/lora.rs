@@ -55,7 +55,8 @@ fn adapters_of_every_architecture_beside_its_weights() {
             .with_dtype(ComputeDtype::F32)
             .with_adapter(fixture_ref(&format!("adapters/arch-{name}-lora")))
             .with_adapter_policy(AdapterPolicy::KeepUnmerged);
-        compare(&spec, &format!("arch-{name}__arch-{name}-lora"), 1e-3, 2);
+        // Measured: 2.4e-5, of phi3.
+        compare(&spec, &format!("arch-{name}__arch-{name}-lora"), 1e-4, 2);
     }
 }
 
@@ -99,7 +100,8 @@ fn adapters_of_every_format_apply_to_gguf_bases() {
 /// On quantized bases adapters run beside the weights by default. What 8-bit activations cost is as on the base alone.
 #[test]
 fn quantized_bases_keep_adapters_beside_their_weights() {
-    for (kind, bound) in [("q8_0", 0.1), ("q4_0", 0.2)] {
+    // Measured: 0.044 and 0.045.
+    for (kind, bound) in [("q8_0", 0.06), ("q4_0", 0.06)] {
         for adapter in ["adapters/tiny-llama-lora-peft", "gguf/tiny-llama-lora-peft-f32.gguf"] {
             let spec = quantized(kind, adapter, AdapterPolicy::Auto);
             compare(&spec, &format!("tiny-llama-{kind}.dequantized__tiny-llama-lora-peft"), bound, 0);
@@ -115,6 +117,7 @@ fn quantized(kind: &str, adapter: &str, policy: AdapterPolicy) -> ModelSpec {
         .with_adapter(fixture_ref(adapter))
         .with_adapter_policy(policy)
 }
+
 /// llama.cpp's own tokens, where its record has no note that it was wrong.
 #[test]
 fn gguf_adapters_on_gguf_bases_give_the_tokens_of_llama_cpp() {

@@ -89,8 +89,9 @@ fn in_hugging_face_order(adapter: &Arc<LoraAdapter>, info: &ModelInfo) -> Result
             info.id
         ))
     })?;
-    if let Some(replaced) = adapter.replacements.first() {
-        return Err(failed(format!("it replaces `{}` in GGUF's order, which can only be merged", replaced.name)));
+    let replaced = adapter.replacements.iter().map(|r| &r.name).chain(adapter.rows.iter().map(|r| &r.name)).next();
+    if let Some(name) = replaced {
+        return Err(failed(format!("it replaces `{name}` in GGUF's order, which can only be merged")));
     }
     let orders: HashMap<String, RowOrder> = decoder
         .base_tensors(Layout::HuggingFace)

@@ -102,11 +102,11 @@ pub(super) fn check(placing: &Placing<'_>, allowed: &BTreeSet<Allowance>) -> Che
     }
     let targets = declared(placing, &base, &mut found);
     let mut seen = BTreeSet::new();
-    for module in modules {
+    for (index, module) in modules.iter().enumerate() {
         if !seen.insert(module.name.as_str()) {
             found.other([format!("the module `{}` stands there twice", module.name)]);
         }
-        found.take(module.weight_name(), placing.module(module));
+        found.take(module.weight_name(), placing.module(index, module));
         let is_left_out = found.parts.last().is_some_and(|part| part.misfit == Some(MisfitKind::Unused))
             && allowed.contains(&Allowance::UnusedTensors);
         // PEFT saves the pair of a head that it keeps tied, and declares that of the embedding.

@@ -69,7 +69,7 @@ impl Misfit {
 
 impl Placing<'_> {
     /// The terms of a module's pair, and of its bias.
-    pub(super) fn module(&self, module: &ModuleOutline) -> Result<Placed, Misfit> {
+    pub(super) fn module(&self, index: usize, module: &ModuleOutline) -> Result<Placed, Misfit> {
         let ModuleOutline { name, scale, .. } = module;
         if let Some(defect) = module.defect {
             return Err(format!("`{name}` {defect}").into());
@@ -96,7 +96,6 @@ impl Placing<'_> {
             )));
         };
         floats(seen, &weight)?;
-        let index = self.adapter.modules.iter().position(|m| std::ptr::eq(m, module)).unwrap_or_default();
         let transposed = self.orientation(module, &weight, seen)?;
         let kind = TermKind::Pair { module: index, transposed };
         let mut placed = match (transposed, &seen.parts[..]) {

@@ -60,12 +60,6 @@ impl FitReport {
         self.touched.iter().find(|touched| !matches!(touched.stored, Encoding::Float(_)))
     }
 
-    /// Bytes of the largest touched tensor in f32: what a merge needs for a moment in each thread that reads tensors.
-    pub fn largest_touched_f32_bytes(&self) -> u64 {
-        let elements = |t: &TouchedTensor| t.shape.iter().map(|&d| d as u64).product::<u64>();
-        self.touched.iter().map(elements).max().unwrap_or(0) * 4
-    }
-
     /// Tells the log what was let pass.
     pub(in crate::lora) fn warn(&self, base: &str) {
         for adapter in &self.adapters {

@@ -176,7 +176,7 @@ fn all<T: Copy + Default + Send>(
             let expert = if touched.sums.len() > 1 { format!(" of expert {index}") } else { String::new() };
             format!(
                 "is not finite any more in row {row}{expert} when the adapter is added: the sum is beyond the type asked \
-                 for, or the base itself is not finite there"
+                 for, the base itself is not finite there, or a magnitude (DoRA) is divided by a norm of 0"
             )
         })?;
     }

@@ -4,7 +4,6 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use llm_local_core::{
     Error, LoraAdapter, LoraModule, ModelInfo,
-    lora::ReplacementTensor,
     model::{BaseTensor, DecoderConfig, Layout, ModuleRole},
 };
 
@@ -67,7 +66,8 @@ pub(super) fn as_hugging_face<'a>(adapter: &'a LoraAdapter, base: &Base<'_>) -> 
     let why =
         "its rows of queries and keys are in GGUF's order, which depends on the base's architecture and its heads";
     let base = required(base, why)?;
-    if let Some(ReplacementTensor { name, .. }) = adapter.replacements.first() {
+    let replaced = adapter.replacements.iter().map(|r| &r.name).chain(adapter.rows.iter().map(|r| &r.name)).next();
+    if let Some(name) = replaced {
         return Err(format!("it replaces `{name}` in the order of a GGUF file, which no other format has"));
     }
     let mut ordered = adapter.clone();

@@ -237,6 +237,7 @@ mod tests {
             ("base_model.model.a.lora_embedding_A.x.weight", "expected nothing"),
             ("base_model.model.a.lora_magnitude_vector.x.y", "expected nothing"),
             ("base_model.model.a.token_adapter.trainable_tokens_delta.x.y", "expected nothing"),
+            ("base_model.model..lora_A.weight", "not the path of a module"),
             ("base_model.model.a.base_layer.b.lora_A.weight", "not the path of a module"),
             ("base_model.model.a.modules_to_save.default.lora_A.weight", "not the path of a module"),
             ("base_model.model.a.token_adapter.token_indices", "neither"),

@@ -221,16 +221,23 @@ impl<'a> Plan<'a> {
     }
 
     /// Rows of a module's weight.
-    pub(super) fn rows_of(&self, role: R, layer: usize) -> usize {
-        self.rows.get(&(role, layer)).copied().unwrap_or(0)
+    ///
+    /// # Errors
+    /// [`Error::LoadFailed`] for a module that the description does not have: what stands behind it in a matrix has no
+    /// known place then.
+    pub(super) fn rows_of(&self, role: R, layer: usize) -> Result<usize> {
+        let unknown =
+            || Error::load(format!("{role:?} of layer {layer}"), "its description does not say how many rows it has");
+        self.rows.get(&(role, layer)).copied().ok_or_else(unknown)
     }
 
     /// Checks that nothing is left that nobody took.
     pub(super) fn finish(&self, c: &DecoderConfig) -> Result<()> {
         let Some(((role, layer), changes)) = self.modules.iter().next() else { return Ok(()) };
-        let adapter = changes.pairs.first().map(|by| by.adapter);
-        let adapter = adapter.or(changes.replaced.first().map(|by| by.adapter));
-        let name = adapter.map_or("", |adapter| adapter.reference.as_str());
+        let pairs = changes.pairs.iter().map(|by| by.adapter);
+        let rows = changes.replaced_rows.iter().map(|by| by.adapter);
+        let whole = changes.replaced.iter().chain(&changes.replaced_bias).map(|by| by.adapter);
+        let name = pairs.chain(rows).chain(whole).next().map_or("", |adapter| adapter.reference.as_str());
         let model = c.architecture.name();
         Err(Error::adapter(name, format!("it changes {role:?} of layer {layer}, where this {model} runs no adapter")))
     }

@@ -125,7 +125,7 @@ impl<'a> Making<'a> {
         let mut parts = Vec::new();
         for role in roles {
             let changes = self.plan.take(*role, layer);
-            let rows = self.plan.rows_of(*role, layer);
+            let rows = self.plan.rows_of(*role, layer)?;
             parts.extend(changes.map(|changes| (start, changes)));
             start += rows;
         }
