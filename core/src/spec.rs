@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{AdapterPolicy, Allowance, ArtifactRef, Error, Result, SpecLock};
+use crate::{
+    AdapterPolicy, Allowance, ArtifactRef, Error, Result, SpecLock,
+    lora::{BareFormat, Combination},
+};
 
 /// What to run. Only `base` is needed; everything else has a default.
 ///
@@ -23,12 +26,19 @@ pub struct ModelSpec {
     pub id: Option<String>,
     /// The model.
     pub base: ArtifactRef,
-    /// The adapters, summed; usually one or none.
+    /// The adapters; usually one or none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<AdapterSpec>,
+    /// How several become one change: their sum, unless something else is asked for.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub combination: Combination,
     /// How they get into the model.
     #[serde(default, skip_serializing_if = "is_default")]
     pub adapter_policy: AdapterPolicy,
+    /// Prompts on which [`AdapterPolicy::MergeRequantized`] measures what is lost; without any, the library's own. They
+    /// count as user messages where the model has a chat template, else as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probe_prompts: Vec<String>,
     /// Which backend runs it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub backend: BackendPreference,
@@ -67,7 +77,9 @@ impl ModelSpec {
             id: None,
             base,
             adapters: Vec::new(),
+            combination: Combination::Sum,
             adapter_policy: AdapterPolicy::Auto,
+            probe_prompts: Vec::new(),
             backend: BackendPreference::Auto,
             device: None,
             context_length: ContextLength::Auto,
@@ -104,6 +116,18 @@ impl ModelSpec {
     /// Sets how adapters get into the model.
     pub fn with_adapter_policy(mut self, policy: AdapterPolicy) -> Self {
         self.adapter_policy = policy;
+        self
+    }
+
+    /// Sets the prompts on which requantizing is measured.
+    pub fn with_probe_prompts<T: Into<String>>(mut self, prompts: impl IntoIterator<Item = T>) -> Self {
+        self.probe_prompts = prompts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets how several adapters become one change.
+    pub fn with_combination(mut self, combination: Combination) -> Self {
+        self.combination = combination;
         self
     }
 
@@ -162,12 +186,18 @@ impl ModelSpec {
         self
     }
 
-    /// Checks what serde cannot: weights are finite and not zero, the context is not empty, names are not empty.
+    /// Checks what serde cannot: weights are finite and not zero, limits and shares are in their ranges, the context, names
+    /// and probe prompts are not empty.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] that names the field; for a weight within [`Error::AdapterMergeFailed`] that names the adapter.
     pub fn validate(&self) -> Result<()> {
         self.adapters.iter().try_for_each(AdapterSpec::validate)?;
+        self.combination.validate()?;
+        self.adapter_policy.validate()?;
+        if self.probe_prompts.iter().any(String::is_empty) {
+            return Err(Error::invalid_spec("probe_prompts", "one of them is empty; expected text"));
+        }
         if self.context_length == ContextLength::Tokens(0) {
             return Err(Error::invalid_spec("context_length", "it is 0; expected at least 1, or `auto`"));
         }
@@ -190,12 +220,18 @@ pub struct AdapterSpec {
     /// What would be an error of it, and is let pass.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub allow: BTreeSet<Allowance>,
+    /// What `B @ A` is multiplied by, of an adapter whose files do not say it; see [`AdapterSpec::with_scale`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// How the tensors of an adapter without a config are named and laid out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<BareFormat>,
 }
 
 impl AdapterSpec {
     /// An adapter with weight 1.
     pub fn new(reference: ArtifactRef) -> Self {
-        Self { reference, weight: 1.0, allow: BTreeSet::new() }
+        Self { reference, weight: 1.0, allow: BTreeSet::new(), scale: None, format: None }
     }
 
     /// Sets the weight.
@@ -207,6 +243,19 @@ impl AdapterSpec {
     /// Lets pass what would be an error of it.
     pub fn allowing(mut self, allowance: Allowance) -> Self {
         self.allow.insert(allowance);
+        self
+    }
+
+    /// Sets what `B @ A` is multiplied by: alpha / r of PEFT's (alpha / sqrt(r) with rsLoRA), `scale` of mlx-lm's. For
+    /// tensors without a config, and configs without a scale; files that say it are not overruled, it is an error then.
+    pub fn with_scale(mut self, scale: f64) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Sets how the tensors of an adapter without a config are named and laid out.
+    pub fn with_format(mut self, format: BareFormat) -> Self {
+        self.format = Some(format);
         self
     }
 
@@ -243,6 +292,10 @@ impl<'de> Deserialize<'de> for AdapterSpec {
             weight: f32,
             #[serde(default)]
             allow: BTreeSet<Allowance>,
+            #[serde(default)]
+            scale: Option<f64>,
+            #[serde(default)]
+            format: Option<BareFormat>,
         }
         fn one() -> f32 {
             1.0
@@ -252,7 +305,7 @@ impl<'de> Deserialize<'de> for AdapterSpec {
             type Value = AdapterSpec;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an adapter: a ref as text, or { ref, weight, allow }")
+                f.write_str("an adapter: a ref as text, or { ref, weight, allow, scale, format }")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<AdapterSpec, E> {
@@ -260,8 +313,9 @@ impl<'de> Deserialize<'de> for AdapterSpec {
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<AdapterSpec, A::Error> {
-                let full = Full::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(AdapterSpec { reference: full.reference, weight: full.weight, allow: full.allow })
+                let Full { reference, weight, allow, scale, format } =
+                    Full::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(AdapterSpec { reference, weight, allow, scale, format })
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -373,7 +427,12 @@ mod tests {
             .with_id("writer")
             .with_adapter("./pirate".parse().unwrap())
             .with_weighted_adapter("github:o/r@v1#a.zip".parse().unwrap(), 0.5)
-            .with_adapter_policy(AdapterPolicy::MergeDequantized)
+            .with_adapter_spec(
+                AdapterSpec::new("./bare".parse().unwrap()).with_scale(0.3).with_format(BareFormat::MlxLm),
+            )
+            .with_combination(Combination::Svd { rank: Some(4), clamp: None })
+            .with_adapter_policy(AdapterPolicy::MergeRequantized { max_error: 0.1 })
+            .with_probe_prompts(["Hello"])
             .with_backend(BackendPreference::Named("candle".into()))
             .with_device("cpu")
             .with_context_length(ContextLength::Tokens(2048))

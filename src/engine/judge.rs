@@ -23,6 +23,8 @@ pub(super) struct Judged {
     pub(super) base: Option<(Base, Chosen)>,
     /// The adapters that are here, each with its weight.
     pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
+    /// What is let pass of each.
+    pub(super) allow: Vec<BTreeSet<Allowance>>,
     /// How these get into the model.
     pub(super) route: Route,
 }
@@ -93,7 +95,7 @@ impl Inner {
             }
             plan.set_model(planned, &chosen.resolution);
         }
-        Ok(Judged { plan, base, adapters, route })
+        Ok(Judged { plan, base, adapters, allow, route })
     }
 
     /// The adapters `pins`, those that are here and the outlines of the others, each with its weight; and what is let pass

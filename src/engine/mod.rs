@@ -3,7 +3,7 @@
 //! 1. `prepare`: resolve → plan → fetch → adapt. The sources pin the refs. `judge` decides whether it can be run: it opens
 //!    what is here, and asks for the heads (`peek`) of what is not; a backend is found (`choose`), and the adapters are
 //!    checked against the base. Only then are files fetched (`fetch`), for which there is `room`; and what came is judged by itself.
-//! 2. [`Engine::load`]: the backend reads the tensors, adapters merged in as they are read.
+//! 2. `load`: the backend reads the tensors, adapters merged in as they are read, or kept from an earlier merge (`merged`).
 //! 3. [`Model::generate`] gives tokens.
 //!
 //! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source, which is asked once of
@@ -18,8 +18,10 @@ mod download;
 mod fetch;
 mod identity;
 mod judge;
+mod load;
 mod locking;
 mod memory;
+mod merged;
 mod model;
 mod peek;
 mod prepare;
@@ -50,22 +52,12 @@ use std::{
 };
 
 use llm_local_core::{
-    ArtifactRef, Error, FetchContext, GenerateRequest, Generation, LogitsRequest, ModelSpec, ModelWeights,
-    ProgressEvent, ProgressHandler, Registry, Result, TensorSource,
+    ArtifactRef, Error, GenerateRequest, Generation, LogitsRequest, ModelSpec, ProgressEvent, ProgressHandler,
+    Registry, Result,
 };
 use llm_local_source_common::{store::Store, transfer::Transfer};
 
-use crate::{
-    adapters::Adapters,
-    blocking::blocking,
-    lora::{self, MergedSource},
-    plan::Plan,
-    policy::Policy,
-};
-use judge::Weights;
-use prepare::Prepared;
-use route::Route;
-use sets::Sets;
+use crate::{adapters::Adapters, plan::Plan, policy::Policy};
 use slots::{Key, Slots, Unloading};
 
 /// The registry at work. Clones share everything.
@@ -212,41 +204,5 @@ impl Inner {
     /// Lets the next load of specs with the moving adapter ref `reference` be a new one, unless it means `revision`.
     pub(crate) fn detach(&self, reference: &ArtifactRef, revision: Option<&str>) {
         self.slots.detach(reference, |adapter| adapter.is_moving() && Some(adapter.revision.as_str()) != revision);
-    }
-
-    async fn load(&self, spec: &ModelSpec, cx: FetchContext) -> Result<Model> {
-        let start = Instant::now();
-        // Dropping this future must reach the backend's own threads.
-        let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let Prepared { plan, weights, identity, adapters, route, options, backend, holds, proven } =
-            self.prepare(spec, &cx).await?;
-        let prepared = start.elapsed();
-        let Weights { info, tensors, text } = weights;
-        let sets = Sets::new(&plan, &adapters, (spec.adapter_policy, route), info.clone(), self.adapter_limits);
-        let allow: Vec<_> = spec.adapters.iter().map(|adapter| adapter.allow.clone()).collect();
-        let weights = match (tensors, route) {
-            (Some(base), Route::Merged) if !adapters.is_empty() => {
-                let merged = blocking("merge", move || MergedSource::allowing(base, adapters, &allow, &info)).await?;
-                let info = merged.info().clone();
-                ModelWeights::new(info, Some(Arc::new(merged) as Arc<dyn TensorSource>), text)
-            }
-            (tensors, _) => {
-                let adapters = lora::for_backend(&adapters, &allow, &info)?;
-                ModelWeights::new(info, tensors, text).with_adapters(adapters)
-            }
-        };
-        let options = options.with_cancel(cx.cancel.clone());
-        let options = match &cx.progress {
-            Some(progress) => options.with_progress(progress.clone()),
-            None => options,
-        };
-        tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
-        let loaded = backend.load(weights, options).await?;
-        // By now the backend has read all that it reads by its path.
-        proven.check_unchanged()?;
-        cancel_on_drop.disarm();
-        let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
-        tracing::debug!(model = %plan.id, ?stats, "loaded");
-        Ok(Model::new(loaded, plan, identity, sets, stats, holds))
     }
 }

@@ -1,10 +1,10 @@
 //! From a spec to everything that a load needs, without reading a weight: resolve → plan → fetch → adapt.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use llm_local_core::{
-    ArtifactRef, Error, FetchContext, InferenceBackend, LoadOptions, LoraAdapter, ModelSpec, ProgressEvent, Resolution,
-    Result,
+    Allowance, ArtifactRef, Error, FetchContext, InferenceBackend, LoadOptions, LoraAdapter, ModelSpec, ProgressEvent,
+    Resolution, Result,
 };
 use llm_local_source_common::{
     store::Hold,
@@ -35,6 +35,8 @@ pub(super) struct Prepared {
     pub(super) weights: Weights,
     pub(super) identity: Identity,
     pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
+    /// What is let pass of each.
+    pub(super) allow: Vec<BTreeSet<Allowance>>,
     pub(super) route: Route,
     pub(super) options: LoadOptions,
     pub(super) backend: Arc<dyn InferenceBackend>,
@@ -83,7 +85,7 @@ impl Inner {
             let files: Vec<_> = fetched.into_iter().map(Some).collect();
             judged = self.judge(spec, &pinned, &files, cx).await?;
         }
-        let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, route } = judged else {
+        let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, allow, route } = judged else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
         };
         let identity = Identity::new(spec.id(), &pinned.base.manifest, &base_files)?;
@@ -91,7 +93,7 @@ impl Inner {
             self.note_selected(pin).await;
         }
         let (options, backend) = (chosen.options, chosen.resolution.backend.backend);
-        Ok(Prepared { plan, weights, identity, adapters, route, options, backend, holds, proven })
+        Ok(Prepared { plan, weights, identity, adapters, allow, route, options, backend, holds, proven })
     }
 
     /// The files of each of `jobs` that is all here, if the policy allows what came out of archives.

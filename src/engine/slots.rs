@@ -1,17 +1,14 @@
 //! One model per spec: the same spec loaded twice is one model, two loads of one spec at once are one load.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     future::Future,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use llm_local_core::{
-    AdapterPolicy, Allowance, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result,
-    SpecLock,
-};
+use llm_local_core::{ArtifactRef, Error, ModelSpec, Result};
 
 use super::{Model, versions::is_of_one};
 use crate::plan::PlannedArtifact;
@@ -20,31 +17,21 @@ use crate::plan::PlannedArtifact;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     base: ArtifactRef,
-    /// Ref, the weight's bits, and what is let pass.
-    adapters: Vec<(ArtifactRef, u32, BTreeSet<Allowance>)>,
-    adapter_policy: AdapterPolicy,
-    backend: BackendPreference,
-    device: Option<String>,
-    context_length: ContextLength,
-    dtype: ComputeDtype,
-    lock: Option<SpecLock>,
+    adapters: Vec<ArtifactRef>,
+    is_locked: bool,
+    /// The whole spec, without what is for people.
+    spec: String,
 }
 
 impl Key {
     pub(super) fn new(spec: &ModelSpec) -> Self {
+        let mut spec = spec.clone();
+        (spec.id, spec.display_name, spec.description, spec.estimated_memory) = (None, None, None, None);
         Self {
             base: spec.base.clone(),
-            adapters: spec
-                .adapters
-                .iter()
-                .map(|a| (a.reference.clone(), a.weight.to_bits(), a.allow.clone()))
-                .collect(),
-            adapter_policy: spec.adapter_policy,
-            backend: spec.backend.clone(),
-            device: spec.device.clone(),
-            context_length: spec.context_length,
-            dtype: spec.dtype,
-            lock: spec.lock.clone(),
+            adapters: spec.adapters.iter().map(|adapter| adapter.reference.clone()).collect(),
+            is_locked: spec.lock.is_some(),
+            spec: format!("{spec:?}"),
         }
     }
 }
@@ -151,9 +138,7 @@ impl Slots {
         let mut detached = Vec::new();
         self.lock().retain(|key, slot| match slot {
             Slot::Unloading(_) => true,
-            Slot::Loading(..) => {
-                key.lock.is_some() || !key.adapters.iter().any(|(adapter, ..)| is_of_one(adapter, reference))
-            }
+            Slot::Loading(..) => key.is_locked || !key.adapters.iter().any(|adapter| is_of_one(adapter, reference)),
             Slot::Loaded(model) => {
                 let mut adapters = model.plan().adapters.iter().map(|(adapter, _)| adapter);
                 let stays = !adapters.any(|a| is_of_one(&a.reference, reference) && means_another(a));

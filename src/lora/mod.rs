@@ -36,11 +36,13 @@ mod targets;
 mod testing;
 mod write;
 
-pub use combine::{Combination, MajoritySign, combine, module_order};
+pub use combine::{combine, module_order};
 pub use fit::{Defect, FitReport, FittedAdapter, TouchedTensor, fit, fit_allowing};
-pub use llm_local_core::lora::{BaseHint, DeclaredTargets, Floats, LoraAdapter, LoraModule, ModuleSelector};
+pub use llm_local_core::lora::{
+    BareFormat, BaseHint, Combination, DeclaredTargets, Floats, LoraAdapter, LoraModule, MajoritySign, ModuleSelector,
+};
 pub use merge::MergedSource;
-pub use read::{BareFormat, ReadOptions, read, read_with};
+pub use read::{ReadOptions, read, read_with};
 pub use report::{
     BaseFacts, BaseIdentity, CompatibilityReport, IdentityCheck, IdentityVerdict, ModuleEffect, TargetReport,
     TensorReport, TensorState,

@@ -1,6 +1,8 @@
 //! The one internal form of an adapter. Readers of every format produce it; report, merge and conversion read only it.
 
 mod adapter;
+mod bare;
+mod combination;
 mod feature;
 mod floats;
 mod format;
@@ -11,6 +13,8 @@ mod set;
 mod targets;
 
 pub use adapter::LoraAdapter;
+pub use bare::BareFormat;
+pub use combination::{Combination, MajoritySign};
 pub use feature::AdapterFeature;
 pub use floats::Floats;
 pub use format::{AdapterFiles, AdapterFormat};

@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How adapters get into a model. As text: `auto`, `keep-unmerged`, `merge-dequantized`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// How adapters get into a model.
+///
+/// As data: `"auto"`, `"keep-unmerged"`, `"merge-dequantized"`, `{ "merge-requantized": { "max_error": 0.1 } }`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum AdapterPolicy {
     /// What loses nothing: merged into float weights, and run beside quantized ones; where they cannot run beside these, merged
@@ -19,15 +21,41 @@ pub enum AdapterPolicy {
     KeepUnmerged,
     /// Merged. Quantized tensors that an adapter changes become floats, which take more memory; the others stay.
     MergeDequantized,
+    /// Merged, and what was quantized is quantized again, as it was. That can erase an adapter, so it is measured at every
+    /// load, and refused above a limit.
+    MergeRequantized {
+        /// The largest part of the adapters' effect that may be lost: on probe prompts, the Euclidean distance of the logits
+        /// after requantizing from those with the adapters unmerged, over the distance of the latter from those of the
+        /// base alone. At 1 as much is lost as the adapters do.
+        max_error: f32,
+    },
+}
+
+impl AdapterPolicy {
+    /// Checks what serde cannot.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] for a limit that is not finite and above 0.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Self::MergeRequantized { max_error } if !max_error.is_finite() || *max_error <= 0.0 => {
+                let reason =
+                    format!("`max_error` is {max_error}; expected a finite number above 0, such as 0.1 for a tenth");
+                Err(Error::invalid_spec("adapter_policy", reason))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Display for AdapterPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::KeepUnmerged => "keep-unmerged",
-            Self::MergeDequantized => "merge-dequantized",
-        })
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::KeepUnmerged => f.write_str("keep-unmerged"),
+            Self::MergeDequantized => f.write_str("merge-dequantized"),
+            Self::MergeRequantized { max_error } => write!(f, "merge-requantized, at most {max_error} lost"),
+        }
     }
 }
 
@@ -42,14 +70,16 @@ pub enum Allowance {
     UndeclaredTensors,
     /// Modules that the adapter declares and has no tensors for.
     MissingTensors,
-    /// No effect: nothing of it applies, or its scale and weight are too small for f32. An adapter that is all zeros cannot be
-    /// read in the first place.
+    /// Fields of its config that are not known and set to something; they are left unread.
+    UnknownFields,
+    /// No effect: nothing of it applies, all its values are zeros, or its scale and weight are too small for f32.
     NoEffect,
 }
 
 impl Allowance {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::UnusedTensors, Self::UndeclaredTensors, Self::MissingTensors, Self::NoEffect];
+    pub const ALL: [Self; 5] =
+        [Self::UnusedTensors, Self::UndeclaredTensors, Self::MissingTensors, Self::UnknownFields, Self::NoEffect];
 
     /// Its name in a spec.
     pub const fn as_str(self) -> &'static str {
@@ -57,6 +87,7 @@ impl Allowance {
             Self::UnusedTensors => "unused-tensors",
             Self::UndeclaredTensors => "undeclared-tensors",
             Self::MissingTensors => "missing-tensors",
+            Self::UnknownFields => "unknown-fields",
             Self::NoEffect => "no-effect",
         }
     }

@@ -1,8 +1,10 @@
 //! Tensors of one shape into one (PEFT `src/peft/utils/merge_utils.py`), in f32 and in PEFT's order of operations.
 
+use llm_local_core::lora::MajoritySign;
+
 use super::{
-    combination::{Arithmetic, MajoritySign, Prune},
     largest::largest,
+    parts::{Arithmetic, Prune},
     random::TorchRandom,
 };
 

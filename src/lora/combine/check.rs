@@ -2,11 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use llm_local_core::{Error, LoraAdapter, LoraModule, Result, lora::AdapterFeature, model::Layout};
+use llm_local_core::{
+    Error, LoraAdapter, LoraModule, Result,
+    lora::{AdapterFeature, Combination},
+    model::Layout,
+};
 
 use super::{
     super::{floats::first_non_finite, outline::ModuleOutline},
-    combination::Combination,
+    parts::Parts,
 };
 
 /// The pairs of one module, of those adapters that have one.
@@ -57,7 +61,7 @@ pub(super) fn pairs_by_module<'a>(
             by_module.entry(module.name.as_str()).or_default().push((adapter, module, *weight));
         }
     }
-    let needs_one_rank = combination.parts().arithmetic.is_some() && combination.parts().truncation.is_none();
+    let needs_one_rank = Parts::of(combination).arithmetic.is_some() && Parts::of(combination).truncation.is_none();
     for pairs in by_module.values() {
         let (first, like, _) = pairs[0];
         for (adapter, module, _) in &pairs[1..] {

@@ -4,9 +4,9 @@ use faer::{Mat, MatRef, linalg::solvers::SvdError};
 
 use super::{
     arithmetic::combine_tensors,
-    combination::{Arithmetic, Prune},
     factors::{Weighted, concatenate},
     pair::Pair,
+    parts::{Arithmetic, Prune},
     random::TorchRandom,
 };
 

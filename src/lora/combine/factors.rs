@@ -1,6 +1,6 @@
 //! Combinations of the factors A and B.
 
-use super::{arithmetic::combine_tensors, combination::Arithmetic, pair::Pair, random::TorchRandom};
+use super::{arithmetic::combine_tensors, pair::Pair, parts::Arithmetic, random::TorchRandom};
 
 /// A pair, the adapter's weight and the pair's scale.
 pub(super) type Weighted = (Pair, f32, f64);

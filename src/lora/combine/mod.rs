@@ -2,9 +2,9 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `combination` | which combinations there are |
 //! | `check` | which adapters can be combined |
 //! | `order` | the order in which random numbers are drawn |
+//! | `parts` | what a combination consists of |
 //! | `pair` | a module's factors as PEFT has them |
 //! | `factors` | combinations of A and B |
 //! | `deltas` | combinations of whole deltas, cut to a rank |
@@ -15,12 +15,12 @@
 
 mod arithmetic;
 mod check;
-mod combination;
 mod deltas;
 mod factors;
 mod largest;
 mod order;
 mod pair;
+mod parts;
 mod random;
 mod result;
 #[cfg(test)]
@@ -28,15 +28,14 @@ mod tests;
 
 use std::sync::Arc;
 
-use llm_local_core::{Error, LoraAdapter, LoraModule, Result};
+use llm_local_core::{Error, LoraAdapter, LoraModule, Result, lora::Combination};
 use rayon::prelude::*;
 
-pub use combination::{Combination, MajoritySign};
 pub use order::module_order;
 
-use combination::Parts;
 use order::Visit;
 use pair::Pair;
+use parts::Parts;
 
 /// Combines adapters, each with its weight, into one whose pairs have a scale of 1: merged with a weight of 1 it does what
 /// they do together. Equal to PEFT's `add_weighted_adapter` (0.21.2) on a CPU under Linux, called right after
@@ -73,7 +72,7 @@ pub fn combine(
         (_, [_]) => Combination::Linear,
         _ => *combination,
     };
-    let parts = effective.parts();
+    let parts = Parts::of(&effective);
     let by_module = check::pairs_by_module(adapters, combination)?;
     let visits = order::visits(by_module, parts, adapters, order)?;
     let default_rank = order::largest_rank(adapters);

@@ -9,8 +9,8 @@ use llm_local_core::{
 
 use super::{
     check::Pairs,
-    combination::{Parts, Prune},
     pair::is_embedding,
+    parts::{Parts, Prune},
     random::TorchRandom,
 };
 

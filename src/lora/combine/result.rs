@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use llm_local_core::{
     LoraAdapter, LoraModule,
-    lora::{AdapterFeature, DeclaredTargets, ModuleSelector},
+    lora::{AdapterFeature, Combination, DeclaredTargets, ModuleSelector},
 };
 use sha2::{Digest, Sha256};
-
-use super::combination::Combination;
 
 /// What the result is called: `ties(a * 0.5 + b * 1)`.
 pub(super) fn reference(adapters: &[(Arc<LoraAdapter>, f32)], combination: &Combination) -> String {

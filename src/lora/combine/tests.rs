@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, sync::Arc};
 
 use llm_local_core::{
     LoraAdapter, LoraModule,
-    lora::{AdapterFeature, ModuleSelector, ReplacedRows, ReplacementTensor},
+    lora::{AdapterFeature, Combination, MajoritySign, ModuleSelector, ReplacedRows, ReplacementTensor},
     model::{DecoderConfig, Layout},
 };
 use safetensors::SafeTensors;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::testing::{fixture, read_folder},
-    Combination, MajoritySign, combine, module_order,
+    combine, module_order,
     pair::Pair,
 };
 
@@ -42,7 +42,7 @@ impl Case {
     fn combination(&self) -> Combination {
         let kind = self.kind.replace('_', "-");
         let ours = |name: &str| match name {
-            "majority_sign_method" => Some("majority-sign"),
+            "majority_sign_method" => Some("majority_sign"),
             "svd_rank" => Some("rank"),
             "svd_clamp" => Some("clamp"),
             "svd_full_matrices" => None,
@@ -317,7 +317,7 @@ fn weights_and_fields_out_of_range_are_refused() {
 #[test]
 fn combinations_are_written_in_kebab_case() {
     let read = |text: &str| serde_json::from_str::<Combination>(text);
-    let text = r#"{"dare-ties-svd": {"density": 0.5, "majority-sign": "frequency", "seed": 3, "rank": 8}}"#;
+    let text = r#"{"dare-ties-svd": {"density": 0.5, "majority_sign": "frequency", "seed": 3, "rank": 8}}"#;
     let combination = Combination::DareTiesSvd {
         density: 0.5,
         majority_sign: MajoritySign::Frequency,

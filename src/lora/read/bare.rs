@@ -2,16 +2,11 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use llm_local_core::{LoraAdapter, Result, TensorEntry, TensorSource};
+use llm_local_core::{LoraAdapter, Result, TensorEntry, TensorSource, lora::BareFormat};
 use llm_local_weights::SafetensorsSource;
 use serde_json::{Map, Value, json};
 
-use super::{
-    files::AdapterFiles,
-    mlx,
-    options::{BareFormat, ReadOptions},
-    peft,
-};
+use super::{files::AdapterFiles, mlx, options::ReadOptions, peft};
 
 /// Reads the one safetensors file in `files`, at `path`, by what `options` say of it.
 pub(super) fn read(files: AdapterFiles<'_>, weights: &str, path: &Path, options: ReadOptions) -> Result<LoraAdapter> {

@@ -28,7 +28,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use llm_local_core::{
     ArtifactRef, Error, LoraAdapter, Result,
-    lora::{AdapterFiles as Given, AdapterFormat},
+    lora::{AdapterFiles as Given, AdapterFormat, BareFormat},
 };
 use llm_local_weights::{ADAPTER_CONFIG, read_json_object};
 use serde_json::{Map, Value};
@@ -39,14 +39,14 @@ use super::{message::some_of, sound};
 pub(crate) use declared::{declare, declare_if_builtin};
 pub(crate) use formats::config_format;
 pub(crate) use gguf::gguf_base;
-pub use options::{BareFormat, ReadOptions};
+pub use options::ReadOptions;
 
 /// The file that says what an adapter is, in PEFT's format and in mlx-lm's.
 pub(crate) const CONFIG: &str = ADAPTER_CONFIG;
 
 /// The names of the built-in formats.
-const PEFT: &str = "peft";
-const MLX_LM: &str = "mlx-lm";
+const PEFT: &str = BareFormat::Peft.as_str();
+const MLX_LM: &str = BareFormat::MlxLm.as_str();
 const MLX_VLM: &str = "mlx-vlm";
 const GGUF: &str = "gguf";
 
@@ -171,8 +171,8 @@ fn unrecognized(
 /// Why a config that no format recognizes cannot be used.
 fn unknown_config(files: &AdapterFiles<'_>, config: &Map<String, Value>) -> Error {
     files.error(format!(
-        "{CONFIG} does not say which format it is: expected `peft_type` (PEFT), or `fine_tune_type` or \
-         `lora_parameters` (mlx-lm); found {}",
+        "{CONFIG} does not say which format it is: expected `peft_type` (PEFT), `fine_tune_type` or \
+         `lora_parameters` (mlx-lm), or `rank` and `alpha` (mlx-vlm); found {}",
         if config.is_empty() { "no fields".into() } else { some_of(&config.keys().collect::<Vec<_>>()) }
     ))
 }

@@ -1,5 +1,7 @@
 //! What a caller can say of files that do not say it.
 
+use llm_local_core::lora::BareFormat;
+
 /// What is known of an adapter that its files do not say. What they do say is never overruled: giving it too is an error.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
@@ -27,25 +29,5 @@ impl ReadOptions {
     pub fn with_format(mut self, format: BareFormat) -> Self {
         self.format = Some(format);
         self
-    }
-}
-
-/// How tensors without a config are named and laid out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum BareFormat {
-    /// `base_model.model.<module>.lora_A.weight` of shape (r, in), `.lora_B.weight` of shape (out, r).
-    Peft,
-    /// `<module>.lora_a` of shape (in, r), `.lora_b` of shape (r, out).
-    MlxLm,
-}
-
-impl BareFormat {
-    /// Its name, as [`llm_local_core::LoraAdapter::format`] has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Peft => super::PEFT,
-            Self::MlxLm => super::MLX_LM,
-        }
     }
 }

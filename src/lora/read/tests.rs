@@ -6,7 +6,9 @@ use llm_local_core::{
 };
 use tempfile::TempDir;
 
-use super::{BareFormat, ReadOptions, read, read_with};
+use llm_local_core::lora::BareFormat;
+
+use super::{ReadOptions, read, read_with};
 use crate::lora::{
     AdapterOutline, fit_outlines_allowing,
     testing::{fit_unread, fixture, outline_folder, read_folder, tiny_llama_info},
