@@ -30,9 +30,12 @@ pub struct LoraAdapter {
     pub targets: Option<DeclaredTargets>,
     /// The base it was trained on, as far as it says so.
     pub base: BaseHint,
-    /// What its reader has to report though it reads it: fields that say something else than the tensors, fields that are
-    /// not known.
+    /// What its reader has to report though it reads it: fields that say something else than the tensors, fields of how it
+    /// was trained that are not known.
     pub notes: Vec<String>,
+    /// Fields of its config that are set, and of which it is not known what they change: a sentence each, naming field and
+    /// value. They keep it from being used unless [`Allowance::UnknownFields`](crate::Allowance::UnknownFields) lets them pass.
+    pub unknown_fields: Vec<String>,
 }
 
 impl LoraAdapter {
@@ -51,6 +54,7 @@ impl LoraAdapter {
             targets: None,
             base: BaseHint::default(),
             notes: Vec::new(),
+            unknown_fields: Vec::new(),
         }
     }
 
@@ -103,6 +107,12 @@ impl LoraAdapter {
     /// Sets what its reader has to report though it reads it.
     pub fn with_notes(mut self, notes: Vec<String>) -> Self {
         self.notes = notes;
+        self
+    }
+
+    /// Sets what is said of the fields that are not known.
+    pub fn with_unknown_fields(mut self, fields: Vec<String>) -> Self {
+        self.unknown_fields = fields;
         self
     }
 

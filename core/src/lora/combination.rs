@@ -1,6 +1,9 @@
 //! How several adapters become one change.
 
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
@@ -10,6 +13,7 @@ use crate::{Error, Result};
 /// `src/peft/utils/merge_utils.py`. Their names are PEFT's, with `-` for `_`. Papers: TIES arXiv:2306.01708, DARE
 /// arXiv:2311.03099.
 /// Serialized, it is its name, or its name with its fields: `"cat"`, `{"ties": {"density": 0.5, "majority_sign": "total"}}`.
+/// As text, it is `cat` or `ties:density=0.5,majority_sign=total`.
 ///
 /// - `density` is the share of values that are kept, above 0 and at most 1.
 /// - `seed` is that of `torch.manual_seed`, of which torch's CPU generator uses the low 32 bits.
@@ -250,6 +254,109 @@ impl Combination {
             | Self::DareTiesSvd { clamp, .. }
             | Self::MagnitudePruneSvd { clamp, .. } => clamp,
             _ => None,
+        }
+    }
+}
+
+/// The name, and behind a colon the fields that are set: `ties:density=0.5,majority_sign=total`.
+impl fmt::Display for Combination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        // What is serialized is the name alone, or an object with one object in it.
+        let value = serde_json::to_value(self).map_err(|_| fmt::Error)?;
+        let fields = value.get(self.name()).and_then(Value::as_object);
+        for (at, (field, value)) in fields.into_iter().flatten().enumerate() {
+            f.write_str(if at == 0 { ":" } else { "," })?;
+            match value {
+                Value::String(text) => write!(f, "{field}={text}")?,
+                other => write!(f, "{field}={other}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// From what [`Combination`] is as text, with `-` or `_` in names of fields, or from JSON.
+impl FromStr for Combination {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::InvalidSpec`] that names the combination or field and what was expected.
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid = |reason: String| Error::invalid_spec("combination", format!("`{text}`: {reason}"));
+        let value = match text.starts_with(['{', '"']) {
+            true => serde_json::from_str(text).map_err(|e| invalid(e.to_string()))?,
+            false => by_text(text).map_err(invalid)?,
+        };
+        let combination: Self = serde_json::from_value(value).map_err(|e| invalid(e.to_string()))?;
+        combination.validate()?;
+        Ok(combination)
+    }
+}
+
+/// What `name:field=value,field=value` is as data.
+fn by_text(text: &str) -> Result<Value, String> {
+    let (name, listed) = text.split_once(':').unwrap_or((text, ""));
+    let mut fields = Map::new();
+    for field in listed.split(',').filter(|field| !field.is_empty()) {
+        let (field, value) = field
+            .split_once('=')
+            .ok_or_else(|| format!("`{field}` is no field; expected fields as in `ties:density=0.5`"))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+        if fields.insert(field.replace('-', "_"), value).is_some() {
+            return Err(format!("`{field}` stands there twice"));
+        }
+    }
+    let has_fields =
+        ![Combination::Sum, Combination::Linear, Combination::Cat].iter().any(|plain| plain.name() == name);
+    Ok(if has_fields || !fields.is_empty() {
+        Value::Object(Map::from_iter([(name.to_owned(), Value::Object(fields))]))
+    } else {
+        Value::from(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_combination_as_text_is_the_same_as_data() {
+        for (text, json) in [
+            ("sum", r#""sum""#),
+            ("cat", r#""cat""#),
+            ("ties:density=0.5,majority_sign=total", r#"{"ties":{"density":0.5}}"#),
+            ("ties:density=0.25,majority_sign=frequency", r#"{"ties":{"density":0.25,"majority_sign":"frequency"}}"#),
+            ("dare-linear:density=0.5,seed=7", r#"{"dare-linear":{"density":0.5,"seed":7}}"#),
+            ("svd", r#"{"svd":{}}"#),
+            ("svd:clamp=0.99,rank=8", r#"{"svd":{"rank":8,"clamp":0.99}}"#),
+        ] {
+            let by_text: Combination = text.parse().unwrap();
+            assert_eq!(by_text, json.parse().unwrap(), "{text}");
+            assert_eq!(by_text, serde_json::from_str(json).unwrap(), "{text}");
+            assert_eq!(by_text.to_string(), text);
+        }
+        assert_eq!("ties:majority-sign=total,density=1".parse::<Combination>().unwrap().density(), Some(1.0));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_combination_as_text_is_named() {
+        for (text, why) in [
+            ("tie:density=1", "`tie`"),
+            ("ties", "density"),
+            ("ties:density", "`density` is no field"),
+            ("ties:density=much", "much"),
+            ("ties:density=2", "found 2"),
+            ("ties:density=1,density=1", "twice"),
+            ("ties:density=1,rank=3", "rank"),
+            ("cat:rank=3", "cat"),
+            ("dare-linear:density=0.5", "seed"),
+            ("{", "EOF"),
+            ("", "variant"),
+        ] {
+            let error = text.parse::<Combination>().unwrap_err();
+            assert_eq!(error.code(), "invalid_spec");
+            assert!(error.to_string().contains(why), "{text}: {error}");
         }
     }
 }

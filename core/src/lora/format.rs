@@ -1,10 +1,13 @@
 //! Formats that adapters are stored in.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde_json::{Map, Value};
 
-use super::LoraAdapter;
+use super::{Allowance, LoraAdapter};
 use crate::{ArtifactRef, Result};
 
 /// Reads adapters of one format.
@@ -20,7 +23,8 @@ pub trait AdapterFormat: Send + Sync {
     fn recognizes(&self, files: &AdapterFiles<'_>) -> Result<bool>;
 
     /// Reads `files`, which it recognizes, into the one internal form. Whatever it does not know how to apply is an error,
-    /// not left out.
+    /// not left out; fields that are not known and [allowed](AdapterFiles::allow) go into
+    /// [`LoraAdapter::unknown_fields`].
     ///
     /// # Errors
     /// [`crate::Error::AdapterMergeFailed`] that names the file, field or tensor, what was expected and what was found.
@@ -39,15 +43,24 @@ pub struct AdapterFiles<'a> {
     pub files: &'a BTreeMap<String, PathBuf>,
     /// Its `adapter_config.json`, if it has one.
     pub config: Option<&'a Map<String, Value>>,
+    /// What an application lets pass of it.
+    pub allow: &'a BTreeSet<Allowance>,
 }
 
 impl<'a> AdapterFiles<'a> {
-    /// The files of `reference`.
+    /// The files of `reference`, of which nothing is let pass.
     pub fn new(
         reference: &'a ArtifactRef,
         files: &'a BTreeMap<String, PathBuf>,
         config: Option<&'a Map<String, Value>>,
     ) -> Self {
-        Self { reference, files, config }
+        const NOTHING: &BTreeSet<Allowance> = &BTreeSet::new();
+        Self { reference, files, config, allow: NOTHING }
+    }
+
+    /// Sets what is let pass.
+    pub fn with_allow(mut self, allow: &'a BTreeSet<Allowance>) -> Self {
+        self.allow = allow;
+        self
     }
 }
