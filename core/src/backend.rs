@@ -58,6 +58,8 @@ pub struct Capabilities {
     /// It can run adapters beside the weights, without merging them: those of [`ModelWeights::adapters`], those that a
     /// request names, and those of [`LoadedModel::set_adapters`].
     pub unmerged: bool,
+    /// It can read tensors of a loaded model anew: [`LoadedModel::replace_tensors`].
+    pub replaces_tensors: bool,
     /// It keeps KV caches between requests.
     pub sessions: bool,
     /// It wants the weights; a remote engine does not.
@@ -73,14 +75,20 @@ impl Default for Capabilities {
 }
 
 impl Capabilities {
-    /// A backend that wants weights, and can neither run adapters unmerged nor keep sessions.
+    /// A backend that wants weights, and can neither run adapters unmerged, nor replace tensors, nor keep sessions.
     pub fn new() -> Self {
-        Self { unmerged: false, sessions: false, needs_weights: true, max_context: None }
+        Self { unmerged: false, replaces_tensors: false, sessions: false, needs_weights: true, max_context: None }
     }
 
     /// Sets whether adapters can run unmerged.
     pub fn with_unmerged(mut self, unmerged: bool) -> Self {
         self.unmerged = unmerged;
+        self
+    }
+
+    /// Sets whether tensors of a loaded model can be replaced.
+    pub fn with_replaces_tensors(mut self, replaces_tensors: bool) -> Self {
+        self.replaces_tensors = replaces_tensors;
         self
     }
 
@@ -298,6 +306,31 @@ pub trait LoadedModel: Send + Sync {
     async fn set_adapters(&self, a: AdapterSet) -> Result<()> {
         let _ = a;
         Err(Error::unsupported("set_adapters", "this model was loaded with its adapters merged; load another spec"))
+    }
+
+    /// Reads the tensors `names` anew from `tensors`, which `info` describes, and puts them in place of those that were
+    /// loaded; the others stay as they are, and `tensors` must give them as the source of the load did. What the backend
+    /// holds as one with them (queries, keys and values; gate and up) is read anew too. Afterwards the model computes as one
+    /// that was loaded from `tensors`, to the bit.
+    ///
+    /// It is in line with the requests: those made before that use the model's own weights keep the weights that they
+    /// started with, to their end. What sessions have computed is forgotten, and computed anew when they go on. All that is
+    /// new is read before anything is replaced, so for that moment, and while requests made before still run, the tensors
+    /// take memory twice. No other request goes on while they are read.
+    ///
+    /// # Errors
+    /// With nothing changed: [`Error::Unsupported`] unless a backend can ([`Capabilities::replaces_tensors`]), for a
+    /// description with which it would hold other parts of the model otherwise (another vocabulary, a head that is tied or
+    /// untied), and while adapters are set that run beside the weights; [`Error::InvalidSpec`] for a name that is no tensor
+    /// of the model; what reading a tensor gave; [`Error::ModelNotLoaded`], also for one that is unloaded meanwhile.
+    async fn replace_tensors(
+        &self,
+        tensors: Arc<dyn TensorSource>,
+        info: Arc<ModelInfo>,
+        names: Vec<String>,
+    ) -> Result<()> {
+        let _ = (tensors, info, names);
+        Err(Error::unsupported("replace_tensors", "this backend keeps weights as they were loaded; load another spec"))
     }
 
     /// Forgets a session and frees its KV cache, once a running generation of it has ended. The first poll asks for it:

@@ -18,7 +18,7 @@ use llm_local_core::{
     AdapterSet, AdapterSource, ArtifactRef, ArtifactSource, Counters, DeviceInfo, FetchContext, GenerateRequest,
     Generation, InferenceBackend, LoadOptions, LoadedInfo, LoadedModel, LogitsRequest, Manifest, ManifestFile,
     MemoryEstimate, MemoryReport, ModelInfo, ModelSource, ModelWeights, Opened, Result, Revision, SessionId,
-    SessionState, Support, TrimLevel, Want, async_trait,
+    SessionState, Support, TensorSource, TrimLevel, Want, async_trait,
 };
 use mockall::mock;
 
@@ -46,6 +46,7 @@ mock! {
         fn generate(&self, r: GenerateRequest) -> Generation;
         async fn logits(&self, r: LogitsRequest) -> Result<Vec<f32>>;
         async fn set_adapters(&self, a: AdapterSet) -> Result<()>;
+        async fn replace_tensors(&self, tensors: Arc<dyn TensorSource>, info: Arc<ModelInfo>, names: Vec<String>) -> Result<()>;
         async fn end_session(&self, s: SessionId) -> Result<()>;
         async fn fork_session(&self, from: &SessionId, to: SessionId) -> Result<()>;
         async fn export_session(&self, s: &SessionId) -> Result<SessionState>;

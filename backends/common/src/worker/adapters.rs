@@ -1,6 +1,7 @@
 //! Sets of adapters, made ready once for all that use them.
 
 use std::{
+    cell::{OnceCell, RefCell},
     collections::HashMap,
     rc::{Rc, Weak},
     sync::Arc,
@@ -9,8 +10,8 @@ use std::{
 use llm_local_core::{AdapterSet, Error, Result};
 
 use super::{
-    StepModel,
-    caught::caught,
+    NewTensors, StepModel,
+    caught::{caught, discard},
     shared::{AdapterBytes, Shared},
 };
 
@@ -21,10 +22,10 @@ pub(super) type Lease<A> = Rc<Prepared<A>>;
 pub(super) struct Prepared<A> {
     /// [`AdapterSet::digest`]; empty for the base alone.
     digest: String,
-    /// Nothing for the base alone.
-    adapters: Option<A>,
+    /// Nothing for the base alone; the base as it was, once tensors of it were replaced.
+    adapters: OnceCell<A>,
     /// Behind `adapters`: bytes count until they are dropped.
-    _bytes: AdapterBytes,
+    bytes: RefCell<AdapterBytes>,
 }
 
 impl<A> Prepared<A> {
@@ -33,7 +34,14 @@ impl<A> Prepared<A> {
     }
 
     pub(super) fn adapters(&self) -> Option<&A> {
-        self.adapters.as_ref()
+        self.adapters.get()
+    }
+
+    /// Goes on with `before`, which takes so many bytes, in place of the base alone.
+    fn keep(&self, before: A, bytes: u64) -> Result<(), A> {
+        self.adapters.set(before)?;
+        self.bytes.borrow_mut().set(bytes);
+        Ok(())
     }
 }
 
@@ -84,23 +92,57 @@ impl<A> Sets<A> {
         let new = self.lease(set, model)?;
         Ok(std::mem::replace(&mut self.own, new))
     }
+
+    /// Replaces tensors of the base, which is the model's own set. Whoever has it goes on with the base as it was. If the new
+    /// tensors cannot be had, nothing is changed.
+    pub(super) fn replace_tensors<M: StepModel<Adapters = A>>(
+        &mut self,
+        new: &NewTensors,
+        model: &mut M,
+    ) -> Result<()> {
+        if !self.own.digest.is_empty() {
+            let reason = "adapters of the model's own run beside its weights; set none (`set_adapters`) first";
+            return Err(Error::unsupported("replace_tensors", reason));
+        }
+        let made = caught(|| model.replace_tensors(new))
+            .unwrap_or_else(|panic| Err(Error::load(&new.info.id, format!("the backend panicked: {panic}"))))?;
+        let base = Rc::new(Prepared::base(&self.shared));
+        let before = std::mem::replace(&mut self.own, base);
+        // A set that is named from now on is of the new base.
+        self.known.clear();
+        self.known.insert(String::new(), Rc::downgrade(&self.own));
+        let left = if Rc::strong_count(&before) > 1 {
+            let bytes = model.adapter_bytes(&made);
+            before.keep(made, bytes).err()
+        } else {
+            Some(made)
+        };
+        discard("tensors that were replaced", left);
+        Ok(())
+    }
+}
+
+impl<A> Prepared<A> {
+    /// The base alone.
+    fn base(shared: &Arc<Shared>) -> Self {
+        let bytes = RefCell::new(AdapterBytes::new(shared.clone()));
+        Self { digest: String::new(), adapters: OnceCell::new(), bytes }
+    }
 }
 
 /// Makes `set` ready. Whatever goes wrong is the adapters' trouble, and so is a panic.
 fn prepare<M: StepModel>(set: &AdapterSet, model: &mut M, shared: &Arc<Shared>) -> Result<Lease<M::Adapters>> {
+    if set.is_empty() {
+        return Ok(Rc::new(Prepared::base(shared)));
+    }
+    let names = || set.adapters.iter().map(|(a, _)| a.reference.as_str()).collect::<Vec<_>>().join(", ");
+    let made = caught(|| model.prepare_adapters(set))
+        .unwrap_or_else(|panic| Err(Error::adapter(names(), format!("the backend panicked: {panic}"))));
+    let made = made.map_err(|error| match error {
+        error @ Error::Unsupported { .. } => error,
+        error => error.into_adapter(names()),
+    })?;
     let mut bytes = AdapterBytes::new(shared.clone());
-    let adapters = if set.is_empty() {
-        None
-    } else {
-        let names = || set.adapters.iter().map(|(a, _)| a.reference.as_str()).collect::<Vec<_>>().join(", ");
-        let made = caught(|| model.prepare_adapters(set))
-            .unwrap_or_else(|panic| Err(Error::adapter(names(), format!("the backend panicked: {panic}"))));
-        let made = made.map_err(|error| match error {
-            error @ Error::Unsupported { .. } => error,
-            error => error.into_adapter(names()),
-        })?;
-        bytes.set(model.adapter_bytes(&made));
-        Some(made)
-    };
-    Ok(Rc::new(Prepared { digest: set.digest(), adapters, _bytes: bytes }))
+    bytes.set(model.adapter_bytes(&made));
+    Ok(Rc::new(Prepared { digest: set.digest(), adapters: made.into(), bytes: RefCell::new(bytes) }))
 }

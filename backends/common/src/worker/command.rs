@@ -8,7 +8,7 @@ use tokio::sync::{
     oneshot,
 };
 
-use super::{generation::Requested, session_call::Asked};
+use super::{NewTensors, generation::Requested, session_call::Asked};
 
 /// A request to the thread. Dropped unanswered, each tells its caller that the model is not loaded.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub(super) enum Command {
     Logits(LogitsRequest, Reply<Vec<f32>>),
     Session(SessionId, Asked),
     SetAdapters(AdapterSet, Reply<()>),
+    ReplaceTensors(NewTensors, Reply<()>),
     Trim(TrimLevel, Reply<u64>),
     Unload,
 }

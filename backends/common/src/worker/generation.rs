@@ -61,13 +61,17 @@ struct Running<C> {
 }
 
 impl<M: StepModel> Generating<M> {
-    /// `own` is the model's own set of adapters.
-    pub(super) fn new(requested: Requested, claims: &Claims, own: &Lease<M::Adapters>) -> Self {
+    /// `own` is the model's own set of adapters, and `sessions` those of the model.
+    pub(super) fn new(
+        requested: Requested,
+        claims: &Claims,
+        own: &Lease<M::Adapters>,
+        sessions: &Sessions<M::Cache>,
+    ) -> Self {
         let named = requested.request.adapters.as_ref().map(AdapterSet::digest);
         let session = requested.request.session.clone().map(|session| {
-            let claim = claims.claim(vec![session.clone()]);
-            let adapters = named.clone().unwrap_or_else(|| own.digest().to_owned());
-            OfSession { key: Key { session, adapters }, claim }
+            let key = sessions.key(&session, named.clone());
+            OfSession { key, claim: claims.claim(vec![session]) }
         });
         Self {
             session,

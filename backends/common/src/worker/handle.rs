@@ -7,11 +7,12 @@ use std::{
 
 use llm_local_core::{
     AdapterSet, Counters, Error, GenerateRequest, Generation, LoadedInfo, LoadedModel, LogitsRequest, MemoryReport,
-    Result, SessionId, SessionState, TrimLevel, async_trait,
+    ModelInfo, Result, SessionId, SessionState, TensorSource, TrimLevel, async_trait,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    NewTensors,
     clock::Clock,
     command::{Command, Reply},
     events,
@@ -27,6 +28,8 @@ pub(super) struct Handle {
     pub(super) keeps_sessions: bool,
     /// [`StepModel::runs_adapters`](super::StepModel::runs_adapters).
     pub(super) runs_adapters: bool,
+    /// [`StepModel::replaces_tensors`](super::StepModel::replaces_tensors).
+    pub(super) replaces_tensors: bool,
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Clock,
@@ -117,6 +120,28 @@ impl LoadedModel for Handle {
         self.ask(|reply| Command::SetAdapters(a, reply)).await
     }
 
+    async fn replace_tensors(
+        &self,
+        tensors: Arc<dyn TensorSource>,
+        info: Arc<ModelInfo>,
+        names: Vec<String>,
+    ) -> Result<()> {
+        if !self.replaces_tensors {
+            return Err(Error::unsupported(
+                "replace_tensors",
+                format!(
+                    "backend `{}` keeps the weights of `{}` as they were loaded; load another spec",
+                    self.info.backend, self.info.model
+                ),
+            ));
+        }
+        let cancel = self.shared.unloading.clone();
+        match self.ask(|reply| Command::ReplaceTensors(NewTensors { tensors, info, names, cancel }, reply)).await {
+            Err(Error::Cancelled) if self.shared.unloading.is_cancelled() => Err(self.not_loaded()),
+            outcome => outcome,
+        }
+    }
+
     async fn end_session(&self, s: SessionId) -> Result<()> {
         // Where none is kept, there is none to forget, and no error.
         self.ask(|reply| Command::Session(s, Asked::End(reply))).await
@@ -147,6 +172,7 @@ impl LoadedModel for Handle {
     }
 
     async fn unload(&self) -> Result<()> {
+        self.shared.unloading.cancel();
         // Where nobody receives it, the thread has ended or is about to.
         let _ = self.commands.send(Command::Unload);
         self.shared.ended.cancelled().await;

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `model` | [`StepModel`], what a backend writes, and [`Built`] |
+//! | `model` | [`StepModel`], what a backend writes, [`Built`] and [`NewTensors`] |
 //! | `spawn` | [`spawn`]: the thread, and the load on it |
 //! | `handle` | the `LoadedModel` that callers hold |
 //! | `command` | what the handle asks of the thread |
@@ -43,6 +43,10 @@
 //!   ready in the first turn that computes with it, is there once however many use it, and is dropped behind the last.
 //! - A session has a cache for each set of adapters, and none is used under another set. Those of the model's own set
 //!   are forgotten when it is replaced: nothing says that it comes back.
+//!   Of those of sets that requests name, a session keeps the [`NAMED_SETS`] used last.
+//! - `replace_tensors` is obeyed in line too. Requests made before it with the model's own set keep the weights that they
+//!   started with; one that names a set, and has not begun, begins with the new ones. The caches of all sessions are
+//!   forgotten. While tensors are read nobody else has a turn, and of the commands only an unload is noticed.
 //! - Trimming the sessions drops the caches of those that no generation is using; `unload` drops all.
 //! - Dropping the last handle ends the thread once the generations that are still held have ended; `unload` cuts them.
 
@@ -65,7 +69,8 @@ mod shared;
 mod spawn;
 mod task;
 
-pub use model::{Built, StepModel};
+pub use model::{Built, NewTensors, StepModel};
+pub use sessions::NAMED_SETS;
 pub use spawn::spawn;
 
 #[cfg(test)]

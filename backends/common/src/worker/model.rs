@@ -1,8 +1,11 @@
 //! What a backend writes.
 
-use std::{any::Any, collections::BTreeMap};
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
 
-use llm_local_core::{AdapterSet, Error, LoadedInfo, Result, SessionState, SessionTensor, TrimLevel};
+use llm_local_core::{
+    AdapterSet, CancellationToken, Error, LoadedInfo, ModelInfo, Result, SessionState, SessionTensor, TensorSource,
+    TrimLevel,
+};
 
 use crate::text::TextPipeline;
 
@@ -61,6 +64,27 @@ pub trait StepModel: 'static {
     fn adapter_bytes(&self, adapters: &Self::Adapters) -> u64 {
         let _ = adapters;
         0
+    }
+
+    /// Whether tensors of the base can be replaced; if so, the method below is there.
+    fn replaces_tensors(&self) -> bool {
+        false
+    }
+
+    /// Makes [`NewTensors::names`] of the base anew, and then replaces them at once. Returns the base as it was, in the form
+    /// of a set of adapters: what still runs goes on with that as if it were the base. Its
+    /// [bytes](StepModel::adapter_bytes) are those of the tensors that were replaced. Sets that were made ready before go
+    /// on with the base that they were made for.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::replace_tensors`](llm_local_core::LoadedModel::replace_tensors), with nothing changed;
+    /// [`Error::Cancelled`] if [`NewTensors::cancel`] is.
+    fn replace_tensors(&mut self, new: &NewTensors) -> Result<Self::Adapters> {
+        let _ = new;
+        Err(Error::unsupported(
+            "replace_tensors",
+            "this model keeps its weights as they were loaded; load another spec",
+        ))
     }
 
     /// Bytes that the base's weights take.
@@ -125,6 +149,27 @@ pub trait StepModel: 'static {
 
 fn no_sessions() -> Error {
     Error::unsupported("a session", "this model keeps no KV cache between requests; send the whole chat")
+}
+
+/// What [`LoadedModel::replace_tensors`](llm_local_core::LoadedModel::replace_tensors) was given.
+pub struct NewTensors {
+    /// Where they are read.
+    pub tensors: Arc<dyn TensorSource>,
+    /// The description of all that is in there.
+    pub info: Arc<ModelInfo>,
+    /// Those that are to be replaced.
+    pub names: Vec<String>,
+    /// Cancelled when the model is to be unloaded; looked at between tensors.
+    pub cancel: CancellationToken,
+}
+
+impl fmt::Debug for NewTensors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewTensors")
+            .field("model", &self.info.id)
+            .field("names", &self.names.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What [`spawn`](super::spawn)'s closure builds on the worker's thread.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, future::poll_fn, sync::Arc, task::Poll};
 use llm_local_core::{AdapterSet, Error, LoadedInfo, Result, TrimLevel};
 
 use super::{
-    StepModel,
+    NewTensors, StepModel,
     adapters::Sets,
     caught::{caught, discard},
     claims::Claims,
@@ -145,18 +145,20 @@ impl<M: StepModel> RunLoop<M> {
     fn obey(&mut self, command: Command) -> Flow {
         match command {
             Command::Generate(requested) => {
-                let task = Generating::new(*requested, &self.claims, self.sets.own());
+                let task = Generating::new(*requested, &self.claims, self.sets.own(), &self.sessions);
                 self.tasks.push_back(Task::Generate(Box::new(task)));
             }
             Command::Logits(request, reply) => {
                 self.tasks.push_back(Task::Logits(Box::new(Computing::new(request, reply, self.sets.own()))));
             }
             Command::Session(session, asked) => {
-                self.tasks.push_back(Task::Session(Box::new(Calling::new(session, asked, &self.claims))));
+                let call = Calling::new(session, asked, &self.claims, &self.sessions);
+                self.tasks.push_back(Task::Session(Box::new(call)));
             }
             // Whoever has given up does not want it any more.
-            Command::SetAdapters(_, reply) if reply.is_abandoned() => {}
+            Command::SetAdapters(_, reply) | Command::ReplaceTensors(_, reply) if reply.is_abandoned() => {}
             Command::SetAdapters(set, mut reply) => reply.answer(self.set_adapters(&set)),
+            Command::ReplaceTensors(new, mut reply) => reply.answer(self.replace_tensors(new)),
             Command::Trim(level, mut reply) => reply.answer(self.trim(level)),
             Command::Unload => return Flow::Unload,
         }
@@ -168,7 +170,29 @@ impl<M: StepModel> RunLoop<M> {
         let forgotten = self.sessions.set_own(self.sets.own().digest().to_owned());
         tracing::debug!(model = self.info.model, from = before.digest(), to = self.sets.own().digest(), "adapters set");
         discard("adapters that were replaced", before);
-        forgotten
+        self.log_forgotten(forgotten);
+        Ok(())
+    }
+
+    fn replace_tensors(&mut self, new: NewTensors) -> Result<()> {
+        self.sets.replace_tensors(&new, &mut self.model)?;
+        self.shared.set_weights(self.model.weight_bytes());
+        tracing::debug!(model = self.info.model, tensors = new.names.len(), "tensors replaced");
+        // What the source has mapped or made, before the heap is given back.
+        discard("the source of new tensors", new);
+        let forgotten = self.sessions.set_weights();
+        self.log_forgotten(forgotten);
+        if let Err(error) = self.trim(TrimLevel::Caches) {
+            tracing::error!(%error, "trimming behind tensors that were replaced");
+        }
+        Ok(())
+    }
+
+    /// The change has taken effect, whatever became of the caches of what was before.
+    fn log_forgotten(&self, forgotten: Result<()>) {
+        if let Err(error) = forgotten {
+            tracing::error!(model = self.info.model, %error, "a KV cache of what was replaced");
+        }
     }
 
     fn trim(&mut self, level: TrimLevel) -> Result<u64> {

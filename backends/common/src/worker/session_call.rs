@@ -8,6 +8,7 @@ use super::{
     StepModel,
     claims::{Claim, Claims},
     command::Reply,
+    sessions::{Key, Sessions},
     task::{Next, Turn},
 };
 
@@ -49,17 +50,19 @@ impl Asked {
 /// A call that waits for its sessions, and then takes one turn.
 pub(super) struct Calling {
     session: SessionId,
+    /// With the model's own set of adapters of the moment when it was asked for.
+    key: Key,
     asked: Asked,
     claim: Claim,
 }
 
 impl Calling {
-    pub(super) fn new(session: SessionId, asked: Asked, claims: &Claims) -> Self {
+    pub(super) fn new<C>(session: SessionId, asked: Asked, claims: &Claims, all: &Sessions<C>) -> Self {
         let mut sessions = vec![session.clone()];
         if let Asked::Fork(to, _) = &asked {
             sessions.push(to.clone());
         }
-        Self { session, asked, claim: claims.claim(sessions) }
+        Self { key: all.key(&session, None), session, asked, claim: claims.claim(sessions) }
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
@@ -89,12 +92,12 @@ impl Calling {
                 reply.answer(Ok(()));
             }
             Asked::Export(reply) => {
-                let state = turn.sessions.export(session, turn.model)?;
+                let state = turn.sessions.export(&self.key, turn.model)?;
                 reply.answer(Ok(state));
             }
             Asked::Import(state, reply) => {
                 let state = std::mem::replace(state, SessionState::new(Vec::new(), Default::default(), Vec::new()));
-                turn.sessions.import(session, state, turn.model, turn.info, turn.shared)?;
+                turn.sessions.import(self.key.clone(), state, turn.model, turn.info, turn.shared)?;
                 reply.answer(Ok(()));
             }
         }

@@ -16,6 +16,8 @@ pub(super) struct Shared {
     kv_cache: AtomicU64,
     forward_steps: AtomicU64,
     forward_tokens: AtomicU64,
+    /// Cancelled when the model is to be unloaded, so that what takes long is given up.
+    pub(super) unloading: CancellationToken,
     /// Cancelled when the thread has dropped everything.
     pub(super) ended: CancellationToken,
 }

@@ -59,12 +59,13 @@ pub(super) async fn spawn_with_clock<M: StepModel>(
     let abandoned = options.cancel.clone().drop_guard();
     let loaded = loaded.await;
     abandoned.disarm();
-    let Loaded { info, keeps_sessions, runs_adapters } =
+    let Loaded { info, keeps_sessions, runs_adapters, replaces_tensors } =
         loaded.unwrap_or_else(|_| Err(Error::load("the model", "its worker thread ended during the load")))?;
     Ok(Arc::new(Handle {
         info,
         keeps_sessions,
         runs_adapters,
+        replaces_tensors,
         commands,
         shared,
         clock,
@@ -77,6 +78,7 @@ struct Loaded {
     info: LoadedInfo,
     keeps_sessions: bool,
     runs_adapters: bool,
+    replaces_tensors: bool,
 }
 
 /// What moves to the thread.
@@ -112,8 +114,12 @@ impl Worker {
         let info = info.with_chat_template(text.has_chat_template()).with_load_time(clock().saturating_sub(started));
         shared.set_weights(model.weight_bytes());
         tracing::debug!(model = info.model, load_time = ?info.load_time, "loaded");
-        let loaded =
-            Loaded { info: info.clone(), keeps_sessions: model.keeps_sessions(), runs_adapters: model.runs_adapters() };
+        let loaded = Loaded {
+            info: info.clone(),
+            keeps_sessions: model.keeps_sessions(),
+            runs_adapters: model.runs_adapters(),
+            replaces_tensors: model.replaces_tensors(),
+        };
         let run_loop = RunLoop::new(inbox, Served { model, sets, text, info, prefill_chunk }, shared, clock);
         // Where the load was given up in this moment, no handle is there and the loop ends at once.
         let _ = ready.send(Ok(loaded));

@@ -46,6 +46,7 @@ impl Wake for Wakes {
 impl Driven {
     pub(super) fn new(setup: Setup) -> Self {
         let (keeps_sessions, runs_adapters) = (setup.keeps_sessions, setup.runs_adapters);
+        let replaces_tensors = setup.replaces_tensors;
         let Built { mut model, info, text, prefill_chunk, adapters, reservation } = setup.build();
         let (commands, receiver) = mpsc::unbounded_channel();
         let (shared, clock) = (Arc::new(Shared::default()), clock::monotonic());
@@ -58,7 +59,8 @@ impl Driven {
             let (_end, _reservation) = (end, reservation);
             run_loop.run().await;
         };
-        let handle = Handle { info, keeps_sessions, runs_adapters, commands, shared, clock, thread: Mutex::new(None) };
+        let thread = Mutex::new(None);
+        let handle = Handle { info, keeps_sessions, runs_adapters, replaces_tensors, commands, shared, clock, thread };
         let mut driven = Self { model: Arc::new(handle), worker: Box::pin(worker), wakes: Arc::default() };
         // Now it sleeps, and what is asked of it wakes it.
         driven.drive();

@@ -17,7 +17,7 @@ use llm_local_core::{
     LoadedModel, Result, SessionState, SessionTensor, TextFiles, TrimLevel,
 };
 
-use super::super::{Built, StepModel, spawn::spawn_with_clock};
+use super::super::{Built, NewTensors, StepModel, spawn::spawn_with_clock};
 use crate::text::TextPipeline;
 
 /// Logits of the fixture's model. Its tokenizer has 838 tokens; the rest is padding.
@@ -40,6 +40,7 @@ type Truncate = Box<dyn FnMut(usize, usize) -> Result<bool> + Send>;
 type Holds = Box<dyn Fn(usize, usize) -> bool + Send>;
 type Logits = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
 type Prepare = Box<dyn FnMut(&AdapterSet) -> Result<()> + Send>;
+type Replace = Box<dyn FnMut(&NewTensors) -> Result<()> + Send>;
 
 /// A model to load.
 pub(super) struct Setup {
@@ -57,6 +58,9 @@ pub(super) struct Setup {
     pub(super) adapters: AdapterSet,
     /// Called for each set of adapters that is made ready.
     pub(super) prepare: Prepare,
+    pub(super) replaces_tensors: bool,
+    /// Called when tensors are to be replaced.
+    pub(super) replace: Replace,
     /// Whether a cache of so many tokens can be cut to so many.
     pub(super) truncate: Truncate,
     /// Whether a cache made for so many tokens holds so many.
@@ -81,6 +85,8 @@ impl Default for Setup {
             runs_adapters: false,
             adapters: AdapterSet::new(),
             prepare: Box::new(|_| Ok(())),
+            replaces_tensors: false,
+            replace: Box::new(|_| Ok(())),
             truncate: Box::new(|_, _| Ok(true)),
             holds: Box::new(|_, _| true),
             trim: Box::new(|_| Ok(7)),
@@ -127,7 +133,7 @@ impl Setup {
             prefill_chunk: self.prefill_chunk,
             adapters: self.adapters.clone(),
             reservation: Some(Box::new(Dropped("reservation", Mutex::new(self.drops.clone()), ""))),
-            model: Fake { asked: Cell::new(0), dropped: dropped("model", &self), setup: self },
+            model: Fake { asked: Cell::new(0), weights: String::new(), dropped: dropped("model", &self), setup: self },
         }
     }
 }
@@ -136,6 +142,8 @@ pub(super) struct Fake {
     setup: Setup,
     /// What [`StepModel::holds`] was asked about for the next step.
     asked: Cell<usize>,
+    /// What its weights are: the names of the tensors that were replaced last, and what it answers by, as by a digest.
+    weights: String,
     #[expect(dead_code, reason = "its drop is what matters")]
     dropped: Dropped,
 }
@@ -201,7 +209,7 @@ impl StepModel for Fake {
     ) -> Result<Vec<f32>> {
         assert_eq!(cache.tokens.len(), position, "a step begins where the last one ended");
         assert!(!tokens.is_empty());
-        let digest = adapters.map(|ready| ready.digest.clone()).unwrap_or_default();
+        let digest = adapters.map_or_else(|| self.weights.clone(), |ready| ready.digest.clone());
         assert_eq!(*cache.adapters.get_or_insert(digest.clone()), digest, "a cache under another set of adapters");
         let asked = self.asked.take();
         assert!((self.setup.holds)(cache.made_for, asked), "a step with a cache that does not hold {asked} tokens");
@@ -220,6 +228,16 @@ impl StepModel for Fake {
         assert!(!set.is_empty(), "the base alone needs nothing");
         (self.setup.prepare)(set)?;
         Ok(Ready { digest: set.digest(), dropped: dropped("adapters", &self.setup) })
+    }
+
+    fn replaces_tensors(&self) -> bool {
+        self.setup.replaces_tensors
+    }
+
+    fn replace_tensors(&mut self, new: &NewTensors) -> Result<Ready> {
+        (self.setup.replace)(new)?;
+        let before = std::mem::replace(&mut self.weights, new.names.join(","));
+        Ok(Ready { digest: before, dropped: dropped("weights", &self.setup) })
     }
 
     fn adapter_bytes(&self, _: &Ready) -> u64 {
@@ -310,6 +328,11 @@ pub(super) fn answer(prompt: &[u32], length: usize) -> Vec<u32> {
 /// What the model sees of `tokens` under the adapters with this digest: something else under each.
 fn with_adapters(digest: &str, tokens: &[u32]) -> Vec<u32> {
     digest.bytes().map(u32::from).chain(tokens.iter().copied()).collect()
+}
+
+/// What a model with sessions answers to `prompt` with the weights that are called so.
+pub(super) fn answer_of(weights: &str, prompt: &[u32], length: usize) -> Vec<u32> {
+    answer(&with_adapters(weights, prompt), length)
 }
 
 /// What a model with sessions answers to `prompt` with `adapters`.

@@ -13,6 +13,7 @@ mod inbox;
 mod lifetime;
 mod outlet;
 mod random;
+mod replaced;
 mod sessions;
 mod sharing;
 mod sleep;
