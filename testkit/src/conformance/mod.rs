@@ -7,11 +7,13 @@ mod model;
 mod sessions;
 mod source;
 mod tensor;
+mod unmerged;
 
 pub use model::loaded_model;
 pub use sessions::sessions;
 pub use source::{adapter_source, model_source};
 pub use tensor::tensor_source;
+pub use unmerged::{UnmergedCase, unmerged};
 
 /// What a check that must fail said, for the tests of the suites.
 #[cfg(test)]
