@@ -36,8 +36,9 @@ pub(crate) use hasher::{Hasher, digest_file};
 pub(crate) use key::FileKey;
 pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};
-pub(crate) use publish::{Target, link, publish, publish_bytes, sweep};
+pub(crate) use positioned::write_all_at;
+pub(crate) use publish::{Target, link, publish, publish_bytes, publish_temporary, sweep};
 pub(crate) use space::{check as check_space, if_full, same_volume};
 #[cfg(test)]
 pub(crate) use steps::{Step, steps_below};
-pub(crate) use temporary::sweep_temporaries;
+pub(crate) use temporary::{sweep_temporaries, temporary};

@@ -3,7 +3,7 @@
 use std::{fs::File, io};
 
 /// Writes all of `bytes` at `offset`. The file's cursor means nothing afterwards.
-pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
     #[cfg(windows)]

@@ -88,6 +88,15 @@ pub(crate) fn publish_bytes(bytes: &[u8], root: &Path, targets: &[Target], folde
     publish_bytes_by(bytes, root, targets, folders, &System)
 }
 
+/// Moves `file`, which is whole and may lie on another file system, to `blob`, in the place of what is there. Blocks until
+/// the disk has it, and knows it by that name.
+///
+/// # Errors
+/// [`Error::Io`] that names the file or folder.
+pub(crate) fn publish_temporary(file: NamedTempFile, blob: &Path, folders: &Folders) -> Result<()> {
+    publish_temporary_by(file, blob, folders, &System)
+}
+
 /// Makes the links of `targets`, which have one blob, to content of `size` bytes that is there: as the blob, or at one
 /// of the targets or at `twin`, where links are not to be had; then they become copies. Whether it is there.
 ///
@@ -180,6 +189,28 @@ fn publish_bytes_by(
         folders.changed(parent(blob));
     }
     Links { blob, fresh, folders, system }.make(targets)
+}
+
+fn publish_temporary_by(file: NamedTempFile, blob: &Path, folders: &Folders, system: &impl FileSystem) -> Result<()> {
+    steps::sync_file(file.as_file(), file.path()).map_err(|e| Error::io("write", file.path(), e))?;
+    folders.make(parent(blob))?;
+    let mut path = file.into_temp_path();
+    match system.rename(&path, blob) {
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+            let mut copy = temporary_in(parent(blob))?;
+            let copied = File::open(&path).and_then(|mut from| io::copy(&mut from, copy.as_file_mut()));
+            let copied = copied.and_then(|_| steps::sync_file(copy.as_file(), copy.path()));
+            copied.map_err(|e| Error::io("write", copy.path(), e))?;
+            path = copy.into_temp_path();
+            steps::rename(&path, blob)
+        }
+        other => other,
+    }
+    .map_err(|e| Error::io("move a file to", blob, e))?;
+    // Nothing is left there to remove.
+    let _ = path.keep();
+    folders.changed(parent(blob));
+    folders.sync()
 }
 
 /// Writes all of the file, until the disk has it.

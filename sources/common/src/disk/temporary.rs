@@ -24,7 +24,7 @@ const INCOMPLETE: &str = ".incomplete";
 ///
 /// # Errors
 /// [`Error::Io`] that names the folder.
-pub(super) fn temporary(folder: &Path) -> Result<NamedTempFile> {
+pub(crate) fn temporary(folder: &Path) -> Result<NamedTempFile> {
     create_folders(folder)?;
     temporary_in(folder)
 }

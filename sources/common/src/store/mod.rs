@@ -12,7 +12,7 @@
 //! | `partials/<key>/` | files on their way |
 //! | `unpacking/<hex>/` | what is being made of an archive or of parts |
 //! | `github/<hex>.json` | answers of GitHub's API, which its source keeps ([`SOURCE_ANSWERS`](crate::disk::SOURCE_ANSWERS)) |
-//! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, `unpack-<hex>.lock` for each archive that is unpacked, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
+//! | `locks/` | `store.lock` for changes of the above, `<key>.lock` for each file on its way, `unpack-<hex>.lock` for each archive that is unpacked, `merge-<hex>.lock` for each merge whose result is written, and for each artifact in use `artifact-<hex>.lock` with a mark of what that use needs, `artifact-<hex>.json` |
 //!
 //! Content in the cache of another tool lies there, below [`Placement::root`](llm_local_core::Placement); only its
 //! record is here.
@@ -26,6 +26,7 @@
 //! | `keep` | [`Store::record`], [`Store::touch`], [`Store::pin`] |
 //! | `hold` | [`Store::hold`]: what is loaded or being fetched |
 //! | `made` | artifacts whose files were made of those that their source has |
+//! | `merges` | [`Store::begin_merge`], [`Store::kept_merge`]: results of merges |
 //! | `list` | [`Store::list`], [`Store::size`] |
 //! | `group` | which artifacts are versions of one |
 //! | `kept` | [`Store::kept`], [`Store::delete_kept`]: versions side by side |
@@ -66,6 +67,7 @@ mod kept;
 mod ledger;
 mod list;
 mod made;
+mod merges;
 mod near;
 mod record;
 mod removal;
@@ -88,6 +90,7 @@ pub use keep::Came;
 pub use kept::Kept;
 pub use list::{Artifact, Listing, Size, UnreadableRecord};
 pub(crate) use made::{Made, Output, made_key};
+pub use merges::{KeptMerge, MERGED_SCHEME, MergeKey, MergeWriter};
 pub use selection::{HoldKind, Selected, Selection};
 pub(crate) use trust::{Differs, Trusted};
 pub use verify::{Outcome, Verified};

@@ -381,3 +381,22 @@ fn what_a_kill_left_behind_a_published_file_is_swept_and_unfinished_work_is_not(
     sweep(&root, &place.key, size).unwrap();
     assert!(partial.path().exists());
 }
+
+#[test]
+fn a_temporary_file_takes_the_place_of_what_is_there_also_from_another_file_system() {
+    for rename in [None, Some(io::ErrorKind::CrossesDevices)] {
+        let place = Place::new();
+        let blob = &place.target.blob;
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(blob, "broken").unwrap();
+        let mut file = temporary(&place.root()).unwrap();
+        file.write_all(CONTENT).unwrap();
+        let from = file.path().to_owned();
+        let system = Lacking { rename: Cell::new(rename), symlink: None };
+        publish_temporary_by(file, blob, &Folders::default(), &system).unwrap();
+        assert_eq!(
+            (fs::read(blob).unwrap().as_slice(), place.files(), from.exists()),
+            (CONTENT, vec!["blobs/5a".to_owned()], false)
+        );
+    }
+}

@@ -10,6 +10,7 @@ mod found;
 #[cfg(unix)]
 mod hub;
 mod keeping;
+mod merges;
 mod processes;
 #[cfg(unix)]
 mod read_only;
