@@ -101,6 +101,11 @@ impl Loading {
         Self { cancel: options.cancel.clone(), progress: options.progress.clone(), done: 0, total }
     }
 
+    /// Of tensors that are replaced later, of which nobody hears; `cancel` gives up.
+    pub(crate) fn quiet(cancel: CancellationToken) -> Self {
+        Self { cancel, progress: None, done: 0, total: 0 }
+    }
+
     /// Called before each tensor.
     pub(crate) fn check(&self) -> Result<()> {
         if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }

@@ -25,7 +25,11 @@ impl Route {
 
     pub(crate) fn capabilities(&self) -> Capabilities {
         let is_own = matches!(self, Self::Decoder(_));
-        Capabilities::new().with_sessions(is_own).with_unmerged(is_own).with_max_context(self.max_context())
+        Capabilities::new()
+            .with_sessions(is_own)
+            .with_unmerged(is_own)
+            .with_replaces_tensors(is_own)
+            .with_max_context(self.max_context())
     }
 
     /// The longest context, in tokens.

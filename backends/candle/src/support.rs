@@ -34,6 +34,8 @@ pub(crate) struct Supported {
     pub(crate) max_context: usize,
     /// How dense matrices are held.
     dense: DenseRule,
+    /// The compute dtype that was asked for.
+    want: ComputeDtype,
 }
 
 /// How a matrix is held.
@@ -74,6 +76,28 @@ impl Supported {
             _ => None,
         }
     }
+
+    /// The same for `info`, other tensors of this model; the error is what of it would be held otherwise.
+    pub(crate) fn with_tensors(&self, info: &ModelInfo) -> Result<Self, String> {
+        let other = decide(info, self.want, (&self.device_info, &self.device))?;
+        let (before, after) = (&self.decoder, &other.decoder);
+        if before.tied_embeddings != after.tied_embeddings {
+            let is = |tied| if tied { "tied to" } else { "a tensor apart from" };
+            let (now, then) = (is(before.tied_embeddings), is(after.tied_embeddings));
+            return Err(format!("the output head is {now} the embedding in memory, and would be {then} it"));
+        }
+        if before.vocab_size != after.vocab_size {
+            let (now, then) = (before.vocab_size, after.vocab_size);
+            return Err(format!("the vocabulary has {now} rows in memory, and would have {then}"));
+        }
+        if before != after || self.layout != other.layout {
+            return Err("the description of the model is another than that of what is in memory".into());
+        }
+        if (self.dense, self.activations) != (other.dense, other.activations) {
+            return Err("matrices that are not replaced would be computed in another type".into());
+        }
+        Ok(other)
+    }
 }
 
 /// Decides everything about running `info` as `options` says; the context length aside, which is clamped by the
@@ -81,6 +105,14 @@ impl Supported {
 /// run.
 pub(crate) fn check(info: &ModelInfo, options: &LoadOptions, devices: &Devices) -> Result<Supported, String> {
     let (device_info, device) = devices.find(options.device.as_deref())?;
+    decide(info, options.dtype, (device_info, device))
+}
+
+fn decide(
+    info: &ModelInfo,
+    want: ComputeDtype,
+    (device_info, device): (&DeviceInfo, &Device),
+) -> Result<Supported, String> {
     let decoder = info.decoder.as_ref().map_err(|error| match error {
         // Without the model's id: whoever passes this on says which model it is about.
         Error::UnsupportedModelFormat { reason, .. } => reason.clone(),
@@ -93,7 +125,7 @@ pub(crate) fn check(info: &ModelInfo, options: &LoadOptions, devices: &Devices) 
     };
     fields::check(decoder, layout)?;
     tensors::check(decoder, layout, &info.tensors)?;
-    let dense = dense_rule(info, decoder, layout, options.dtype, device_info.kind)?;
+    let dense = dense_rule(info, decoder, layout, want, device_info.kind)?;
     let dtype = match (dense, first_matrix(info, decoder, layout)) {
         (DenseRule::All(t), _) => t,
         (rule, Some(Encoding::Float(stored))) => rule.held(stored),
@@ -111,6 +143,7 @@ pub(crate) fn check(info: &ModelInfo, options: &LoadOptions, devices: &Devices) 
         device_info: device_info.clone(),
         max_context: decoder.max_positions,
         dense,
+        want,
     })
 }
 

@@ -49,6 +49,7 @@ impl Decoder {
         Ok(Self {
             base: Network { embedding: Embedding::new(embedding, c.embedding_scale), layers, norm, head },
             config: c.clone(),
+            supported: s.clone(),
             windows: (0..c.layers).map(window).collect(),
             rotary,
             logit_scale: c.logit_scale,
@@ -73,18 +74,7 @@ fn layer(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
     };
     let (before, after) = (NormPlacement::before(c.norms), NormPlacement::after(c.norms));
     let before_attention = norm(weights, R::AttentionNorm, before)?;
-    let projections = if c.fused_projections {
-        Projections::Fused(weights.linear(R::QueryKeyValue, i)?)
-    } else {
-        match weights.stacked(&[R::Query, R::Key, R::Value], i)? {
-            Some(fused) => Projections::Fused(fused),
-            None => Projections::Split {
-                q: weights.linear(R::Query, i)?,
-                k: weights.linear(R::Key, i)?,
-                v: weights.linear(R::Value, i)?,
-            },
-        }
-    };
+    let projections = projections(weights, s, i)?;
     let qk_norm = match (c.qk_norm, norm(weights, R::QueryNorm, c.qk_norm.is_some())?) {
         (Some(kind), Some(q)) => norm(weights, R::KeyNorm, true)?.map(|k| (kind, q, k)),
         _ => None,
@@ -92,14 +82,7 @@ fn layer(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
     let output = weights.linear(R::AttentionOutput, i)?;
     let after_attention = norm(weights, R::PostAttentionNorm, after)?;
     let before_mlp = norm(weights, R::MlpNorm, before)?;
-    let gate_up = if c.fused_projections {
-        GateUp::Fused(weights.linear(R::GateUp, i)?)
-    } else {
-        match weights.stacked(&[R::Gate, R::Up], i)? {
-            Some(fused) => GateUp::Fused(fused),
-            None => GateUp::Split { gate: weights.linear(R::Gate, i)?, up: weights.linear(R::Up, i)? },
-        }
-    };
+    let gate_up = gate_up(weights, s, i)?;
     let down = weights.linear(R::Down, i)?;
     Ok(Layer {
         before_attention,
@@ -116,5 +99,31 @@ fn layer(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
         mlp: Mlp { gate_up, down, activation: c.activation },
         after_mlp: norm(weights, R::PostMlpNorm, after)?,
         residual_scale: c.residual_scale,
+    })
+}
+
+/// Queries, keys and values, in one matrix where they are held alike.
+pub(super) fn projections(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Projections> {
+    if s.decoder.fused_projections {
+        return weights.linear(R::QueryKeyValue, i).map(Projections::Fused);
+    }
+    Ok(match weights.stacked(&[R::Query, R::Key, R::Value], i)? {
+        Some(fused) => Projections::Fused(fused),
+        None => Projections::Split {
+            q: weights.linear(R::Query, i)?,
+            k: weights.linear(R::Key, i)?,
+            v: weights.linear(R::Value, i)?,
+        },
+    })
+}
+
+/// Gate and up, in one matrix where they are held alike.
+pub(super) fn gate_up(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<GateUp> {
+    if s.decoder.fused_projections {
+        return weights.linear(R::GateUp, i).map(GateUp::Fused);
+    }
+    Ok(match weights.stacked(&[R::Gate, R::Up], i)? {
+        Some(fused) => GateUp::Fused(fused),
+        None => GateUp::Split { gate: weights.linear(R::Gate, i)?, up: weights.linear(R::Up, i)? },
     })
 }

@@ -4,6 +4,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `load`, `weights` | from tensors by name to a decoder |
+//! | `replace` | tensors of a decoder that are read anew |
 //! | `embedding`, `layer`, `attention`, `linear`, `norm`, `rotary`, `mask` | the computation |
 //! | `network` | the matrices and norms of a model |
 //! | `side`, `adapters` | adapters beside a matrix; a set of adapters beside a model |
@@ -25,6 +26,7 @@ mod network;
 mod norm;
 mod parts;
 mod product;
+mod replace;
 mod rotary;
 mod session;
 mod side;
@@ -41,11 +43,15 @@ use llm_local_core::model::DecoderConfig;
 
 use {cache::Dimensions, network::Network, rotary::Rotary};
 
+use crate::support::Supported;
+
 /// A decoder-only transformer.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     base: Network,
     config: DecoderConfig,
+    /// How it was loaded.
+    supported: Supported,
     /// For each layer, the keys that a query sees.
     windows: Vec<Option<usize>>,
     rotary: Rotary,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use llm_local_backend_common::worker::StepModel;
+use llm_local_backend_common::worker::{NewTensors, StepModel};
 use llm_local_core::{AdapterSet, Error, Result, SessionState, SessionTensor, TrimLevel};
 
 use super::{
@@ -133,6 +133,14 @@ impl StepModel for Decoder {
 
     fn adapter_bytes(&self, adapters: &Adapted) -> u64 {
         adapters.bytes()
+    }
+
+    fn replaces_tensors(&self) -> bool {
+        true
+    }
+
+    fn replace_tensors(&mut self, new: &NewTensors) -> Result<Adapted> {
+        self.replace(new)
     }
 
     fn weight_bytes(&self) -> u64 {

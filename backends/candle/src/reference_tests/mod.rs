@@ -26,6 +26,7 @@ mod bounds;
 mod longrope;
 mod more;
 mod quantized;
+mod replaced;
 mod sessions;
 mod tiny_llama;
 

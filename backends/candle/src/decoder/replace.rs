@@ -1,0 +1,166 @@
+//! Tensors of a decoder that are read anew, while what was made with those before goes on with them.
+
+use std::collections::HashSet;
+
+use candle_core::Tensor;
+use llm_local_backend_common::worker::NewTensors;
+use llm_local_core::{
+    Error, Result,
+    model::{Layout, ModuleRole as R},
+};
+
+use super::{
+    Adapted, Decoder,
+    attention::Projections,
+    layer::{GateUp, Layer},
+    linear::{Linear, Matrix},
+    load::{gate_up, projections},
+    network::Network,
+    norm::RmsNorm,
+    weights::Weights,
+};
+use crate::{load::Loading, support::Supported, tied};
+
+impl Decoder {
+    /// Reads the modules anew whose tensors are named, all that is held in one with them included, and replaces them once
+    /// all are there. Returns the network before.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for tensors with which other parts of the model would be held otherwise,
+    /// [`Error::InvalidSpec`] for a name that is none of the model's; else as [`Decoder::load`].
+    pub(super) fn replace(&mut self, new: &NewTensors) -> Result<Adapted> {
+        let s = self.supported.with_tensors(&new.info).map_err(|why| {
+            Error::unsupported(
+                "replace_tensors",
+                format!("{why}; load `{}` by another spec for that", self.supported.id),
+            )
+        })?;
+        let touched = touched(&s, &new.names)?;
+        if touched.contains(&(R::Embedding, 0)) {
+            tied::check(&s.decoder, s.layout, &*new.tensors)?;
+        }
+        let weights = Weights::new(&s, &*new.tensors, Loading::quiet(new.cancel.clone()));
+        let mut replacing = Replacing { s: &s, weights, touched, before: 0 };
+        let mut network = self.base.clone();
+        replacing.network(&mut network)?;
+        let (before, after) = (replacing.before, replacing.weights.bytes);
+        self.weight_bytes = self.weight_bytes - before + after;
+        self.supported = s;
+        Ok(Adapted::new(std::mem::replace(&mut self.base, network), before))
+    }
+}
+
+/// The modules that have the tensors `names`. Of a tied model, a head that is stored beside the embedding is that.
+fn touched(s: &Supported, names: &[String]) -> Result<HashSet<(R, usize)>> {
+    let mut names: HashSet<&str> = names.iter().map(String::as_str).collect();
+    let mut touched = HashSet::new();
+    for tensor in s.decoder.base_tensors(s.layout) {
+        if names.remove(&*tensor.name) {
+            touched.insert((tensor.role, tensor.layer));
+        }
+    }
+    if s.decoder.tied_embeddings && s.layout == Layout::HuggingFace && names.remove(tied::TIED_HEAD) {
+        touched.insert((R::Embedding, 0));
+    }
+    match names.into_iter().min() {
+        None => Ok(touched),
+        Some(name) => {
+            let architecture = s.decoder.architecture.name();
+            let reason = format!("`{name}` is no tensor of `{}`, which is a {architecture}", s.id);
+            Err(Error::invalid_spec("names of tensors to replace", reason))
+        }
+    }
+}
+
+/// A network of which some modules are read anew.
+struct Replacing<'a> {
+    s: &'a Supported,
+    weights: Weights<'a>,
+    touched: HashSet<(R, usize)>,
+    /// Bytes of what was replaced so far, counted as the load counts them.
+    before: u64,
+}
+
+impl Replacing<'_> {
+    fn network(&mut self, network: &mut Network) -> Result<()> {
+        for (i, layer) in network.layers.iter_mut().enumerate() {
+            self.layer(layer, i)?;
+        }
+        if self.has(&[R::FinalNorm], 0) {
+            self.norm(&mut network.norm, R::FinalNorm, 0)?;
+        }
+        if self.has(&[R::Embedding], 0) {
+            self.before += matrix_bytes(&network.embedding.weight);
+            network.embedding.weight = self.weights.matrix(&[R::Embedding], 0)?;
+            if self.s.decoder.tied_embeddings {
+                network.head.weight = network.embedding.weight.clone();
+            }
+        }
+        if self.has(&[R::Head], 0) {
+            self.linear(&mut network.head, R::Head, 0)?;
+        }
+        Ok(())
+    }
+
+    fn layer(&mut self, layer: &mut Layer, i: usize) -> Result<()> {
+        if self.has(&[R::Query, R::Key, R::Value, R::QueryKeyValue], i) {
+            let attention = &mut layer.attention.projections;
+            self.before += match &*attention {
+                Projections::Fused(fused) => bytes(fused),
+                Projections::Split { q, k, v } => bytes(q) + bytes(k) + bytes(v),
+            };
+            *attention = projections(&mut self.weights, self.s, i)?;
+        }
+        if self.has(&[R::AttentionOutput], i) {
+            self.linear(&mut layer.attention.output, R::AttentionOutput, i)?;
+        }
+        if self.has(&[R::Gate, R::Up, R::GateUp], i) {
+            self.before += match &layer.mlp.gate_up {
+                GateUp::Fused(both) => bytes(both),
+                GateUp::Split { gate, up } => bytes(gate) + bytes(up),
+            };
+            layer.mlp.gate_up = gate_up(&mut self.weights, self.s, i)?;
+        }
+        if self.has(&[R::Down], i) {
+            self.linear(&mut layer.mlp.down, R::Down, i)?;
+        }
+        for (role, norm) in layer.norms() {
+            if self.has(&[role], i) {
+                self.norm(norm, role, i)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has(&self, roles: &[R], layer: usize) -> bool {
+        roles.iter().any(|role| self.touched.contains(&(*role, layer)))
+    }
+
+    fn linear(&mut self, linear: &mut Linear, role: R, layer: usize) -> Result<()> {
+        self.before += bytes(linear);
+        *linear = self.weights.linear(role, layer)?;
+        Ok(())
+    }
+
+    fn norm(&mut self, norm: &mut RmsNorm, role: R, layer: usize) -> Result<()> {
+        self.before += vector_bytes(&norm.weight);
+        *norm = RmsNorm::new(self.weights.norm(role, layer)?, self.s.decoder.norm_eps);
+        Ok(())
+    }
+}
+
+fn bytes(linear: &Linear) -> u64 {
+    matrix_bytes(&linear.weight) + linear.bias.as_ref().map_or(0, vector_bytes)
+}
+
+fn matrix_bytes(matrix: &Matrix) -> u64 {
+    match matrix {
+        Matrix::Dense(w) => (w.elem_count() * w.dtype().size_in_bytes()) as u64,
+        Matrix::Quantized { blocks, .. } => blocks.storage_size_in_bytes() as u64,
+    }
+}
+
+/// Of a norm or bias, which is counted as it is read: in f32.
+fn vector_bytes(v: &Tensor) -> u64 {
+    (v.elem_count() * size_of::<f32>()) as u64
+}
