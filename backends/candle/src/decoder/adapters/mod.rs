@@ -3,9 +3,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `names` | the names of tensors, projections apart or fused, and the modules that these are |
-//! | `plan` | what a set changes, module by module, checked against the model |
-//! | `changes` | what adapters change of one module |
+//! | `changes` | what a set changes of each tensor, checked against the model |
 //! | `replaced` | tensors of which an adapter replaces all or some rows |
 //! | `beside` | low-rank pairs, and DoRA's norms |
 //!
@@ -14,8 +12,6 @@
 
 mod beside;
 mod changes;
-mod names;
-mod plan;
 mod replaced;
 
 use std::sync::Arc;
@@ -34,8 +30,7 @@ use super::{
     side::SidePath,
 };
 use crate::errors::adapter_error;
-use changes::Changes;
-use plan::Plan;
+use changes::{Changes, Plan};
 
 /// A model with a set of adapters beside its weights.
 #[derive(Debug)]
@@ -68,14 +63,14 @@ impl Decoder {
     /// has in another shape, or cannot run beside its weights.
     pub(super) fn with_adapters(&self, set: &AdapterSet) -> Result<Adapted> {
         let plan = Plan::new(set, &self.config)?;
-        let mut making = Making { decoder: self, plan, names: references(set), bytes: 0 };
+        let mut making = Making { decoder: self, plan, names: names(set), bytes: 0 };
         let network = making.network()?;
         Ok(Adapted { network, bytes: making.bytes })
     }
 }
 
 /// The refs of a set, for messages.
-fn references(set: &AdapterSet) -> String {
+fn names(set: &AdapterSet) -> String {
     set.adapters.iter().map(|(adapter, _)| adapter.reference.as_str()).collect::<Vec<_>>().join(", ")
 }
 
@@ -133,7 +128,7 @@ impl<'a> Making<'a> {
     fn linear(&mut self, linear: &mut Linear, roles: &[R], layer: usize) -> Result<()> {
         let mut start = 0;
         let mut parts = Vec::new();
-        for role in names::apart(roles) {
+        for role in roles {
             let changes = self.plan.take(*role, layer);
             let rows = self.plan.rows_of(*role, layer)?;
             parts.extend(changes.map(|changes| (start, changes)));
