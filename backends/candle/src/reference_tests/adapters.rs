@@ -130,7 +130,7 @@ pub(super) fn logits_with(model: &mut Decoder, tokens: &[u32], set: &AdapterSet)
 }
 
 #[track_caller]
-fn agrees_with(model: &mut Decoder, adapter: LoraAdapter, reference: &str, bound: f32) {
+pub(super) fn agrees_with(model: &mut Decoder, adapter: LoraAdapter, reference: &str, bound: f32) {
     let error = error_with(model, &set(adapter), reference, false);
     assert!(error <= bound, "{reference}: largest error {error}, allowed {bound}");
 }

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Fixed numbers around 0, others for each seed.
-fn numbers(n: usize, seed: usize, size: f64) -> Vec<f32> {
+pub(super) fn numbers(n: usize, seed: usize, size: f64) -> Vec<f32> {
     (0..n).map(|i| (size * (((i + 977 * seed) as f64 * 12.9898).sin() * 43758.5453).fract()) as f32).collect()
 }
 
@@ -38,7 +38,7 @@ impl TensorSource for Merged {
 }
 
 /// What the rules of adapters make of one tensor, in f64: replaced first, then rows, then the sum of what each adapter adds.
-fn merged(name: &str, base: &[f32], set: &AdapterSet) -> Vec<f32> {
+pub(super) fn merged(name: &str, base: &[f32], set: &AdapterSet) -> Vec<f32> {
     let f64s = |v: &[f32]| v.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
     let mut w = f64s(base);
     for (adapter, weight) in &set.adapters {

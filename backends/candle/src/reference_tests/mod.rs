@@ -21,6 +21,7 @@ use crate::{
 mod adapters;
 mod adapters_merged;
 mod adapters_refused;
+mod adapters_resplit;
 mod architectures;
 mod bounds;
 mod longrope;

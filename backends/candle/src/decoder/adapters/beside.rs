@@ -1,11 +1,11 @@
 //! Low-rank pairs beside a matrix, and DoRA's norms.
 
-use llm_local_core::{Error, LoraModule, Result};
+use llm_local_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::{
     Making, Matrix, SidePath,
-    changes::{By, Changes, check_finite, floats},
+    changes::{Changes, Stretch, check_finite, floats},
     replaced::on_cpu,
 };
 use crate::decoder::{
@@ -20,26 +20,24 @@ impl<'a> Making<'a> {
         let (out, width) = self.ok("a matrix has no shape", weight.dims())?;
         let mut pieces = Vec::new();
         let mut factors: Option<Vec<f32>> = None;
-        for (start, changes) in parts {
-            let rows = *start..*start + changes.rows();
-            for by in &changes.pairs {
-                let module = by.what;
-                let tensor = |which: &str| format!("{}.lora_{which}", module.name);
-                let (a, b) =
-                    (floats(by.adapter, &tensor("A"), &module.a)?, floats(by.adapter, &tensor("B"), &module.b)?);
-                check_finite(by.adapter, &tensor("A"), &a.all())?;
-                check_finite(by.adapter, &tensor("B"), &b.all())?;
-                let mut b = b.transposed(module.rank);
-                if let Some(gains) = self.gains(weight, *start, by, &a)? {
-                    b = multiplied(&b, &gains);
-                    let factors = factors.get_or_insert_with(|| vec![1.0; out]);
-                    for (factor, gain) in factors[rows.clone()].iter_mut().zip(&gains) {
-                        *factor += (f64::from(by.weight) * (gain - 1.0)) as f32;
-                    }
+        for stretch in Stretch::all(parts) {
+            let (by, rows, of_module) = (stretch.by, stretch.rows.clone(), stretch.of_module());
+            let module = by.what;
+            let tensor = |which: &str| format!("{}.lora_{which}", module.name);
+            let (a, b) = (floats(by.adapter, &tensor("A"), &module.a)?, floats(by.adapter, &tensor("B"), &module.b)?);
+            check_finite(by.adapter, &tensor("A"), &a.all())?;
+            check_finite(by.adapter, &tensor("B"), &b.all())?;
+            let b = b.range(of_module.start * module.rank..of_module.end * module.rank);
+            let mut transposed = b.transposed(module.rank);
+            if let Some(gains) = self.gains(weight, &stretch, (&a, &b))? {
+                transposed = multiplied(&transposed, &gains);
+                let factors = factors.get_or_insert_with(|| vec![1.0; out]);
+                for (factor, gain) in factors[rows.clone()].iter_mut().zip(&gains) {
+                    *factor += (f64::from(by.weight) * (gain - 1.0)) as f32;
                 }
-                let scale = (f64::from(by.weight) * module.scale) as f32;
-                pieces.push(Piece { rank: module.rank, rows: rows.clone(), a, b, scale });
             }
+            let scale = (f64::from(by.weight) * module.scale) as f32;
+            pieces.push(Piece { rank: module.rank, rows, a, b: transposed, scale });
         }
         if pieces.is_empty() {
             return Ok(None);
@@ -54,15 +52,20 @@ impl<'a> Making<'a> {
         Ok(Some(side))
     }
 
-    /// DoRA's `m / n` for each row (arXiv:2402.09353), where n are the norms of the rows of `W + s B A`; `start` is the row
-    /// of `weight` that the module begins at. The adapter's own weight is no part of it.
-    fn gains(&self, weight: &Matrix, start: usize, by: &By<'_, LoraModule>, a: &Values) -> Result<Option<Vec<f64>>> {
+    /// DoRA's `m / n` for each row of a stretch (arXiv:2402.09353), where n are the norms of the rows of `W + s B A`; of B,
+    /// the rows are given that are the stretch's. The adapter's own weight is no part of it.
+    fn gains(
+        &self,
+        weight: &Matrix,
+        stretch: &Stretch<'_, '_>,
+        (a, b): (&Values, &Values),
+    ) -> Result<Option<Vec<f64>>> {
+        let (by, of_module, start) = (stretch.by, stretch.of_module(), stretch.rows.start);
         let module = by.what;
-        let Some(magnitude) = &module.magnitude else { return Ok(None) };
-        let (a, b) = (a.all(), floats(by.adapter, &module.name, &module.b)?);
-        let (b, scale) = (b.all(), module.scale as f32);
+        let Some(magnitude) = module.magnitude.as_ref().map(|all| &all[of_module.clone()]) else { return Ok(None) };
+        let (a, b, scale) = (a.all(), b.all(), module.scale as f32);
         let weight = self.ok("a matrix could not be read", on_cpu(weight))?;
-        let rows = module.out_features;
+        let rows = stretch.rows.len();
         let at_once = tile_rows(module.in_features, rows.div_ceil(threads()));
         let tiles = (0..rows.div_ceil(at_once)).into_par_iter().map(|tile| {
             let (first, last) = (tile * at_once, rows.min((tile + 1) * at_once));
@@ -89,8 +92,10 @@ impl<'a> Making<'a> {
             Some(row) => Err(Error::adapter(
                 &by.adapter.reference,
                 format!(
-                    "row {row} of `{}` has the magnitude {}, and a norm that it cannot be divided by; expected finite numbers",
-                    module.name, magnitude[row]
+                    "row {} of `{}` has the magnitude {}, and a norm that it cannot be divided by; expected finite numbers",
+                    of_module.start + row,
+                    module.name,
+                    magnitude[row]
                 ),
             )),
             None => Ok(Some(gains)),

@@ -1,21 +1,13 @@
-//! What a set changes of each tensor, checked against the model.
+//! What adapters change of one module.
 
-use std::collections::HashMap;
+use std::ops::Range;
 
 use llm_local_core::{
-    AdapterSet, Error, LoraAdapter, LoraModule, Result,
+    Error, LoraAdapter, LoraModule, Result,
     lora::{AdapterFeature, Floats, ReplacedRows, ReplacementTensor},
-    model::{BaseTensor, DecoderConfig, Layout, ModuleRole as R},
 };
 
 use super::super::side::Values;
-use crate::tied::TIED_HEAD;
-
-/// What a set changes, module by module.
-pub(super) struct Plan<'a> {
-    modules: HashMap<(R, usize), Changes<'a>>,
-    rows: HashMap<(R, usize), usize>,
-}
 
 /// One change by one adapter.
 #[derive(Debug)]
@@ -26,6 +18,8 @@ pub(super) struct By<'a, T> {
     /// The adapter's weight in the set.
     pub(super) weight: f32,
     pub(super) what: &'a T,
+    /// The row of it that is the module's first: not 0 where the adapter has in one what are several modules here.
+    pub(super) first: usize,
 }
 
 impl<T> Clone for By<'_, T> {
@@ -46,7 +40,9 @@ impl<T> By<'_, T> {
 /// The same change, not an equal one.
 impl<T> PartialEq for By<'_, T> {
     fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self.what, other.what) && self.weight.to_bits() == other.weight.to_bits()
+        std::ptr::eq(self.what, other.what)
+            && self.weight.to_bits() == other.weight.to_bits()
+            && self.first == other.first
     }
 }
 
@@ -62,7 +58,7 @@ pub(super) struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
-    fn new(shape: Vec<usize>) -> Self {
+    pub(super) fn new(shape: Vec<usize>) -> Self {
         let (replaced, replaced_rows, pairs, replaced_bias) = Default::default();
         Self { shape, replaced, replaced_rows, pairs, replaced_bias }
     }
@@ -79,13 +75,13 @@ impl<'a> Changes<'a> {
 
     /// Whether one of the adapters makes a tied tensor one of its own: by a replacement, unless it says that it has kept
     /// both tied, or has a pair beside the replacement, which is how PEFT saves a base below a pair.
-    fn unties(&self) -> bool {
+    pub(super) fn unties(&self) -> bool {
         self.replaced.iter().any(|by| !by.keeps_tied() && !self.pairs.iter().any(|pair| pair.place == by.place))
     }
 
     /// Takes the changes of what is tied to this. What an adapter that keeps both tied has for the two is saved twice, and
     /// counts once.
-    fn join(&mut self, other: Self) {
+    pub(super) fn join(&mut self, other: Self) {
         fn add<'a, T>(all: &mut Vec<By<'a, T>>, more: Vec<By<'a, T>>) {
             let own: Vec<usize> = all.iter().map(|by| by.place).collect();
             all.extend(more.into_iter().filter(|by| !(by.keeps_tied() && own.contains(&by.place))));
@@ -101,16 +97,18 @@ impl<'a> Changes<'a> {
 
     /// Replaces all or some rows of `weight`, row-major.
     pub(super) fn replace(&self, weight: &mut [f32]) -> Result<()> {
-        replace_all(weight, &self.replaced)?;
+        let width = weight.len() / self.rows();
+        replace_all(weight, width, &self.replaced)?;
         if self.replaced_rows.is_empty() {
             return Ok(());
         }
-        let width = weight.len() / self.rows();
         let whole = weight.to_vec();
         for by in &self.replaced_rows {
             let name = &by.what.name;
             let values = floats(by.adapter, name, &by.what.values)?.all().into_owned();
-            for (row, new) in by.what.rows.iter().zip(values.chunks_exact(width)) {
+            let own = by.first..by.first + self.rows();
+            for (row, new) in by.what.rows.iter().zip(values.chunks_exact(width)).filter(|(row, _)| own.contains(row)) {
+                let row = row - by.first;
                 let range = row * width..(row + 1) * width;
                 blend(&mut weight[range.clone()], &whole[range], new, by.weight);
             }
@@ -121,19 +119,19 @@ impl<'a> Changes<'a> {
 
     /// Replaces and adds to the bias.
     pub(super) fn change_bias(&self, bias: &mut [f32]) -> Result<()> {
-        replace_all(bias, &self.replaced_bias)?;
+        replace_all(bias, 1, &self.replaced_bias)?;
         for by in &self.pairs {
             let Some(added) = &by.what.bias else { continue };
             check_finite(by.adapter, &format!("{}.lora_B.bias", by.what.name), added)?;
             let scale = (f64::from(by.weight) * by.what.scale) as f32;
-            bias.iter_mut().zip(added).for_each(|(bias, b)| *bias += scale * b);
+            bias.iter_mut().zip(&added[by.first..]).for_each(|(bias, b)| *bias += scale * b);
         }
         Ok(())
     }
 }
 
-/// `W + Σ weight · (R - W)`; exactly R for one of weight 1.
-fn replace_all(weight: &mut [f32], by: &[By<'_, ReplacementTensor>]) -> Result<()> {
+/// `W + Σ weight · (R - W)`; exactly R for one of weight 1. Rows of `weight` are `width` wide.
+fn replace_all(weight: &mut [f32], width: usize, by: &[By<'_, ReplacementTensor>]) -> Result<()> {
     if by.is_empty() {
         return Ok(());
     }
@@ -142,7 +140,7 @@ fn replace_all(weight: &mut [f32], by: &[By<'_, ReplacementTensor>]) -> Result<(
         let values = floats(by.adapter, &by.what.name, &by.what.values)?;
         let values = values.all();
         check_finite(by.adapter, &by.what.name, &values)?;
-        blend(weight, &whole, &values, by.weight);
+        blend(weight, &whole, &values[by.first * width..], by.weight);
     }
     Ok(())
 }
@@ -155,6 +153,40 @@ fn blend(to: &mut [f32], from: &[f32], new: &[f32], weight: f32) {
         } else {
             *to = (f64::from(*to) + f64::from(weight) * (f64::from(*new) - f64::from(*from))) as f32;
         }
+    }
+}
+
+/// Low-rank pairs of one adapter beside rows of a matrix that follow one another.
+pub(super) struct Stretch<'c, 'a> {
+    pub(super) by: &'c By<'a, LoraModule>,
+    /// The rows of the matrix.
+    pub(super) rows: Range<usize>,
+}
+
+impl<'c, 'a> Stretch<'c, 'a> {
+    /// The pairs of `parts`, modules of a matrix with the row that each begins at; what an adapter has as one module is one
+    /// again.
+    pub(super) fn all(parts: &[(usize, &'c Changes<'a>)]) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for (start, changes) in parts {
+            for by in &changes.pairs {
+                let goes_on = |s: &&mut Self| {
+                    let same = std::ptr::eq(s.by.what, by.what) && s.by.place == by.place;
+                    same && s.rows.end == *start && s.by.first + s.rows.len() == by.first
+                };
+                let end = start + changes.rows();
+                match all.iter_mut().find(goes_on) {
+                    Some(before) => before.rows.end = end,
+                    None => all.push(Self { by, rows: *start..end }),
+                }
+            }
+        }
+        all
+    }
+
+    /// The rows of the module that these are.
+    pub(super) fn of_module(&self) -> Range<usize> {
+        self.by.first..self.by.first + self.rows.len()
     }
 }
 
@@ -174,210 +206,5 @@ pub(super) fn check_finite(adapter: &LoraAdapter, name: &str, values: &[f32]) ->
             Err(Error::adapter(&adapter.reference, format!("`{name}` has the value {value}; expected finite numbers")))
         }
         None => Ok(()),
-    }
-}
-
-impl<'a> Plan<'a> {
-    /// What `set` changes of a model that `c` describes.
-    pub(super) fn new(set: &'a AdapterSet, c: &DecoderConfig) -> Result<Self> {
-        let base = c.base_tensors(Layout::HuggingFace);
-        let names: HashMap<&str, &BaseTensor> = base.iter().map(|t| (t.name.as_str(), t)).collect();
-        let rows = base.iter().filter(|t| !t.bias).map(|t| ((t.role, t.layer), t.shape[0])).collect();
-        let mut plan = Self { modules: HashMap::new(), rows };
-        for (place, (adapter, weight)) in set.adapters.iter().enumerate() {
-            Reading { adapter, place, weight: *weight, names: &names, c, plan: &mut plan }.read()?;
-        }
-        if c.tied_embeddings {
-            plan.resolve_tied();
-        }
-        Ok(plan)
-    }
-
-    /// Gives the embedding and the head that is tied to it the changes of both, as they are where they are merged into the
-    /// one tensor; unless an adapter unties them by a replacement. Then each has its own, and the head goes out from what
-    /// the base has for both.
-    fn resolve_tied(&mut self) {
-        let (embedding, head) = (self.modules.remove(&(R::Embedding, 0)), self.modules.remove(&(R::Head, 0)));
-        if [&embedding, &head].into_iter().flatten().any(Changes::unties) {
-            self.modules.extend(embedding.map(|changes| ((R::Embedding, 0), changes)));
-            self.modules.extend(head.map(|changes| ((R::Head, 0), changes)));
-            return;
-        }
-        let both = match (embedding, head) {
-            (Some(mut embedding), Some(head)) => {
-                embedding.join(head);
-                embedding
-            }
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => return,
-        };
-        self.modules.insert((R::Head, 0), both.clone());
-        self.modules.insert((R::Embedding, 0), both);
-    }
-
-    /// What changes of a module; each is taken once.
-    pub(super) fn take(&mut self, role: R, layer: usize) -> Option<Changes<'a>> {
-        self.modules.remove(&(role, layer))
-    }
-
-    /// Rows of a module's weight.
-    ///
-    /// # Errors
-    /// [`Error::LoadFailed`] for a module that the description does not have: what stands behind it in a matrix has no
-    /// known place then.
-    pub(super) fn rows_of(&self, role: R, layer: usize) -> Result<usize> {
-        let unknown =
-            || Error::load(format!("{role:?} of layer {layer}"), "its description does not say how many rows it has");
-        self.rows.get(&(role, layer)).copied().ok_or_else(unknown)
-    }
-
-    /// Checks that nothing is left that nobody took.
-    pub(super) fn finish(&self, c: &DecoderConfig) -> Result<()> {
-        let Some(((role, layer), changes)) = self.modules.iter().next() else { return Ok(()) };
-        let pairs = changes.pairs.iter().map(|by| by.adapter);
-        let rows = changes.replaced_rows.iter().map(|by| by.adapter);
-        let whole = changes.replaced.iter().chain(&changes.replaced_bias).map(|by| by.adapter);
-        let name = pairs.chain(rows).chain(whole).next().map_or("", |adapter| adapter.reference.as_str());
-        let model = c.architecture.name();
-        Err(Error::adapter(name, format!("it changes {role:?} of layer {layer}, where this {model} runs no adapter")))
-    }
-}
-
-/// One adapter, as it is read into a plan.
-struct Reading<'r, 'a> {
-    adapter: &'a LoraAdapter,
-    place: usize,
-    weight: f32,
-    names: &'r HashMap<&'r str, &'r BaseTensor>,
-    c: &'r DecoderConfig,
-    plan: &'r mut Plan<'a>,
-}
-
-impl<'r, 'a> Reading<'r, 'a> {
-    fn read(mut self) -> Result<()> {
-        let adapter = self.adapter;
-        if adapter.row_order != Layout::HuggingFace {
-            return self.refuse(format!(
-                "its rows of queries and keys are in the order of {:?}; expected that of the Hugging Face layout",
-                adapter.row_order
-            ));
-        }
-        if !self.weight.is_finite() {
-            return self.refuse(format!("its weight is {}; expected a finite number", self.weight));
-        }
-        for module in &adapter.modules {
-            self.pair(module)?;
-        }
-        for tensor in &adapter.replacements {
-            self.replacement(tensor)?;
-        }
-        for rows in &adapter.rows {
-            self.rows(rows)?;
-        }
-        Ok(())
-    }
-
-    fn pair(&mut self, module: &'a LoraModule) -> Result<()> {
-        let name = &module.name;
-        let unusual = [
-            (module.experts.is_some(), "pairs of experts"),
-            (module.is_parameter, "a pair of a bare parameter"),
-            (module.transposed, "a pair of a transposed weight"),
-        ];
-        if let Some((_, what)) = unusual.iter().find(|(is, _)| *is) {
-            return self.refuse(format!("`{name}` has {what}, which candle does not run beside the weights; merge it"));
-        }
-        let (tensor, key) = self.base(&module.weight_name())?;
-        let (out, width) = self.matrix(tensor)?;
-        let (found, expected) = ((module.out_features, module.in_features), (out, width));
-        if found != expected {
-            return self
-                .refuse(format!("the pair of `{name}` is for a weight of {found:?}; the model's is {expected:?}"));
-        }
-        for (what, values) in [("magnitude", &module.magnitude), ("bias", &module.bias)] {
-            if let Some(found) = values.as_ref().map(Vec::len).filter(|len| *len != out) {
-                return self.refuse(format!("the {what} of `{name}` has {found} numbers; expected {out}"));
-            }
-        }
-        let (adapter, place, weight) = (self.adapter, self.place, self.weight);
-        let is_embedding = key.0 == R::Embedding || key.0 == R::Head && self.c.tied_embeddings;
-        if module.bias.is_some() && is_embedding {
-            return self.refuse(format!("`{name}` is an embedding, which has no bias that one could be added to"));
-        }
-        self.changes(key, &tensor.shape).pairs.push(By { adapter, place, weight, what: module });
-        Ok(())
-    }
-
-    fn replacement(&mut self, new: &'a ReplacementTensor) -> Result<()> {
-        let by = By { adapter: self.adapter, place: self.place, weight: self.weight, what: new };
-        let (tensor, key) = self.base(&new.name)?;
-        if new.shape != tensor.shape || new.values.len() != tensor.shape.iter().product::<usize>() {
-            return self.refuse(format!(
-                "its `{}` has the shape {:?} and {} numbers; the model's is {:?}",
-                new.name,
-                new.shape,
-                new.values.len(),
-                tensor.shape
-            ));
-        }
-        if tensor.bias {
-            let rows = tensor.shape[0];
-            self.changes(key, &[rows]).replaced_bias.push(by);
-        } else {
-            self.changes(key, &tensor.shape).replaced.push(by);
-        }
-        Ok(())
-    }
-
-    fn rows(&mut self, new: &'a ReplacedRows) -> Result<()> {
-        let (tensor, key) = self.base(&new.name)?;
-        let (out, width) = self.matrix(tensor)?;
-        if let Some(row) = new.rows.iter().find(|row| **row >= out) {
-            return self.refuse(format!("it replaces row {row} of `{}`, which has {out} rows", new.name));
-        }
-        if new.values.len() != new.rows.len() * width {
-            let (found, rows) = (new.values.len(), new.rows.len());
-            return self
-                .refuse(format!("its {rows} rows of `{}` have {found} numbers; expected {width} for each", new.name));
-        }
-        let by = By { adapter: self.adapter, place: self.place, weight: self.weight, what: new };
-        self.changes(key, &tensor.shape).replaced_rows.push(by);
-        Ok(())
-    }
-
-    fn changes(&mut self, key: (R, usize), shape: &[usize]) -> &mut Changes<'a> {
-        self.plan.modules.entry(key).or_insert_with(|| Changes::new(shape.to_vec()))
-    }
-
-    /// The tensor `name`, and the module that it is of. A tied head has one too, of the embedding's shape.
-    fn base(&self, name: &str) -> Result<(&'r BaseTensor, (R, usize))> {
-        if self.c.tied_embeddings && name == TIED_HEAD {
-            let embedding = self.names.values().find(|t| t.role == R::Embedding);
-            return embedding.map(|t| (*t, (R::Head, 0))).ok_or_else(|| self.unknown(name));
-        }
-        let tensor = self.names.get(name).copied().ok_or_else(|| self.unknown(name))?;
-        Ok((tensor, (tensor.role, tensor.layer)))
-    }
-
-    fn matrix(&self, tensor: &BaseTensor) -> Result<(usize, usize)> {
-        match tensor.shape[..] {
-            [out, width] => Ok((out, width)),
-            _ => Err(self.error(format!("`{}` is no matrix, but has the shape {:?}", tensor.name, tensor.shape))),
-        }
-    }
-
-    fn unknown(&self, name: &str) -> Error {
-        let (model, layers) = (self.c.architecture.name(), self.c.layers);
-        self.error(format!(
-            "it changes `{name}`, which a {model} with {layers} layers does not have; it is for another base"
-        ))
-    }
-
-    fn refuse<T>(&self, reason: String) -> Result<T> {
-        Err(self.error(reason))
-    }
-
-    fn error(&self, reason: String) -> Error {
-        Error::adapter(&self.adapter.reference, reason)
     }
 }

@@ -3,7 +3,9 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `changes` | what a set changes of each tensor, checked against the model |
+//! | `names` | the names of tensors, projections apart or fused, and the modules that these are |
+//! | `plan` | what a set changes, module by module, checked against the model |
+//! | `changes` | what adapters change of one module |
 //! | `replaced` | tensors of which an adapter replaces all or some rows |
 //! | `beside` | low-rank pairs, and DoRA's norms |
 //!
@@ -12,6 +14,8 @@
 
 mod beside;
 mod changes;
+mod names;
+mod plan;
 mod replaced;
 
 use std::sync::Arc;
@@ -30,7 +34,8 @@ use super::{
     side::SidePath,
 };
 use crate::errors::adapter_error;
-use changes::{Changes, Plan};
+use changes::Changes;
+use plan::Plan;
 
 /// A model with a set of adapters beside its weights.
 #[derive(Debug)]
@@ -63,14 +68,14 @@ impl Decoder {
     /// has in another shape, or cannot run beside its weights.
     pub(super) fn with_adapters(&self, set: &AdapterSet) -> Result<Adapted> {
         let plan = Plan::new(set, &self.config)?;
-        let mut making = Making { decoder: self, plan, names: names(set), bytes: 0 };
+        let mut making = Making { decoder: self, plan, names: references(set), bytes: 0 };
         let network = making.network()?;
         Ok(Adapted { network, bytes: making.bytes })
     }
 }
 
 /// The refs of a set, for messages.
-fn names(set: &AdapterSet) -> String {
+fn references(set: &AdapterSet) -> String {
     set.adapters.iter().map(|(adapter, _)| adapter.reference.as_str()).collect::<Vec<_>>().join(", ")
 }
 
@@ -128,7 +133,7 @@ impl<'a> Making<'a> {
     fn linear(&mut self, linear: &mut Linear, roles: &[R], layer: usize) -> Result<()> {
         let mut start = 0;
         let mut parts = Vec::new();
-        for role in roles {
+        for role in names::apart(roles) {
             let changes = self.plan.take(*role, layer);
             let rows = self.plan.rows_of(*role, layer)?;
             parts.extend(changes.map(|changes| (start, changes)));

@@ -37,12 +37,18 @@ impl<'a> Making<'a> {
 
 /// The bits of the one bf16 tensor that is all of the matrix from now on, if there is one.
 fn whole<'f>(parts: &[(usize, &Changes<'f>)], out: usize) -> Option<&'f [u16]> {
-    let [(0, changes)] = parts else { return None };
-    match (&changes.replaced[..], &changes.replaced_rows[..]) {
-        ([by], []) if by.weight == 1.0 && changes.rows() == out => match &by.what.values {
-            Floats::Bf16(bits) => Some(bits),
-            _ => None,
-        },
+    let new = parts.first()?.1.replaced.first()?.what;
+    let mut rows = 0;
+    for (start, changes) in parts {
+        match (&changes.replaced[..], &changes.replaced_rows[..]) {
+            ([by], []) if by.weight == 1.0 && std::ptr::eq(by.what, new) && (by.first, *start) == (rows, rows) => {
+                rows += changes.rows();
+            }
+            _ => return None,
+        }
+    }
+    match &new.values {
+        Floats::Bf16(bits) if rows == out => Some(bits),
         _ => None,
     }
 }

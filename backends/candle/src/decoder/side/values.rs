@@ -42,6 +42,15 @@ impl Values {
         }
     }
 
+    /// Some of them.
+    pub(in super::super) fn range(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(v) => Self::F32(v[range].to_vec()),
+            Self::F16(v) => Self::F16(v[range].to_vec()),
+            Self::Bf16(v) => Self::Bf16(v[range].to_vec()),
+        }
+    }
+
     pub(in super::super) fn len(&self) -> usize {
         match self {
             Self::F32(v) => v.len(),
