@@ -6,14 +6,19 @@ use llm_local_core::{ModelFormat, ModelInfo, TensorEntry, model::GgufValue};
 use serde_json::json;
 
 use super::FitReport;
-use crate::lora::quantized::touched_as;
+use crate::lora::quantized::Given;
 
 impl FitReport {
     /// The description of the base with the adapters merged in: that of the base, unless its embedding and its head are
     /// untied, its vocabulary grows, or a tensor of ggml's blocks changes, which then is of floats. For the first two
     /// config.json, or the metadata of a GGUF file, says so too.
     pub fn merged_info(&self, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
-        let is_dequantized = self.touched.iter().any(|touched| touched_as(touched) != touched.stored);
+        self.merged_info_as(info, Given::Dequantized)
+    }
+
+    /// [`Self::merged_info`], with touched tensors as `given` says.
+    pub(in crate::lora) fn merged_info_as(&self, info: &Arc<ModelInfo>, given: Given) -> Arc<ModelInfo> {
+        let is_dequantized = self.touched.iter().any(|touched| given.of(touched) != touched.stored);
         if !self.unties_embeddings && self.vocab_size.is_none() && !is_dequantized {
             return info.clone();
         }
@@ -22,10 +27,10 @@ impl FitReport {
             match tensors.iter_mut().find(|entry| entry.name == touched.name) {
                 Some(entry) => {
                     entry.shape.clone_from(&touched.shape);
-                    entry.encoding = touched_as(touched);
+                    entry.encoding = given.of(touched);
                 }
                 None => {
-                    tensors.push(TensorEntry::new(touched.name.clone(), touched.shape.clone(), touched_as(touched)));
+                    tensors.push(TensorEntry::new(touched.name.clone(), touched.shape.clone(), given.of(touched)));
                 }
             }
         }

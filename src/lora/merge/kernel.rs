@@ -1,19 +1,14 @@
 //! One touched tensor: widen the base to f32, change it, round once, block by block.
 
-use half::{
-    f16,
-    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
-};
-use llm_local_core::{FloatType, TensorData};
 use rayon::prelude::*;
 
 use super::{
     mixed::Mixed,
+    output::Output,
     overlay::Overlay,
     product::{Tile, add_product},
-    stored::{Stored, fill},
+    stored::Stored,
 };
-use crate::lora::floats::narrow_bf16;
 
 /// Rows of one task. Many enough that a product of them pays for packing A.
 pub(super) const ROWS: usize = 64;
@@ -21,9 +16,10 @@ pub(super) const ROWS: usize = 64;
 /// Most columns of one tile: ROWS * COLUMNS floats are 192 KiB, which stay in a core's second-level cache.
 const COLUMNS: usize = 768;
 
-/// Columns of the tiles that cut `columns` into even parts, so that none is too narrow to pay for its calls.
-pub(super) fn tile_columns(columns: usize) -> usize {
-    columns.div_ceil(columns.div_ceil(COLUMNS)).next_multiple_of(16).min(columns)
+/// Columns of the tiles that cut `columns` into even parts, so that none is too narrow to pay for its calls; whole units of
+/// `unit` elements, as `columns` are.
+pub(super) fn tile_columns(columns: usize, unit: usize) -> usize {
+    columns.div_ceil(columns.div_ceil(COLUMNS)).next_multiple_of(unit.max(16)).min(columns)
 }
 
 /// A product that is added to a matrix.
@@ -129,73 +125,47 @@ impl Delta {
     }
 }
 
-/// What `touched` becomes, rounded once to `want`. The error continues a sentence that starts with the tensor's name;
-/// nothing is given then.
-pub(super) fn merge(touched: &Touched<'_>, want: FloatType) -> Result<TensorData<'static>, String> {
-    Ok(match want {
-        FloatType::F32 => TensorData::F32(all(touched, |values, out: &mut [f32]| {
-            out.copy_from_slice(values);
-            true
-        })?),
-        FloatType::F64 => {
-            let all = all(touched, |values, out: &mut [[u8; 8]]| {
-                fill(out, values.iter().map(|v| f64::from(*v).to_le_bytes()));
-                true
-            })?;
-            TensorData::Bytes(all.into_flattened())
-        }
-        FloatType::F16 => TensorData::Half(all(touched, |values, out: &mut [u16]| {
-            out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
-            out.iter().fold(true, |finite, bits| finite & (bits & 0x7c00 != 0x7c00))
-        })?),
-        FloatType::Bf16 => TensorData::Half(all(touched, |values, out: &mut [u16]| {
-            fill(out, values.iter().map(|v| narrow_bf16(*v)));
-            out.iter().fold(true, |finite, bits| finite & (bits & 0x7f80 != 0x7f80))
-        })?),
-        other => return Err(format!("was asked for as {other}, which the merge cannot give")),
-    })
-}
-
-/// All matrices in whatever `narrow` writes; that returns whether everything it wrote is finite.
-fn all<T: Copy + Default + Send>(
-    touched: &Touched<'_>,
-    narrow: impl Fn(&[f32], &mut [T]) -> bool + Sync,
-) -> Result<Vec<T>, String> {
+/// What `touched` becomes, written by `output`: all matrices. The error continues a sentence that starts with the tensor's
+/// name; nothing is given then.
+pub(super) fn merge<O: Output>(touched: &Touched<'_>, output: &O) -> Result<Vec<O::Item>, String> {
     let Touched { rows, columns, .. } = *touched;
-    let mut out = vec![T::default(); touched.sums.len() * rows * columns];
+    let items = rows * items_of(output, columns);
+    let mut out = vec![O::Item::default(); touched.sums.len() * items];
     let is_overlaid = touched.overlays.iter().any(|overlays| !overlays.is_empty());
-    for (index, (sum, out)) in touched.sums.iter().zip(out.chunks_mut((rows * columns).max(1))).enumerate() {
+    for (index, (sum, out)) in touched.sums.iter().zip(out.chunks_mut(items.max(1))).enumerate() {
         let first = index * rows;
         match touched.stored {
             Some(stored) if sum.doras.is_empty() && !is_overlaid => {
-                one(&Plain { stored, first, columns, delta: &sum.plain }, columns, out, &narrow)
+                one(&Plain { stored, first, columns, delta: &sum.plain }, columns, out, output)
             }
-            _ => one(&Mixed::new(touched, sum, first), columns, out, &narrow),
+            _ => one(&Mixed::new(touched, sum, first), columns, out, output),
         }
         .map_err(|row| {
             let expert = if touched.sums.len() > 1 { format!(" of expert {index}") } else { String::new() };
             format!(
-                "is not finite any more in row {row}{expert} when the adapter is added: the sum is beyond the type asked \
-                 for, the base itself is not finite there, or a magnitude (DoRA) is divided by a norm of 0"
+                "is not finite any more in row {row}{expert} when the adapter is added: {}, the base itself is not finite \
+                 there, or a magnitude (DoRA) is divided by a norm of 0",
+                output.beyond()
             )
         })?;
     }
     Ok(out)
 }
 
+/// Items that so many elements of a row, which are whole units, become.
+fn items_of(output: &impl Output, elements: usize) -> usize {
+    let (unit, items) = output.unit();
+    elements / unit * items
+}
+
 /// Writes one matrix; the error is a row that is not finite.
 ///
 /// Tasks take blocks of rows of fixed size, so the result does not depend on the number of threads.
-fn one<T: Send, M: Tiles>(
-    matrix: &M,
-    columns: usize,
-    out: &mut [T],
-    narrow: impl Fn(&[f32], &mut [T]) -> bool + Sync,
-) -> Result<(), usize> {
-    let width = tile_columns(columns);
-    out.par_chunks_mut(ROWS * columns).enumerate().try_for_each_init(Scratch::default, |scratch, (block, out)| {
+fn one<O: Output, M: Tiles>(matrix: &M, columns: usize, out: &mut [O::Item], output: &O) -> Result<(), usize> {
+    let (width, items) = (tile_columns(columns, output.unit().0), items_of(output, columns));
+    out.par_chunks_mut(ROWS * items).enumerate().try_for_each_init(Scratch::default, |scratch, (block, out)| {
         let first = block * ROWS;
-        let rows = out.len() / columns;
+        let rows = out.len() / items;
         scratch.values.resize(ROWS * width, 0.0);
         let block = matrix.block(first, rows, &mut scratch.spare);
         for left in (0..columns).step_by(width) {
@@ -203,9 +173,9 @@ fn one<T: Send, M: Tiles>(
             let values = &mut scratch.values[..rows * tile.columns];
             matrix.write(&block, Place { first, left, tile }, values, &mut scratch.spare);
             for (row, values) in values.chunks(tile.columns).enumerate() {
-                let from = row * columns + left;
+                let from = row * items + items_of(output, left);
                 let finite = all_finite(values);
-                if !(narrow(values, &mut out[from..from + tile.columns]) & finite) {
+                if !finite || !output.write(values, &mut out[from..from + items_of(output, tile.columns)]) {
                     return Err(first + row);
                 }
             }
@@ -215,6 +185,6 @@ fn one<T: Send, M: Tiles>(
 }
 
 /// Whether no value is NaN or infinite; without a branch, so that it is vectorized.
-fn all_finite(values: &[f32]) -> bool {
+pub(super) fn all_finite(values: &[f32]) -> bool {
     values.iter().fold(true, |finite, v| finite & (v.to_bits() & 0x7f80_0000 != 0x7f80_0000))
 }

@@ -5,6 +5,7 @@
 //! | `factors` | what the kernel works with, from adapters and what they change |
 //! | `kernel` | one tensor, block by block; plain pairs alone |
 //! | `mixed` | tiles of everything else: values replaced, DoRA |
+//! | `output` | what a tensor is given as: floats, or the base's own blocks |
 //! | `overlay` | what replaces values |
 //! | `stored` | a base tensor as it is stored, to f32 |
 //! | `scan` | sums over tensors as they are stored |
@@ -13,6 +14,7 @@
 mod factors;
 mod kernel;
 mod mixed;
+mod output;
 mod overlay;
 mod product;
 mod scan;
@@ -31,18 +33,19 @@ use llm_local_core::{
 };
 
 pub(super) use self::scan::{difference, squares};
-use self::{kernel::Touched, stored::Stored};
+use self::{kernel::Touched, output::Exact, stored::ReadTensor};
 use super::{
     fit::{Change, FitReport, fit_changes},
     message::shape_text,
-    quantized,
+    quantized::{self, Given, Quantizer},
 };
 
 /// A base with adapters merged in while it is read.
 ///
 /// An untouched tensor is passed through as the base gives it. A touched one is computed when it is read, in f32, and
 /// rounded once to the type asked for. One that the base stores in ggml's blocks is dequantized for that, a few rows at a
-/// time, and its entry then says f16; read as f32 it is not rounded at all. With the weight w of each adapter it is, in this
+/// time, and its entry then says f16; read as f32 it is not rounded at all. ([`MergedSource::requantized`] gives it in blocks
+/// instead.) With the weight w of each adapter it is, in this
 /// order:
 ///
 /// 1. `W + sum of w * (R - W)` for tensors R that replace it; a single one of weight 1 is taken as it is,
@@ -59,7 +62,9 @@ pub struct MergedSource {
     /// The base's entries, where some are others.
     entries: Option<Vec<TensorEntry>>,
     report: FitReport,
+    base_info: Arc<ModelInfo>,
     info: Arc<ModelInfo>,
+    given: Given,
 }
 
 impl MergedSource {
@@ -86,8 +91,10 @@ impl MergedSource {
         let (report, changes) = fit_changes(&adapters, allow, info)?;
         report.warn(&info.id);
         let changes: HashMap<_, _> = changes.into_iter().map(|change| (change.name.clone(), change)).collect();
-        let info = report.merged_info(&Arc::new(info.clone()));
-        let mut merged = Self { base, adapters, changes, entries: None, report, info };
+        let base_info = Arc::new(info.clone());
+        let info = report.merged_info(&base_info);
+        let given = Given::Dequantized;
+        let mut merged = Self { base, adapters, changes, entries: None, report, base_info, info, given };
         for touched in &merged.report.touched {
             let change = &merged.changes[&touched.name];
             if !change.terms.is_empty() {
@@ -113,6 +120,31 @@ impl MergedSource {
         Ok(merged)
     }
 
+    /// The same merge, whose touched tensors have the encoding again that the base stores them in, where that is a quantized
+    /// one: the f32 sum is quantized when they are read. Read as floats they are the values that then come out of it, so what
+    /// a model computes with. Reads no weight.
+    ///
+    /// Quantizing may lose what an adapter changes, as a change that is small against the steps of the base is rounded away;
+    /// compare what the model gives with what it gives unmerged.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] if a touched tensor is in an encoding that cannot be quantized to. When a tensor is read:
+    /// as otherwise, and if the sum is beyond what its encoding can hold.
+    pub fn requantized(mut self) -> Result<Self> {
+        for touched in &self.report.touched {
+            let change = &self.changes[&touched.name];
+            if change.terms.is_empty() {
+                continue;
+            }
+            let hint = "keep the adapter unmerged, or merge it into the dequantized tensors";
+            quantized::check_again(change.stored).map_err(|why| self.error(change, format!("{why}: {hint}")))?;
+        }
+        self.given = Given::Requantized;
+        self.info = self.report.merged_info_as(&self.base_info, self.given);
+        self.entries = self.changed_entries();
+        Ok(self)
+    }
+
     /// What the adapters change.
     pub fn report(&self) -> &FitReport {
         &self.report
@@ -128,14 +160,14 @@ impl MergedSource {
     fn changed_entries(&self) -> Option<Vec<TensorEntry>> {
         let is_own = |change: &Change| {
             let entry = self.base.entry(&change.name);
-            entry.is_some_and(|entry| entry.shape == change.shape && entry.encoding == given_as(change))
+            entry.is_some_and(|entry| entry.shape == change.shape && entry.encoding == self.given_as(change))
         };
         if self.changes.values().all(is_own) {
             return None;
         }
         let mut entries = self.base.entries().to_vec();
         for touched in &self.report.touched {
-            let encoding = quantized::touched_as(touched);
+            let encoding = self.given.of(touched);
             let changed = TensorEntry::new(touched.name.clone(), touched.shape.clone(), encoding);
             match entries.iter_mut().find(|entry| entry.name == touched.name) {
                 Some(entry) => *entry = changed,
@@ -154,32 +186,38 @@ impl MergedSource {
     }
 
     fn merge(&self, change: &Change, want: Option<FloatType>) -> Result<TensorData<'static>> {
-        let Encoding::Float(own) = given_as(change) else {
-            return Err(self.error(change, format!("is stored as {}, which cannot be merged into", change.stored)));
-        };
         let (count, rows, columns) = factors::matrices(&change.shape);
         let overlays = factors::overlays(change, &self.adapters);
         let is_of_all = !overlays[0].is_empty() && overlays[0].iter().all(|overlay| overlay.is_of_all(count * rows));
         let is_replaced = is_of_all && overlays[0].iter().map(|overlay| overlay.weight).sum::<f64>() == 1.0;
         let (base_count, base_rows, _) = factors::matrices(&change.base_shape);
         let base_rows = base_count * base_rows;
-        let expected = TensorEntry::new(&change.from, change.base_shape.clone(), change.stored).stored_bytes();
-        let expected = expected.ok_or_else(|| {
-            let shape = shape_text(&change.base_shape);
-            self.error(change, format!("has the shape {shape}, whose rows are not whole blocks of {}", change.stored))
-        })?;
-        let data = if is_replaced { None } else { Some(self.base.read(&change.from, None)?) };
-        let stored = data.as_ref().map(|data| Stored::new(data, change.stored, expected)).transpose();
-        let stored = stored.map_err(|reason| Error::load(format!("tensor `{}`", change.from), reason))?;
+        let read = if is_replaced { None } else { Some(ReadTensor::new(&*self.base, &change.from)?) };
+        let stored = read.as_ref().map(ReadTensor::stored).transpose()?;
         let sums = factors::sums(change, &self.adapters);
         let touched = Touched { stored, base_rows, rows, columns, overlays, sums };
-        kernel::merge(&touched, want.unwrap_or(own)).map_err(|reason| self.error(change, reason))
+        self.write(change, &touched, want).map_err(|reason| self.error(change, reason))
     }
-}
 
-/// How the merged base gives the tensor.
-fn given_as(change: &Change) -> Encoding {
-    quantized::given_as(change.stored, !change.terms.is_empty())
+    /// What `touched` becomes. The error continues a sentence that starts with the tensor's name.
+    fn write(
+        &self,
+        change: &Change,
+        touched: &Touched<'_>,
+        want: Option<FloatType>,
+    ) -> Result<TensorData<'static>, String> {
+        match (self.given_as(change), want) {
+            (Encoding::Float(own), want) => output::floats(touched, &Exact, want.unwrap_or(own)),
+            (Encoding::Ggml(kind), None) => Ok(TensorData::Bytes(kernel::merge(touched, &Quantizer::new(kind)?)?)),
+            (Encoding::Ggml(kind), Some(want)) => output::floats(touched, &Quantizer::new(kind)?, want),
+            (other, _) => Err(format!("is stored as {other}, which cannot be merged into")),
+        }
+    }
+
+    /// How a tensor is given.
+    fn given_as(&self, change: &Change) -> Encoding {
+        self.given.encoding(change.stored, !change.terms.is_empty())
+    }
 }
 
 impl TensorSource for MergedSource {

@@ -1,8 +1,11 @@
 //! Sums over tensors as they are stored, some rows at a time.
 
-use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorSource};
+use llm_local_core::{Encoding, Error, FloatType, Result, TensorSource};
 
-use super::{MergedSource, stored::Stored};
+use super::{
+    MergedSource,
+    stored::{ReadTensor, Stored},
+};
 use crate::lora::fit::Change;
 
 /// Values that are widened at a time, unless a row has more.
@@ -15,9 +18,9 @@ const AT_A_TIME: usize = 1 << 16;
 /// Those of reading it.
 pub(in crate::lora) fn squares(base: &dyn TensorSource, name: &str, ranges: &[(usize, usize)]) -> Result<Vec<f64>> {
     let mut sums = vec![0.0; ranges.len()];
-    let (columns, data, encoding) = open(base, name)?;
-    let (stored, elements) = stored(base, name, &data, encoding)?;
-    scan(stored, elements, columns, |first, values| {
+    let read = ReadTensor::new(base, name)?;
+    let columns = columns(&read.entry.shape);
+    scan(read.stored()?, read.elements, columns, |first, values| {
         for (sum, (start, count)) in sums.iter_mut().zip(ranges) {
             let from = (start * columns).max(first);
             let to = ((start + count) * columns).min(first + values.len());
@@ -39,8 +42,8 @@ pub(in crate::lora) fn difference(
     merged: &MergedSource,
     change: &Change,
 ) -> Result<(f64, f64)> {
-    let (columns, data, encoding) = open(base, &change.from)?;
-    let (own, elements) = stored(base, &change.from, &data, encoding)?;
+    let read = ReadTensor::new(base, &change.from)?;
+    let (own, columns) = (read.stored()?, columns(&read.entry.shape));
     let changed = merged.read(&change.name, Some(FloatType::F32))?;
     let count = change.shape.iter().product::<usize>();
     let changed = Stored::new(&changed, Encoding::Float(FloatType::F32), 4 * count);
@@ -50,7 +53,7 @@ pub(in crate::lora) fn difference(
     scan(changed, count, columns, |first, values| {
         before.clear();
         before.resize(values.len(), 0.0);
-        let known = elements.saturating_sub(first).min(values.len());
+        let known = read.elements.saturating_sub(first).min(values.len());
         own.widen(first, &mut before[..known]);
         weight += squared(&before);
         delta += values.iter().zip(&before).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>();
@@ -62,24 +65,9 @@ fn squared(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value).powi(2)).sum()
 }
 
-fn open<'a>(base: &'a dyn TensorSource, name: &str) -> Result<(usize, TensorData<'a>, Encoding)> {
-    let missing = || Error::load(format!("tensor `{name}`"), "the base does not have it");
-    let entry = base.entry(name).ok_or_else(missing)?;
-    let columns = if let [_, .., columns] = entry.shape[..] { columns } else { 1 };
-    Ok((columns, base.read(name, None)?, entry.encoding))
-}
-
-fn stored<'a>(
-    base: &dyn TensorSource,
-    name: &str,
-    data: &'a TensorData<'_>,
-    encoding: Encoding,
-) -> Result<(Stored<'a>, usize)> {
-    let entry = base.entry(name);
-    let bytes = entry.and_then(|entry| entry.stored_bytes()).unwrap_or_default();
-    let elements = entry.and_then(|entry| entry.elements()).unwrap_or_default();
-    let stored = Stored::new(data, encoding, bytes);
-    stored.map(|stored| (stored, elements)).map_err(|reason| Error::load(format!("tensor `{name}`"), reason))
+/// Elements of a row; a vector's rows are its elements.
+fn columns(shape: &[usize]) -> usize {
+    if let [_, .., columns] = *shape { columns } else { 1 }
 }
 
 /// Gives `each` the index of the first of some values and these values, in f32, whole rows at a time.

@@ -4,12 +4,45 @@ use half::{
     f16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
-use llm_local_core::{Encoding, FloatType, TensorData};
+use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry, TensorSource};
 
-use crate::lora::{floats::widen_bf16, quantized::Blocks};
+use crate::lora::{floats::widen_bf16, message::shape_text, quantized::Blocks};
 
 /// Floats that are converted at a time.
 const AT_A_TIME: usize = 768;
+
+/// A base tensor that was read as it is stored.
+pub(super) struct ReadTensor<'a> {
+    pub(super) entry: &'a TensorEntry,
+    pub(super) elements: usize,
+    bytes: usize,
+    data: TensorData<'a>,
+}
+
+impl<'a> ReadTensor<'a> {
+    /// Reads the tensor `name` of `base`.
+    ///
+    /// # Errors
+    /// [`Error::LoadFailed`] if there is none, or if its shape does not go with its encoding; those of reading it.
+    pub(super) fn new(base: &'a dyn TensorSource, name: &str) -> Result<Self> {
+        let error = |reason: String| Error::load(format!("tensor `{name}`"), reason);
+        let entry = base.entry(name).ok_or_else(|| error("the base does not have it".into()))?;
+        let (Some(elements), Some(bytes)) = (entry.elements(), entry.stored_bytes()) else {
+            let shape = shape_text(&entry.shape);
+            return Err(error(format!("has the shape {shape}, whose rows are not whole blocks of {}", entry.encoding)));
+        };
+        Ok(Self { entry, elements, bytes, data: base.read(name, None)? })
+    }
+
+    /// Its values.
+    ///
+    /// # Errors
+    /// [`Error::LoadFailed`] if what was read is not what its entry says.
+    pub(super) fn stored(&self) -> Result<Stored<'_>> {
+        let stored = Stored::new(&self.data, self.entry.encoding, self.bytes);
+        stored.map_err(|reason| Error::load(format!("tensor `{}`", self.entry.name), reason))
+    }
+}
 
 /// The base tensor as it is stored.
 #[derive(Clone, Copy)]

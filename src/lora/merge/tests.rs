@@ -13,6 +13,8 @@ mod naive;
 mod peft;
 #[cfg(feature = "candle")]
 mod quantized;
+#[cfg(feature = "candle")]
+mod requantized;
 mod tied;
 mod variants;
 

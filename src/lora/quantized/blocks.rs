@@ -1,7 +1,12 @@
-//! Blocks of ggml to f32, by candle.
+//! Blocks of ggml to f32 and back, by candle.
 
-use candle_core::{CpuStorage, quantized::GgmlDType};
+use candle_core::{
+    CpuStorage, Device, Tensor,
+    quantized::{GgmlDType, QTensor},
+};
 use llm_local_core::GgmlType;
+
+use super::unknown;
 
 /// What candle's blocks have to be aligned to, at most: their largest field is an f32.
 const ALIGN: usize = 4;
@@ -39,6 +44,41 @@ impl<'a> Blocks<'a> {
     }
 }
 
+/// From f32 to blocks of one format.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::lora) struct Quantizer {
+    kind: GgmlType,
+    dtype: GgmlDType,
+}
+
+impl Quantizer {
+    /// The error is that of [`check`].
+    pub(in crate::lora) fn new(kind: GgmlType) -> Result<Self, String> {
+        dtype(kind).map(|dtype| Self { kind, dtype }).ok_or_else(|| unknown(kind))
+    }
+
+    /// The format.
+    pub(in crate::lora) fn kind(&self) -> GgmlType {
+        self.kind
+    }
+
+    /// Writes the blocks of `values`, which are whole blocks, as candle rounds them: each block by itself, without a matrix
+    /// of importance.
+    pub(in crate::lora) fn quantize(&self, values: &[f32], out: &mut [u8]) {
+        let values = Tensor::from_slice(values, values.len(), &Device::Cpu);
+        let Ok(quantized) = values.and_then(|values| QTensor::quantize(&values, self.dtype)) else {
+            unreachable!("whole blocks on the CPU are quantized")
+        };
+        let Ok(blocks) = quantized.data() else { unreachable!("blocks on the CPU are bytes") };
+        out.copy_from_slice(&blocks);
+    }
+
+    /// Writes what `blocks` stand for.
+    pub(in crate::lora) fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
+        Blocks { dtype: self.dtype, bytes: blocks }.widen(0, out);
+    }
+}
+
 /// `bytes`, or a copy of them if they are not aligned.
 fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
     if bytes.as_ptr().align_offset(ALIGN) == 0 {
@@ -56,14 +96,8 @@ pub(super) fn check(kind: GgmlType) -> Result<(), String> {
     dtype(kind).map(drop).ok_or_else(|| unknown(kind))
 }
 
-fn unknown(kind: GgmlType) -> String {
-    format!(
-        "is stored as {kind}, which candle cannot dequantize; it can Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1 and Q2_K to Q8_K"
-    )
-}
-
 /// candle's name of a block format that it can dequantize.
-pub(super) fn dtype(kind: GgmlType) -> Option<GgmlDType> {
+pub(in crate::lora) fn dtype(kind: GgmlType) -> Option<GgmlDType> {
     Some(match kind {
         GgmlType::Q4_0 => GgmlDType::Q4_0,
         GgmlType::Q4_1 => GgmlDType::Q4_1,

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `blocks` | ggml's blocks to f32, by candle; without the feature `candle`, the error that names it |
+//! | `blocks` | ggml's blocks to f32 and back, by candle; without the feature `candle`, the error that names it |
 
 #[cfg_attr(not(feature = "candle"), path = "without_candle.rs")]
 mod blocks;
@@ -10,9 +10,11 @@ mod blocks;
 #[cfg(all(test, feature = "candle"))]
 mod tests;
 
-use llm_local_core::{Encoding, FloatType};
+use llm_local_core::{Encoding, FloatType, GgmlType};
 
-pub(super) use self::blocks::Blocks;
+#[cfg(all(test, feature = "candle"))]
+pub(super) use self::blocks::dtype;
+pub(super) use self::blocks::{Blocks, Quantizer};
 use super::fit::{FitReport, TouchedTensor};
 
 /// What a tensor of blocks is given in once an adapter is merged into it.
@@ -24,17 +26,28 @@ use super::fit::{FitReport, TouchedTensor};
 /// for f32.
 const MERGED: FloatType = FloatType::F16;
 
-/// How the merged base gives a tensor: one of blocks that an adapter changes as floats, any other as it is stored.
-pub(super) fn given_as(stored: Encoding, is_changed: bool) -> Encoding {
-    match stored {
-        Encoding::Ggml(_) if is_changed => Encoding::Float(MERGED),
-        stored => stored,
-    }
+/// How a merged base gives the tensors that it has quantized and an adapter changes; any other is given as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    /// As floats.
+    Dequantized,
+    /// In the base's own encoding.
+    Requantized,
 }
 
-/// As [`given_as`].
-pub(super) fn touched_as(touched: &TouchedTensor) -> Encoding {
-    given_as(touched.stored, !touched.adapters.is_empty())
+impl Given {
+    /// How a tensor is given.
+    pub(super) fn encoding(self, stored: Encoding, is_changed: bool) -> Encoding {
+        match stored {
+            Encoding::Ggml(_) if is_changed && self == Self::Dequantized => Encoding::Float(MERGED),
+            stored => stored,
+        }
+    }
+
+    /// How this one is given.
+    pub(super) fn of(self, touched: &TouchedTensor) -> Encoding {
+        self.encoding(touched.stored, !touched.adapters.is_empty())
+    }
 }
 
 /// Checks that tensors which are stored so can be merged into. The error continues a sentence that starts with the
@@ -45,6 +58,29 @@ pub(super) fn check(stored: Encoding) -> Result<(), String> {
         Encoding::Ggml(kind) => blocks::check(kind),
         stored => Err(format!("is stored as {stored}, which cannot be dequantized here")),
     }
+}
+
+/// Checks that a tensor which is stored so can be given so again once it has changed. The error continues a sentence that
+/// starts with the tensor's name.
+pub(super) fn check_again(stored: Encoding) -> Result<(), String> {
+    match stored {
+        Encoding::Float(_) => Ok(()),
+        Encoding::Ggml(kind) => Quantizer::new(kind).map(drop),
+        stored => Err(format!("is stored as {stored}, to which floats cannot be quantized here")),
+    }
+}
+
+/// Whether candle has this block format, of which it can dequantize and quantize every one.
+#[cfg(any(test, not(feature = "candle")))]
+const fn is_known(kind: GgmlType) -> bool {
+    use GgmlType::{Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, Q8_1, Q8_K};
+    matches!(kind, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q8_1 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | Q8_K)
+}
+
+fn unknown(kind: GgmlType) -> String {
+    format!(
+        "is stored as {kind}, which candle cannot dequantize; it can Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1 and Q2_K to Q8_K"
+    )
 }
 
 /// Why adapters cannot be merged into what they touch, if that is so: the first tensor that is quantized in a way which

@@ -7,7 +7,7 @@ use candle_core::{
 use llm_local_core::{Encoding, FloatType, GgmlType, TensorData, TensorSource};
 use llm_local_weights::GgufSource;
 
-use super::{Blocks, blocks::dtype, check, given_as};
+use super::{Blocks, Given, blocks::dtype, check, is_known};
 use crate::lora::testing::fixture;
 
 /// All of a tensor, as candle dequantizes it.
@@ -21,6 +21,7 @@ fn whole(kind: GgmlType, bytes: &[u8], shape: &[usize]) -> Vec<f32> {
 fn blocks_are_of_the_size_that_candle_takes_them_for_and_others_are_refused_by_name() {
     let mut known = 0;
     for kind in (0..64).filter_map(GgmlType::from_id) {
+        assert_eq!(dtype(kind).is_some(), is_known(kind), "{kind}");
         match dtype(kind) {
             Some(dtype) => {
                 assert_eq!((dtype.block_size(), dtype.type_size()), kind.block(), "{kind}");
@@ -36,15 +37,18 @@ fn blocks_are_of_the_size_that_candle_takes_them_for_and_others_are_refused_by_n
     assert_eq!(known, 12);
     let affine = Encoding::MlxAffine { bits: 4, group_size: 64 };
     assert!(check(affine).unwrap_err().contains("mlx-affine(4 bits, group 64)"));
-    assert_eq!(given_as(affine, true), affine);
 }
 
 #[test]
 fn what_does_not_change_stays_in_blocks() {
     let blocks = Encoding::Ggml(GgmlType::Q4_K);
-    assert_eq!(given_as(blocks, false), blocks);
-    assert_eq!(given_as(blocks, true), Encoding::Float(FloatType::F16));
-    assert_eq!(given_as(Encoding::Float(FloatType::Bf16), true), Encoding::Float(FloatType::Bf16));
+    let bf16 = Encoding::Float(FloatType::Bf16);
+    for given in [Given::Dequantized, Given::Requantized] {
+        assert_eq!(given.encoding(blocks, false), blocks);
+        assert_eq!(given.encoding(bf16, true), bf16);
+    }
+    assert_eq!(Given::Dequantized.encoding(blocks, true), Encoding::Float(FloatType::F16));
+    assert_eq!(Given::Requantized.encoding(blocks, true), blocks);
 }
 
 #[test]

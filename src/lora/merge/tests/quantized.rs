@@ -19,10 +19,10 @@ use super::{
     numbers, stored_floats,
     variants::{Kind, TOLERANCE},
 };
-use crate::lora::testing::fixture;
+use crate::lora::{quantized::dtype, testing::fixture};
 
 /// A file, and its description as one whose names adapters have as they are.
-fn open(name: &str) -> (Arc<GgufSource>, ModelInfo) {
+pub(super) fn open(name: &str) -> (Arc<GgufSource>, ModelInfo) {
     let source = GgufSource::open(&fixture(&format!("gguf/{name}.gguf"))).unwrap();
     let format = ModelFormat::Safetensors { config: Arc::new(json!({"model_type": "test"})) };
     let info = ModelInfo::new(name, format, source.entries().to_vec());
@@ -37,7 +37,7 @@ fn dequantized(source: &GgufSource, entry: &TensorEntry, dtype: GgmlDType) -> Ve
     tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
 }
 
-fn kinds() -> [Kind; 3] {
+pub(super) fn kinds() -> [Kind; 3] {
     let plain = Kind {
         rank: 3,
         stored: FloatType::F32,
@@ -55,19 +55,6 @@ fn kinds() -> [Kind; 3] {
 
 #[test]
 fn each_block_format_is_merged_as_its_dequantized_values_are() {
-    let of_name = |kind: GgmlType| match kind {
-        GgmlType::Q4_1 => GgmlDType::Q4_1,
-        GgmlType::Q5_0 => GgmlDType::Q5_0,
-        GgmlType::Q5_1 => GgmlDType::Q5_1,
-        GgmlType::Q4_0 => GgmlDType::Q4_0,
-        GgmlType::Q8_0 => GgmlDType::Q8_0,
-        GgmlType::Q2_K => GgmlDType::Q2K,
-        GgmlType::Q3_K => GgmlDType::Q3K,
-        GgmlType::Q4_K => GgmlDType::Q4K,
-        GgmlType::Q5_K => GgmlDType::Q5K,
-        GgmlType::Q6_K => GgmlDType::Q6K,
-        other => panic!("the fixtures have {other}"),
-    };
     let files = [
         "mixed-q2_k",
         "mixed-q3_k_m",
@@ -90,7 +77,7 @@ fn each_block_format_is_merged_as_its_dequantized_values_are() {
             if !seen.insert(kind.to_string()) {
                 continue;
             }
-            let base = dequantized(&source, entry, of_name(kind));
+            let base = dequantized(&source, entry, dtype(kind).unwrap());
             let module = entry.name.strip_suffix(".weight").unwrap();
             for (seed, changed) in (1..).zip(kinds()) {
                 let adapter = Arc::new(changed.adapter(module, [rows, columns], false, seed));
@@ -115,7 +102,7 @@ fn each_block_format_is_merged_as_its_dequantized_values_are() {
     assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), all);
 }
 
-fn on(module: &str, [rows, columns]: [usize; 2]) -> Vec<(Arc<LoraAdapter>, f32)> {
+pub(super) fn on(module: &str, [rows, columns]: [usize; 2]) -> Vec<(Arc<LoraAdapter>, f32)> {
     let floats = |seed, count| stored_floats(&numbers(seed, count), FloatType::F32);
     let module = LoraModule::new(module, (2, columns, rows), floats(1, 2 * columns), floats(2, 2 * rows), 0.5);
     vec![(Arc::new(LoraAdapter::new("hf:some/adapter", "", vec![module])), 1.0)]
