@@ -13,6 +13,8 @@
 //! its [`llm_local_core::Usage`]: `prompt_tokens`, of which `cached_tokens` cost nothing.
 
 mod file;
+#[cfg(all(test, feature = "candle", feature = "local"))]
+mod moved;
 mod save;
 #[cfg(test)]
 mod tests;
@@ -171,6 +173,10 @@ impl Session {
             request = request.with_session(self.id.clone());
         }
         let (generation, set) = model.start(request, load);
+        // The spec may mean another model by now, while somebody still holds the one before.
+        if self.cache().is_some_and(|before| !before.is_same(&model)) {
+            self.end();
+        }
         self.used = Some(Used::new(&model, set));
         Ok(Turn::new(self, generation, asked))
     }
@@ -229,14 +235,19 @@ impl Session {
     fn cache(&self) -> Option<Model> {
         self.used.as_ref()?.model.upgrade().filter(Model::keeps_sessions)
     }
-}
 
-impl Drop for Session {
-    fn drop(&mut self) {
+    /// Frees its KV cache, without waiting.
+    fn end(&self) {
         if let Some(model) = self.cache() {
             // The first poll sends the request; nobody waits for the answer. A model that is gone has no cache either.
             let _ = model.end_session(self.id.clone()).now_or_never();
         }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
