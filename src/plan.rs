@@ -142,6 +142,8 @@ pub struct PlannedModel {
     pub estimate: MemoryEstimate,
     /// Tensors of the base that the adapters are merged into.
     pub merged_tensors: usize,
+    /// Those of them that the base has quantized, and that are quantized again.
+    pub requantized_tensors: usize,
     /// Tensors of the base that the adapters run beside.
     pub unmerged_tensors: usize,
 }
@@ -167,8 +169,14 @@ impl fmt::Display for Plan {
                     Bytes(e.working),
                     Bytes(e.load_peak)
                 )?;
-                if model.merged_tensors > 0 {
-                    writeln!(f, "merge    {} tensors, while they are read", model.merged_tensors)?;
+                match (model.merged_tensors, model.requantized_tensors) {
+                    (0, _) => {}
+                    (merged, 0) => writeln!(f, "merge    {merged} tensors, while they are read")?,
+                    (merged, requantized) => writeln!(
+                        f,
+                        "merge    {merged} tensors, while they are read; {requantized} are quantized again, and what is \
+                         lost by that is measured"
+                    )?,
                 }
                 if model.unmerged_tensors > 0 {
                     writeln!(f, "beside   {} tensors, which stay as they are stored", model.unmerged_tensors)?;

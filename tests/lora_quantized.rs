@@ -131,6 +131,14 @@ fn what_can_only_be_merged_is_merged_dequantized_by_default() {
     // The head's new rows are zero.
     assert_eq!(found[vocabulary..], [0.0; 2]);
     assert!(found[..vocabulary].iter().any(|logit| logit.abs() > 0.1));
+    // Quantized again it is measured against the merge into dequantized tensors, the new rows with the others.
+    let again = base.clone().with_adapter_policy(AdapterPolicy::MergeRequantized { max_error: 0.05 });
+    let again = block_on(engine().load(&again)).unwrap();
+    let lost = again.requantized_error().unwrap();
+    println!("{lost} lost");
+    assert!(lost > 0.0, "{lost}");
+    let found = block_on(again.logits(LogitsRequest::new(vec![3, 99, 250]))).unwrap();
+    assert_eq!(found[vocabulary..], [0.0; 2]);
     let kept = base.with_adapter_policy(AdapterPolicy::KeepUnmerged);
     let error = block_on(engine().plan(&kept)).unwrap_err();
     assert!(matches!(error, Error::AdapterMergeFailed { .. }), "{error}");

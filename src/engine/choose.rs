@@ -1,11 +1,16 @@
 //! Which backend runs a model, and what it is told.
 
+use std::sync::Arc;
+
 use llm_local_core::{
     Capabilities, ContextLength, Error, LoadOptions, ModelInfo, ModelSpec, Resolution, Result, Support,
     registry::{PluginKind, resolve::Reason},
 };
 
-use super::{Inner, route::Route};
+use super::{
+    Inner,
+    route::{Requantizing, Route, requantized},
+};
 use crate::{
     lora::{FitReport, FittedAdapter},
     plan::PlannedModel,
@@ -87,9 +92,14 @@ impl Chosen {
     pub(super) fn planned(&self, info: &ModelInfo, route: Route, report: &FitReport) -> Result<PlannedModel> {
         let mut estimate = self.resolution.backend.backend.estimate(info, &self.options)?;
         let (mut merged_tensors, mut unmerged_tensors) = (report.touched.len(), 0);
-        if route == Route::Beside {
-            (merged_tensors, unmerged_tensors) = (0, merged_tensors);
-            estimate.weights += report.adapters.iter().map(FittedAdapter::bytes_beside).sum::<u64>();
+        let mut requantized_tensors = 0;
+        match route {
+            Route::Merged => {}
+            Route::Beside => {
+                (merged_tensors, unmerged_tensors) = (0, merged_tensors);
+                estimate.weights += report.adapters.iter().map(FittedAdapter::bytes_beside).sum::<u64>();
+            }
+            Route::Requantized(_) => requantized_tensors = requantized(report).count(),
         }
         Ok(PlannedModel {
             context_length: self.options.context_length,
@@ -98,7 +108,27 @@ impl Chosen {
             capabilities: self.capabilities.clone(),
             merged_tensors,
             unmerged_tensors,
+            requantized_tensors,
         })
+    }
+
+    /// The bytes that `planned`, a model of the base `base`, takes while it is loaded, with what its loss is measured
+    /// against if the tensors that adapters change are dequantized there.
+    pub(super) fn required(
+        &self,
+        planned: &PlannedModel,
+        base: &Arc<ModelInfo>,
+        route: Route,
+        report: &FitReport,
+    ) -> Result<u64> {
+        let own = planned.estimate.total();
+        match route {
+            Route::Requantized(Requantizing { can_be_beside: false, .. }) => {
+                let dequantized = self.resolution.backend.backend.estimate(&report.merged_info(base), &self.options)?;
+                Ok(own.max(dequantized.total()))
+            }
+            _ => Ok(own),
+        }
     }
 }
 

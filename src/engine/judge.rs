@@ -77,13 +77,9 @@ impl Inner {
             self.adapter_limits.check(&report.adapters)?;
             let dequantized;
             (route, dequantized) = Route::new(spec.adapter_policy, &outlines, &report, chosen)?;
-            let mut info = base.info().clone();
-            if route == Route::Merged {
-                let merged = report.merged_info(&info);
-                if !Arc::ptr_eq(&merged, &info) {
-                    *chosen = self.choose(spec, &merged)?;
-                    info = merged;
-                }
+            let info = route.info(&report, base.info());
+            if !Arc::ptr_eq(&info, base.info()) {
+                *chosen = self.choose(spec, &info)?;
             }
             let planned = chosen.planned(&info, route, &report)?;
             if let Some(dequantized) = dequantized {
@@ -91,7 +87,8 @@ impl Inner {
                 let device = &chosen.resolution.backend.device;
                 let is_shared = matches!(device.kind, DeviceKind::Cpu | DeviceKind::Metal);
                 let available = if is_shared { memory::available() } else { None };
-                dequantized.check_room(&report, planned.estimate.total(), available)?;
+                let required = chosen.required(&planned, base.info(), route, &report)?;
+                dequantized.check_room(&report, required, available)?;
             }
             plan.set_model(planned, &chosen.resolution);
         }

@@ -1,10 +1,21 @@
 //! From everything that a load needs to a model in memory: merge → load.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use llm_local_core::{FetchContext, ModelSpec, ModelWeights, Result};
+use llm_local_core::{
+    AdapterSet, Allowance, Error, FetchContext, InferenceBackend, LoadedModel, LoraAdapter, ModelInfo, ModelSpec,
+    ModelWeights, Result, TensorSource,
+};
 
-use super::{Inner, Model, judge::Weights, model::LoadStats, prepare::Prepared, route::Route, sets::Sets};
+use super::{
+    Inner, Model,
+    judge::Weights,
+    model::LoadStats,
+    prepare::Prepared,
+    probe::{Effect, Loads, Probe},
+    route::{Requantizing, Route},
+    sets::Sets,
+};
 use crate::{
     blocking::blocking,
     lora::{self, MergedSource},
@@ -19,35 +30,147 @@ impl Inner {
         let start = Instant::now();
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let Prepared { plan, weights, identity, adapters, allow, route, options, backend, holds, proven } =
+        let Prepared { plan, weights, identity, adapters, allow, route, mut options, backend, holds, proven } =
             self.prepare(spec, &cx).await?;
         let prepared = start.elapsed();
-        let Weights { info, tensors, text } = weights;
-        let sets = Sets::new(&plan, &adapters, (spec.adapter_policy, route), info.clone(), self.adapter_limits);
-        let weights = match (tensors, route) {
-            (Some(base), Route::Merged) if !adapters.is_empty() => {
-                let merged = blocking("merge", move || MergedSource::allowing(base, adapters, &allow, &info)).await?;
-                let info = merged.info().clone();
-                let tensors = self.merged(&identity, merged).await?;
-                ModelWeights::new(info, Some(tensors), text)
-            }
-            (tensors, _) => {
-                let adapters = lora::for_backend(&adapters, &allow, &info)?;
-                ModelWeights::new(info, tensors, text).with_adapters(adapters)
-            }
-        };
-        let options = options.with_cancel(cx.cancel.clone());
-        let options = match &cx.progress {
-            Some(progress) => options.with_progress(progress.clone()),
-            None => options,
-        };
+        let sets = Sets::new(&plan, &adapters, (spec.adapter_policy, route), weights.info.clone(), self.adapter_limits);
+        options.cancel = cx.cancel.clone();
+        options.progress = cx.progress.clone().or(options.progress);
+        let parts = Parts { backend, base: weights, adapters, allow };
         tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
-        let loaded = backend.load(weights, options).await?;
+        let (loaded, lost) = match route {
+            Route::Merged if !parts.adapters.is_empty() => {
+                let weights = self.kept(&parts, &identity, parts.merged().await?).await?;
+                (parts.backend.load(weights, options).await?, None)
+            }
+            Route::Merged | Route::Beside => (parts.backend.load(parts.beside()?, options).await?, None),
+            Route::Requantized(requantizing) => {
+                let probe = Probe::new(&spec.probe_prompts, parts.names());
+                let mut loads = Loads::new(options, if requantizing.can_be_beside { 2 } else { 3 });
+                let merged = parts.merged().await?.requantized()?;
+                let effect = parts.effect(&probe, requantizing, &mut loads).await?;
+                let weights = self.kept(&parts, &identity, merged).await?;
+                let loaded = parts.backend.load(weights, loads.next()).await?;
+                let lost = parts.lost(&probe, &effect, requantizing, &loaded).await?;
+                (loaded, Some(lost))
+            }
+        };
         // By now the backend has read all that it reads by its path.
         proven.check_unchanged()?;
         cancel_on_drop.disarm();
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
-        Ok(Model::new(loaded, plan, identity, sets, stats, holds))
+        Ok(Model::new(loaded, plan, identity, sets, (stats, lost), holds))
     }
+}
+
+impl Inner {
+    /// What the backend gets of `merged`, which may be kept from an earlier merge.
+    async fn kept(&self, parts: &Parts, base: &Identity, merged: MergedSource) -> Result<ModelWeights> {
+        let info = merged.info().clone();
+        Ok(parts.weights(info, Some(self.merged(base, merged).await?)))
+    }
+}
+
+/// What a model is made of, and who runs it.
+struct Parts {
+    backend: Arc<dyn InferenceBackend>,
+    base: Weights,
+    adapters: Vec<(Arc<LoraAdapter>, f32)>,
+    /// What is let pass of each.
+    allow: Vec<BTreeSet<Allowance>>,
+}
+
+impl Parts {
+    /// The adapters, in messages.
+    fn names(&self) -> String {
+        let all: Vec<_> = self.adapters.iter().map(|(adapter, _)| adapter.reference.as_str()).collect();
+        all.join(" + ")
+    }
+
+    fn weights(&self, info: Arc<ModelInfo>, tensors: Option<Arc<dyn TensorSource>>) -> ModelWeights {
+        ModelWeights::new(info, tensors, self.base.text.clone())
+    }
+
+    /// The base alone.
+    fn base(&self) -> ModelWeights {
+        self.weights(self.base.info.clone(), self.base.tensors.clone())
+    }
+
+    /// The base with the adapters beside it.
+    fn beside(&self) -> Result<ModelWeights> {
+        let adapters = lora::for_backend(&self.adapters, &self.allow, &self.base.info)?;
+        Ok(self.base().with_adapters(adapters))
+    }
+
+    /// The base with the adapters merged in.
+    async fn merged(&self) -> Result<MergedSource> {
+        let Some(base) = self.base.tensors.clone() else {
+            return Err(Error::adapter(self.names(), "the base has no weights on this machine to merge it into"));
+        };
+        let (adapters, allow, info) = (self.adapters.clone(), self.allow.clone(), self.base.info.clone());
+        blocking("merge", move || MergedSource::allowing(base, adapters, &allow, &info)).await
+    }
+
+    /// What the adapters do to the answers to `probe`. Each model that tells is unloaded before the next is loaded, and the
+    /// last one before this returns.
+    ///
+    /// # Errors
+    /// Those of the loads and of [`Probe`].
+    async fn effect(&self, probe: &Probe, requantizing: Requantizing, loads: &mut Loads) -> Result<Effect> {
+        let backend = &self.backend;
+        if requantizing.can_be_beside {
+            let model = backend.load(self.beside()?, loads.next()).await?;
+            let asked =
+                async { Ok((probe.ask(&*model, None).await?, probe.ask(&*model, Some(&AdapterSet::new())).await?)) };
+            let asked = asked.await;
+            let (unmerged, base) = unloaded(model, asked).await?;
+            return probe.effect(unmerged, &base);
+        }
+        let merged = self.merged().await?;
+        let weights = self.weights(merged.info().clone(), Some(Arc::new(merged)));
+        let model = backend.load(weights, loads.next()).await?;
+        let asked = probe.ask(&*model, None).await;
+        let unmerged = unloaded(model, asked).await?;
+        let model = backend.load(self.base(), loads.next()).await?;
+        let asked = probe.ask(&*model, None).await;
+        probe.effect(unmerged, &unloaded(model, asked).await?)
+    }
+
+    /// How much of `effect` is lost in `loaded`, which is unloaded if that is too much.
+    ///
+    /// # Errors
+    /// Those of [`Probe`].
+    async fn lost(
+        &self,
+        probe: &Probe,
+        effect: &Effect,
+        requantizing: Requantizing,
+        loaded: &Arc<dyn LoadedModel>,
+    ) -> Result<f64> {
+        let measured = async {
+            let lost = effect.lost_in(&probe.ask(&**loaded, None).await?);
+            tracing::info!(
+                adapters = self.names(),
+                lost,
+                max_error = requantizing.max_error,
+                prompts = probe.len(),
+                "quantized again"
+            );
+            probe.check(lost, requantizing.max_error).map(|()| lost)
+        };
+        let measured = measured.await;
+        if measured.is_err() {
+            // What is wrong is said already.
+            drop(loaded.unload().await);
+        }
+        measured
+    }
+}
+
+/// `outcome` of a model, once its memory is back.
+async fn unloaded<T>(model: Arc<dyn LoadedModel>, outcome: Result<T>) -> Result<T> {
+    let unloaded = model.unload().await;
+    let outcome = outcome?;
+    unloaded.map(|()| outcome)
 }

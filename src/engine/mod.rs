@@ -4,6 +4,7 @@
 //!    what is here, and asks for the heads (`peek`) of what is not; a backend is found (`choose`), and the adapters are
 //!    checked against the base. Only then are files fetched (`fetch`), for which there is `room`; and what came is judged by itself.
 //! 2. `load`: the backend reads the tensors, adapters merged in as they are read, or kept from an earlier merge (`merged`).
+//!    What it loses where tensors are quantized again is measured first (`probe`).
 //! 3. [`Model::generate`] gives tokens.
 //!
 //! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source, which is asked once of
@@ -25,6 +26,7 @@ mod merged;
 mod model;
 mod peek;
 mod prepare;
+mod probe;
 mod resolve;
 mod room;
 mod route;

@@ -35,6 +35,8 @@ struct Inner {
     identity: Arc<Identity>,
     sets: Sets,
     stats: LoadStats,
+    /// [`Model::requantized_error`].
+    lost: Option<f64>,
     unloaded: AtomicBool,
     /// Keep its files from deletion until it is unloaded.
     holds: Mutex<Vec<Hold>>,
@@ -58,7 +60,8 @@ impl WeakModel {
 pub struct LoadStats {
     /// Fetching files, reading headers, choosing the backend, and reading and checking adapters.
     pub prepare: Duration,
-    /// Reading the weights, merging included, and handing them to the backend.
+    /// Reading the weights, merging included, and handing them to the backend; with what is loaded before that to measure
+    /// what quantizing again loses.
     pub backend: Duration,
 }
 
@@ -75,11 +78,11 @@ impl Model {
         plan: Plan,
         identity: Identity,
         sets: Sets,
-        stats: LoadStats,
+        (stats, lost): (LoadStats, Option<f64>),
         holds: Vec<Hold>,
     ) -> Self {
         let (identity, unloaded, holds) = (Arc::new(identity), AtomicBool::new(false), Mutex::new(holds));
-        Self { inner: Arc::new(Inner { loaded, plan, identity, sets, stats, unloaded, holds }) }
+        Self { inner: Arc::new(Inner { loaded, plan, identity, sets, stats, lost, unloaded, holds }) }
     }
 
     pub(crate) fn downgrade(&self) -> WeakModel {
@@ -182,6 +185,13 @@ impl Model {
     /// How long it took to load.
     pub fn load_stats(&self) -> LoadStats {
         self.inner.stats
+    }
+
+    /// Which part of its adapters' effect was lost when it was loaded, of a model that
+    /// [`AdapterPolicy::MergeRequantized`](llm_local_core::AdapterPolicy::MergeRequantized) quantized again: 0 is none, 1 as
+    /// much as they do.
+    pub fn requantized_error(&self) -> Option<f64> {
+        self.inner.lost
     }
 
     /// Forgets a session and frees its KV cache. As [`LoadedModel::end_session`]. [`crate::Session`] does this, and the

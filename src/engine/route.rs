@@ -1,17 +1,31 @@
 //! How adapters get into a model: merged into its weights, or beside them.
 
-use llm_local_core::{AdapterPolicy, Error, Result};
+use std::sync::Arc;
+
+use llm_local_core::{AdapterPolicy, Encoding, Error, ModelInfo, Result};
 
 use super::choose::Chosen;
-use crate::lora::{AdapterOutline, FitReport, not_mergeable, only_merged};
+use crate::lora::{AdapterOutline, FitReport, TouchedTensor, not_mergeable, only_merged};
 
 /// How adapters get into a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Route {
-    /// Into its weights, while these are read.
+    /// Into its weights, while these are read; what was quantized becomes floats.
     Merged,
     /// As low-rank paths that the backend runs beside them.
     Beside,
+    /// Into its weights, some of which are quantized, and are quantized again.
+    Requantized(Requantizing),
+}
+
+/// What is asked of a merge that quantizes again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Requantizing {
+    /// The largest part of the adapters' effect that may be lost.
+    pub(super) max_error: f32,
+    /// Whether the adapters can run beside the weights, which is what the loss is measured against. If not, it is measured
+    /// against the merge into dequantized tensors.
+    pub(super) can_be_beside: bool,
 }
 
 /// Why adapters that would better run beside quantized weights are merged, the tensors that they touch dequantized. There
@@ -52,6 +66,8 @@ impl Route {
     ) -> Result<(Self, Option<Dequantized>)> {
         let (hint_merged, hint_beside) =
             ("use a checkpoint of the base in f32, f16 or bf16", "let it be merged (`adapter_policy` `auto`)");
+        let hint_requantized =
+            "keep it unmerged (`keep-unmerged`), or use a checkpoint of the base in f32, f16 or bf16";
         let failed = |why, hint| Err(failure(report, policy, why, hint));
         match (policy, not_mergeable(report), not_beside) {
             (AdapterPolicy::KeepUnmerged, _, None) => Ok((Self::Beside, None)),
@@ -59,9 +75,25 @@ impl Route {
             (AdapterPolicy::MergeDequantized, None, _) => Ok((Self::Merged, None)),
             (AdapterPolicy::MergeDequantized, Some(why), _) => failed(why, hint_merged),
             _ if report.quantized().is_none() => Ok((Self::Merged, None)),
+            (AdapterPolicy::MergeRequantized { max_error }, None, not_beside) => {
+                let route = Self::Requantized(Requantizing { max_error, can_be_beside: not_beside.is_none() });
+                Ok((route, not_beside.map(|not_beside| Dequantized { not_beside, policy })))
+            }
+            (AdapterPolicy::MergeRequantized { .. }, Some(why), _) => failed(why, hint_requantized),
             (_, _, None) => Ok((Self::Beside, None)),
             (_, None, Some(not_beside)) => Ok((Self::Merged, Some(Dequantized { not_beside, policy }))),
             (_, Some(not_merged), Some(why)) => failed(format!("{not_merged}; and {why}"), hint_merged),
+        }
+    }
+}
+
+impl Route {
+    /// The description of the model that the backend gets, whose base is `info`.
+    pub(super) fn info(self, report: &FitReport, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
+        match self {
+            Self::Beside => info.clone(),
+            Self::Merged => report.merged_info(info),
+            Self::Requantized(_) => requantized_info(report, info),
         }
     }
 }
@@ -74,14 +106,39 @@ impl Dequantized {
     /// [`Error::AdapterMergeFailed`]: what keeps the adapters from running beside the weights, and how much memory is missing.
     pub(super) fn check_room(&self, report: &FitReport, required: u64, available: Option<u64>) -> Result<()> {
         let Some(available) = available.filter(|available| *available < required) else { return Ok(()) };
+        let why_dequantized = match self.policy {
+            AdapterPolicy::MergeRequantized { .. } => ", which tells what is lost once they are quantized again",
+            _ => "",
+        };
         let why = format!(
-            "{}; and merged, the tensors that it changes dequantized, the model takes {required} bytes of memory, of \
-             which {available} are available",
+            "{}; and merged, the tensors that it changes dequantized{why_dequantized}, the model takes {required} bytes \
+             of memory, of which {available} are available",
             self.not_beside
         );
         let hint = "free memory, ask for a shorter context, or use a base whose adapters can run beside its weights";
         Err(failure(report, self.policy, why, hint))
     }
+}
+
+/// The tensors that are quantized again.
+pub(super) fn requantized(report: &FitReport) -> impl Iterator<Item = &TouchedTensor> {
+    report
+        .touched
+        .iter()
+        .filter(|touched| !touched.adapters.is_empty() && !matches!(touched.stored, Encoding::Float(_)))
+}
+
+/// As [`FitReport::merged_info`], every tensor in the base's own encoding.
+fn requantized_info(report: &FitReport, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
+    let merged = report.merged_info(info);
+    let mut tensors = merged.tensors.to_vec();
+    for touched in requantized(report) {
+        tensors.iter_mut().filter(|entry| entry.name == touched.name).for_each(|entry| entry.encoding = touched.stored);
+    }
+    if tensors[..] == info.tensors[..] {
+        return info.clone();
+    }
+    Arc::new(ModelInfo::new(merged.id.clone(), merged.format.clone(), tensors))
 }
 
 fn failure(report: &FitReport, policy: AdapterPolicy, why: String, hint: &str) -> Error {

@@ -8,11 +8,17 @@ use crate::lora::fit;
 
 /// A report of one pair on a matrix that is stored so.
 fn report(stored: Encoding) -> FitReport {
+    described(stored).0
+}
+
+/// As [`report`], with the description of the base.
+fn described(stored: Encoding) -> (FitReport, Arc<ModelInfo>) {
     let config = Arc::new(json!({"model_type": "test"}));
     let entries = vec![TensorEntry::new("m.weight", vec![32, 64], stored)];
     let info = ModelInfo::new("base", ModelFormat::Safetensors { config }, entries);
     let module = LoraModule::new("m", (1, 64, 32), vec![1.0; 64], vec![1.0; 32], 1.0);
-    fit(&[(Arc::new(LoraAdapter::new("hf:some/adapter", "", vec![module])), 1.0)], &info).unwrap()
+    let adapter = Arc::new(LoraAdapter::new("hf:some/adapter", "", vec![module]));
+    (fit(&[(adapter, 1.0)], &info).unwrap(), Arc::new(info))
 }
 
 fn decide(policy: AdapterPolicy, stored: Encoding, not_beside: Option<&str>) -> Result<(Route, Option<Dequantized>)> {
@@ -21,6 +27,7 @@ fn decide(policy: AdapterPolicy, stored: Encoding, not_beside: Option<&str>) -> 
 
 const FLOATS: Encoding = Encoding::Float(FloatType::Bf16);
 const UNKNOWN: Encoding = Encoding::Ggml(GgmlType::IQ4_NL);
+const REQUANTIZED: AdapterPolicy = AdapterPolicy::MergeRequantized { max_error: 0.1 };
 const AFFINE: Encoding = Encoding::MlxAffine { bits: 4, group_size: 64 };
 
 #[test]
@@ -28,6 +35,7 @@ fn floats_are_merged_unless_they_are_to_be_kept() {
     for (policy, route) in [
         (AdapterPolicy::Auto, Route::Merged),
         (AdapterPolicy::MergeDequantized, Route::Merged),
+        (REQUANTIZED, Route::Merged),
         (AdapterPolicy::KeepUnmerged, Route::Beside),
     ] {
         let (found, dequantized) = decide(policy, FLOATS, None).unwrap();
@@ -57,6 +65,12 @@ fn formats_that_nothing_dequantizes_are_refused_with_all_that_is_in_the_way() {
             assert!(error.contains(word), "`{word}` is not in: {error}");
         }
     }
+    for encoding in [UNKNOWN, AFFINE] {
+        let error = decide(REQUANTIZED, encoding, None).unwrap_err().to_string();
+        for word in ["`m.weight`", &encoding.to_string(), "`merge-requantized, at most 0.1 lost`", "`keep-unmerged`"] {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    }
     let error = decide(AdapterPolicy::KeepUnmerged, FLOATS, Some("the backend cannot")).unwrap_err().to_string();
     assert!(error.contains("the backend cannot") && error.contains("let it be merged"), "{error}");
 }
@@ -77,6 +91,32 @@ fn what_cannot_run_beside_quantized_weights_is_merged_if_there_is_memory() {
     for word in ["hf:some/adapter", "the backend cannot", "5000 bytes", "4999 are available", "`auto`"] {
         assert!(error.to_string().contains(word), "`{word}` is not in: {error}");
     }
+}
+
+#[cfg(feature = "candle")]
+#[test]
+fn what_is_quantized_again_is_measured_against_what_the_backend_can_run() {
+    let blocks = Encoding::Ggml(GgmlType::Q4_0);
+    let (route, dequantized) = decide(REQUANTIZED, blocks, None).unwrap();
+    assert_eq!(route, Route::Requantized(Requantizing { max_error: 0.1, can_be_beside: true }));
+    assert!(dequantized.is_none());
+    let (route, dequantized) = decide(REQUANTIZED, blocks, Some("the backend cannot")).unwrap();
+    assert_eq!(route, Route::Requantized(Requantizing { max_error: 0.1, can_be_beside: false }));
+    let error = dequantized.unwrap().check_room(&report(blocks), 5000, Some(4999)).unwrap_err().to_string();
+    for word in ["the backend cannot", "tells what is lost", "5000 bytes", "`merge-requantized, at most 0.1 lost`"] {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+}
+
+#[cfg(feature = "candle")]
+#[test]
+fn what_is_quantized_again_is_described_as_the_base_is() {
+    let (report, info) = described(Encoding::Ggml(GgmlType::Q4_0));
+    let route = decide(REQUANTIZED, Encoding::Ggml(GgmlType::Q4_0), None).unwrap().0;
+    assert!(Arc::ptr_eq(&route.info(&report, &info), &info));
+    assert!(Arc::ptr_eq(&Route::Beside.info(&report, &info), &info));
+    let dequantized = Route::Merged.info(&report, &info);
+    assert_eq!(dequantized.tensors[0].encoding, Encoding::Float(FloatType::F16));
 }
 
 #[cfg(not(feature = "candle"))]

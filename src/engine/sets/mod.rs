@@ -68,9 +68,9 @@ impl Sets {
         let can_run = plan.model.as_ref().is_some_and(|model| model.capabilities.unmerged);
         let base = if !can_run {
             Err(format!("backend `{}` cannot run adapters beside the weights of `{}`", plan.backend, plan.id))
-        } else if route == Route::Merged && !adapters.is_empty() {
+        } else if route != Route::Beside && !adapters.is_empty() {
             Err(format!("the adapters of `{}` were merged into its weights when it was loaded; {UNMERGED}", plan.id))
-        } else if policy == AdapterPolicy::MergeDequantized {
+        } else if matches!(policy, AdapterPolicy::MergeDequantized | AdapterPolicy::MergeRequantized { .. }) {
             Err(format!("`{}` was loaded with `adapter_policy = \"{policy}\"`; {UNMERGED}", plan.id))
         } else {
             Ok(Arc::new(for_fit(&info)))
