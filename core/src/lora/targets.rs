@@ -21,6 +21,9 @@ pub struct DeclaredTargets {
     /// Bare parameters (PEFT's `target_parameters`): tensors of the base whose name is one of these, or ends with `.` and one
     /// of these. None of the fields above confines them.
     pub parameters: Vec<String>,
+    /// Modules that are saved in full (PEFT's `modules_to_save`): regular expressions of whole segments of a path. What they
+    /// match, and what is in it, is none of the modules.
+    pub saved: Vec<String>,
 }
 
 impl DeclaredTargets {
@@ -33,6 +36,7 @@ impl DeclaredTargets {
             layers_pattern: Vec::new(),
             last_layers: None,
             parameters: Vec::new(),
+            saved: Vec::new(),
         }
     }
 
@@ -57,6 +61,12 @@ impl DeclaredTargets {
     /// Sets the bare parameters.
     pub fn with_parameters(mut self, parameters: Vec<String>) -> Self {
         self.parameters = parameters;
+        self
+    }
+
+    /// Sets the modules that are saved in full.
+    pub fn with_saved(mut self, saved: Vec<String>) -> Self {
+        self.saved = saved;
         self
     }
 }

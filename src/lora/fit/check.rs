@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use llm_local_core::Allowance;
 
 use super::{
+    experts::stacked_names,
     place::{Misfit, MisfitKind, Placed, Placing},
     report::Defect,
     tie::keeps_tied,
@@ -100,6 +101,7 @@ pub(super) fn check(placing: &Placing<'_>, allowed: &BTreeSet<Allowance>) -> Che
             decoder.architecture.gguf_name()
         )]);
     }
+    found.allowable(Allowance::UnknownFields, placing.adapter.unknown_fields.iter().cloned());
     let targets = declared(placing, &base, &mut found);
     let mut seen = BTreeSet::new();
     for (index, module) in modules.iter().enumerate() {
@@ -119,9 +121,11 @@ pub(super) fn check(placing: &Placing<'_>, allowed: &BTreeSet<Allowance>) -> Che
         }
     }
     if let Some(targets) = &targets {
-        match targets.covered(&base) {
+        let modules = modules.iter().filter(|module| !module.is_parameter).map(|module| module.name.as_str()).collect();
+        match targets.covered(&base, &modules) {
             Ok(covered) => {
-                found.targets = covered.iter().map(|name| ((*name).to_owned(), seen.contains(name))).collect();
+                found.targets = covered.iter().map(|name| ((*name).to_owned(), modules.contains(name))).collect();
+                parameters(targets, &base, &seen, &mut found);
                 let reason = incomplete(&found.targets);
                 found.allowable(Allowance::MissingTensors, reason);
             }
@@ -163,7 +167,9 @@ fn declared(placing: &Placing<'_>, base: &BaseModules<'_>, found: &mut Checked) 
     match targets.unmatched(base) {
         Ok(names) => found.unmatched = names,
         // Then all its tensors are of modules that it does not declare.
-        Err(reason) if targets.covered(base).is_ok() => found.allowable(Allowance::UndeclaredTensors, [reason]),
+        Err(reason) if targets.covered(base, &BTreeSet::new()).is_ok() => {
+            found.allowable(Allowance::UndeclaredTensors, [reason])
+        }
         Err(reason) => {
             found.other([reason]);
             return None;
@@ -179,13 +185,29 @@ fn declared(placing: &Placing<'_>, base: &BaseModules<'_>, found: &mut Checked) 
     Some(targets)
 }
 
+/// Adds the bare parameters of the base that the adapter, which has pairs for `seen`, says it applies to.
+fn parameters(targets: &Targets, base: &BaseModules<'_>, seen: &BTreeSet<&str>, found: &mut Checked) {
+    // Experts that a checkpoint stores one by one are stacked in memory, and have names of parameters there.
+    let mut names = stacked_names(base.tensors());
+    names.extend(base.tensors().map(str::to_owned));
+    let unmatched = targets.unmatched_parameters(&names);
+    let declared = names.into_iter().filter(|name| targets.has_parameter(name));
+    found.targets.extend(declared.map(|name| (name.clone(), seen.contains(name.as_str()))));
+    if !unmatched.is_empty() && found.targets.is_empty() {
+        let reason =
+            format!("`target_parameters` declares {}, and no tensor of the base has such a name", some_of(&unmatched));
+        found.allowable(Allowance::MissingTensors, [reason]);
+    }
+    found.unmatched.extend(unmatched);
+}
+
 /// That the adapter has no pair for some of its declared targets, if that is so.
 fn incomplete(targets: &BTreeMap<String, bool>) -> Option<String> {
     let missing: Vec<_> = targets.iter().filter(|(_, has_tensors)| !**has_tensors).map(|(name, _)| name).collect();
     (!missing.is_empty()).then(|| {
         format!(
-            "it declares {} target{} that it has no tensors for: {}; it is incomplete, or `target_modules` covers \
-             more than was trained",
+            "it declares {} target{} that it has no tensors for: {}; it is incomplete, or `target_modules` (or \
+             `target_parameters`) covers more than was trained",
             missing.len(),
             if missing.len() == 1 { "" } else { "s" },
             some_of(&missing)
@@ -196,14 +218,16 @@ fn incomplete(targets: &BTreeMap<String, bool>) -> Option<String> {
 /// Why `module` should have no pair by what the adapter declares, if it should not; the error is as that of
 /// [`Targets::verdict`].
 fn undeclared(module: &ModuleOutline, targets: &Targets) -> Result<Option<String>, String> {
-    // What declares them is `target_parameters`, by their own names.
+    let name = &module.name;
     if module.is_parameter {
-        return Ok(None);
+        let has = targets.has_parameter(name);
+        return Ok((!has).then(|| format!("it has tensors for `{name}`, which `target_parameters` does not name")));
     }
     let why = match targets.verdict(&module.name)? {
         Verdict::Covered => return Ok(None),
         Verdict::NotDeclared => "`target_modules` does not cover",
         Verdict::Excluded => "`exclude_modules` excludes",
+        Verdict::Saved => "`modules_to_save` has in full, so that PEFT would put no pair there, and",
         Verdict::OtherLayer => "`layers_to_transform` leaves out",
     };
     Ok(Some(format!("it has tensors for the module `{}`, which {why}", module.name)))

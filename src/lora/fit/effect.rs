@@ -4,20 +4,24 @@ use llm_local_core::{LoraAdapter, LoraModule, lora::AdapterFeature};
 
 use crate::lora::{floats, message::all_of, targets::BaseModules};
 
-/// Why the values of an adapter that fits would do nothing, if that is so: the merge would add nothing but zeros.
-pub(super) fn without_effect(adapter: &LoraAdapter, weight: f32) -> Option<String> {
+/// Why the values of an adapter that fits would do nothing, if that is so: the merge would add nothing but zeros. Parts for
+/// the tensors `unused` do nothing whatever they hold.
+pub(super) fn without_effect(adapter: &LoraAdapter, weight: f32, unused: &[String]) -> Option<String> {
+    let is_used = |name: &String| !unused.contains(name);
     let is_zero = |m: &LoraModule| {
         let scale = m.scale * f64::from(weight);
         let has_bias = m.bias.iter().flatten().any(|b| (f64::from(*b) * scale) as f32 != 0.0);
         m.magnitude.is_none() && !has_bias && pair_is_zero(m, scale)
     };
-    let is_plain = adapter.replacements.is_empty() && adapter.rows.is_empty() && !adapter.modules.is_empty();
-    (is_plain && adapter.modules.iter().all(is_zero)).then(|| {
+    let modules: Vec<_> = adapter.modules.iter().filter(|module| is_used(&module.weight_name())).collect();
+    let replaces = adapter.replacements.iter().any(|replaced| is_used(&replaced.name))
+        || adapter.rows.iter().any(|rows| is_used(&rows.name));
+    (!replaces && !modules.is_empty() && modules.iter().all(|module| is_zero(module))).then(|| {
         format!(
             "its delta is too small for f32 and becomes 0 in {}, so it would do nothing; its scale is {:e} and its \
              weight {weight}: are `lora_alpha` and the weight right?",
-            all_of(adapter.modules.len(), "module"),
-            adapter.modules[0].scale
+            all_of(modules.len(), "module"),
+            modules[0].scale
         )
     })
 }

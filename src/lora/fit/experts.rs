@@ -1,6 +1,6 @@
 //! Experts that a base stores one by one, as an adapter sees them: stacked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::view::Seen;
 
@@ -19,9 +19,45 @@ const NAMINGS: [Naming; 2] = [
     Naming { block: "block_sparse_moe.experts", gate: "w1", up: "w3", down: "w2" },
 ];
 
-/// The `count` experts of the stacked weight `name` that `tensors` has one by one: shape (experts, out, in). transformers
+/// What Mixtral's checkpoints call the block that transformers calls `mlp`, and its router.
+const ROUTERS: [&str; 2] = [".block_sparse_moe.gate.weight", ".mlp.gate.weight"];
+
+/// Gives routers the name that they have in memory, where `adapter` has that of one.
+pub(super) fn rename_routers(adapter: &BTreeSet<&str>, tensors: &mut BTreeMap<String, Seen>) {
+    let [stored, in_memory] = ROUTERS;
+    let is_router = |name: &&str| name.ends_with(in_memory) || format!("{name}.weight").ends_with(in_memory);
+    if !adapter.iter().any(is_router) {
+        return;
+    }
+    let names: Vec<_> = tensors.keys().filter_map(|name| name.strip_suffix(stored).map(str::to_owned)).collect();
+    for layer in names {
+        if let Some(router) = tensors.remove(&format!("{layer}{stored}")) {
+            tensors.entry(format!("{layer}{in_memory}")).or_insert(router);
+        }
+    }
+}
+
+/// The names that transformers gives, in memory, to the weights that the experts among `tensors` become.
+pub(super) fn stacked_names<'a>(tensors: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    let stacked = |name: &'a str| {
+        NAMINGS.iter().find_map(|naming| {
+            let (layer, rest) = name.split_once(naming.block)?;
+            let (index, projection) = rest.strip_prefix('.')?.split_once('.')?;
+            index.parse::<usize>().ok()?;
+            let last = match projection.strip_suffix(".weight")? {
+                projection if projection == naming.down => "down_proj",
+                projection if projection == naming.gate || projection == naming.up => "gate_up_proj",
+                _ => return None,
+            };
+            Some(format!("{layer}mlp.experts.{last}"))
+        })
+    };
+    tensors.filter_map(stacked).collect()
+}
+
+/// The experts of the stacked weight `name` that `tensors` has one by one: shape (experts, out, in). transformers
 /// stacks them so when it loads a checkpoint (`conversion_mapping.py`), gate before up, and mlx-lm likewise (`sanitize`).
-pub(super) fn stack(name: &str, count: usize, tensors: &mut BTreeMap<String, Seen>) -> Option<Seen> {
+pub(super) fn stack(name: &str, tensors: &mut BTreeMap<String, Seen>) -> Option<Seen> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let (path, last) = module.rsplit_once('.')?;
     let block = ["experts", "switch_mlp"].iter().find_map(|block| path.strip_suffix(block))?;
@@ -35,12 +71,9 @@ pub(super) fn stack(name: &str, count: usize, tensors: &mut BTreeMap<String, See
             _ => return None,
         };
         let name = |expert, projection: &str| format!("{layer}{}.{expert}.{projection}.weight", naming.block);
+        let count = (0..).take_while(|expert| tensors.contains_key(&name(*expert, projections[0]))).count();
         let names = || (0..count).flat_map(|expert| projections.iter().map(move |projection| name(expert, projection)));
         let pieces: Vec<_> = names().map(|name| tensors.get(&name)).collect::<Option<_>>()?;
-        // One more would be left out.
-        if tensors.contains_key(&name(count, projections[0])) {
-            return None;
-        }
         let (first, columns) = (pieces.first()?, *pieces.first()?.shape.get(1)?);
         let is_alike = pieces.iter().all(|piece| piece.shape == first.shape);
         let rows = first.shape[0] * projections.len();

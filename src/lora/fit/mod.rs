@@ -85,16 +85,17 @@ pub(super) fn fit_changes(
         adapters.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
     let (mut report, changes) = outlined_changes(&outlines, allow, info)?;
     for (index, (adapter, weight)) in adapters.iter().enumerate() {
-        let defects = by_values(adapter, *weight);
         let fitted = &mut report.adapters[index];
+        let defects = by_values(adapter, *weight, &fitted.unused);
         fitted.let_pass.extend(refused(&adapter.reference, defects, of(allow, index))?);
     }
     Ok((report, changes))
 }
 
-/// What only the values of an adapter tell.
-fn by_values(adapter: &LoraAdapter, weight: f32) -> Vec<Defect> {
-    let no_effect = without_effect(adapter, weight).map(|reason| Defect::allowable(reason, Allowance::NoEffect));
+/// What only the values of an adapter tell, whose parts for the tensors `unused` are left out.
+fn by_values(adapter: &LoraAdapter, weight: f32, unused: &[String]) -> Vec<Defect> {
+    let no_effect = without_effect(adapter, weight, unused);
+    let no_effect = no_effect.map(|reason| Defect::allowable(reason, Allowance::NoEffect));
     no_effect.into_iter().chain(parts_tie(adapter).map(Defect::new)).collect()
 }
 
@@ -195,7 +196,7 @@ pub(super) fn diagnose(adapter: &LoraAdapter, weight: f32, allowed: &BTreeSet<Al
         let everything = [Allowance::ALL.into_iter().collect()];
         checked.defects.extend(outlined_changes(&outlines, &everything, info).err().map(own));
     }
-    checked.defects.extend(by_values(adapter, weight));
+    checked.defects.extend(by_values(adapter, weight, &checked.unused()));
     checked
 }
 

@@ -275,11 +275,14 @@ impl Placing<'_> {
                 .into());
             }
             (Some(experts), shape) => {
-                return Err(format!(
+                let reason = format!(
                     "the base tensor `{weight}` has the shape {}; the pairs of `{name}` need ({experts}, out, in)",
                     shape_text(shape)
-                )
-                .into());
+                );
+                let [found, rows, columns] = *shape else { return Err(reason.into()) };
+                let (rows, columns) = if module.transposed { (columns, rows) } else { (rows, columns) };
+                let expected = vec![("lora_A", vec![found, *rank, columns]), ("lora_B", vec![found, rows, *rank])];
+                return Err(Misfit::misshaped(reason, expected));
             }
         };
         let direct = (*out_features, *in_features) == (rows, columns);
@@ -290,9 +293,31 @@ impl Placing<'_> {
         } else if BaseModules::is_embedding(plain_name) {
             // `fan_in_fan_out` is not of embeddings; a reader sets it where the magnitude is of columns.
             turned && module.transposed
+        } else if stores_transposed(self.info, plain_name) {
+            // Inputs and outputs are the module's: the base alone says how its weight lies.
+            if !turned {
+                let factors = vec![("lora_A", vec![*rank, rows]), ("lora_B", vec![columns, *rank])];
+                let reason = format!(
+                    "`{name}` has {in_features} inputs and {out_features} outputs; the base tensor `{weight}`, which is \
+                     stored as (in, out), has the shape {}",
+                    shape_text(shape)
+                );
+                return Err(Misfit::misshaped(reason, factors));
+            }
+            true
         } else {
             // PEFT ignores `fan_in_fan_out` on `nn.Linear`, which every projection of a described decoder is, and every head.
-            turned && module.transposed && self.info.decoder.is_err() && !BaseModules::is_head(plain_name)
+            let can_be = module.transposed && self.info.decoder.is_err() && !BaseModules::is_head(plain_name);
+            if can_be && turned && direct {
+                return Err(format!(
+                    "`{weight}` is square, and the adapter says that it is stored as (in, out) (`fan_in_fan_out`), which \
+                     PEFT follows only where a model does that (Conv1D, as in GPT-2), and whether `{}` does is not known; \
+                     if its layers are linear, set `fan_in_fan_out` to false",
+                    self.info.id
+                )
+                .into());
+            }
+            can_be && turned
         };
         if direct || is_turned {
             return Ok(is_turned);
@@ -383,11 +408,24 @@ fn floats(seen: &Seen, name: &str) -> Result<(), String> {
     }
 }
 
-/// Whether experts' weights are (experts, in, out): `is_transposed` in transformers' `modeling_*.py`, and Llama 4's.
-fn stores_experts_transposed(info: &ModelInfo) -> bool {
+/// Models whose experts' weights are (experts, in, out): `is_transposed` in transformers' `modeling_*.py`, and Llama 4's.
+const EXPERTS_IN_OUT: &[&str] = &["gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "openai_privacy_filter"];
+
+/// Models whose linear layers are transformers' `Conv1D`, and the last segments of those layers' paths.
+const CONV1D: (&[&str], &[&str]) =
+    (&["gpt2", "openai-gpt", "decision_transformer", "imagegpt"], &["c_attn", "q_attn", "c_proj", "c_fc"]);
+
+fn is_of_type(info: &ModelInfo, types: &[&str]) -> bool {
     let llm_local_core::ModelFormat::Safetensors { config } = &info.format else { return false };
-    let kind = config.get("model_type").and_then(serde_json::Value::as_str);
-    kind.is_some_and(|kind| {
-        ["gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "openai_privacy_filter"].contains(&kind)
-    })
+    config.get("model_type").and_then(serde_json::Value::as_str).is_some_and(|own| types.contains(&own))
+}
+
+fn stores_experts_transposed(info: &ModelInfo) -> bool {
+    is_of_type(info, EXPERTS_IN_OUT)
+}
+
+/// Whether the weight of the module is (in, out).
+fn stores_transposed(info: &ModelInfo, module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    is_of_type(info, CONV1D.0) && CONV1D.1.contains(&last)
 }

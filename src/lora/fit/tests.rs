@@ -1,3 +1,7 @@
+mod declared;
+mod experts;
+mod orientation;
+
 use std::sync::Arc;
 
 use llm_local_core::{

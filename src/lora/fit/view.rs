@@ -59,10 +59,11 @@ impl View {
         if let Ok(decoder) = &info.decoder {
             resplit(&mut tensors, decoder, &adapter_names(adapter));
         }
+        experts::rename_routers(&adapter_names(adapter), &mut tensors);
         for module in adapter.modules.iter().filter(|m| m.experts.is_some()) {
             let name = module.weight_name();
             if !tensors.contains_key(&name)
-                && let Some(stacked) = experts::stack(&name, module.experts.unwrap_or(0), &mut tensors)
+                && let Some(stacked) = experts::stack(&name, &mut tensors)
             {
                 tensors.insert(name, stacked);
             }

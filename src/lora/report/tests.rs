@@ -90,7 +90,7 @@ verdict   it does not fit
   error (undeclared-tensors would let it pass)  it has tensors for the module `model.layers.9.self_attn.q_proj`, which \
 `layers_to_transform` leaves out
   let pass (missing-tensors)  it declares 1 target that it has no tensors for: `model.layers.3.self_attn.v_proj`; it is \
-incomplete, or `target_modules` covers more than was trained
+incomplete, or `target_modules` (or `target_parameters`) covers more than was trained
 format    peft
 features  plain pairs alone
 rank      2

@@ -105,6 +105,12 @@ impl Pattern {
         Self::new(field, text, &format!(r"\A(.*\.)?({text})\z"))
     }
 
+    /// The expression `text` of `field`, which must match whole segments of a path, or all of them, that end where one of the
+    /// path does: in Python `re.match(r"(^|.*\.)TEXT($|\..*)", path)`.
+    pub(super) fn of_segments(field: &str, text: &str) -> Result<Self, String> {
+        Self::new(field, text, &format!(r"\A(?:|.*\.)(?:{text})(?:\z|\.)"))
+    }
+
     pub(super) fn is_match(&self, module: &str) -> Result<bool, String> {
         self.regex.is_match(module).map_err(|error| self.undecided(module, &error))
     }

@@ -1,6 +1,6 @@
 //! Which modules of a base an adapter says it applies to.
 //!
-//! Source of the rules: PEFT `src/peft/tuners/tuners_utils.py`, `check_target_module_exists` and
+//! Source of the rules: PEFT `src/peft/tuners/tuners_utils.py`, `check_target_module_exists`, `_inject_parameters` and
 //! `_maybe_include_all_linear_layers`; the defaults are those of `src/peft/utils/constants.py`.
 
 mod last;
@@ -10,7 +10,7 @@ mod overrides;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llm_local_core::{
     ModelFormat, ModelInfo, TensorEntry,
@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use self::{
     last::LastLayers,
-    matcher::{LayerFilter, Matcher, NoMatch},
+    matcher::{LayerFilter, Matcher, NoMatch, Pattern},
 };
 pub(super) use self::{matcher::ends_with_path, overrides::Overrides};
 use super::message::some_of;
@@ -28,6 +28,7 @@ use super::message::some_of;
 /// The modules of a base: whatever has a `<module>.weight`.
 pub(super) struct BaseModules<'a> {
     by_name: BTreeMap<&'a str, &'a TensorEntry>,
+    tensors: &'a [TensorEntry],
     model_type: Option<&'a str>,
 }
 
@@ -76,7 +77,7 @@ impl<'a> BaseModules<'a> {
             ModelFormat::Safetensors { config } => config.get("model_type").and_then(Value::as_str),
             _ => None,
         };
-        Self { by_name: info.tensors.iter().filter_map(module).collect(), model_type }
+        Self { by_name: info.tensors.iter().filter_map(module).collect(), tensors: &info.tensors, model_type }
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
@@ -93,12 +94,36 @@ impl<'a> BaseModules<'a> {
         HEADS.contains(&last_segment(module))
     }
 
+    /// What of a mixture of experts the module is.
+    fn mixture(&self, module: &str) -> Option<Mixture> {
+        let mut segments = module.split('.').skip_while(|segment| *segment != "experts").skip(1);
+        if segments.next().is_some_and(|index| index.parse::<usize>().is_ok()) {
+            return Some(Mixture::Expert);
+        }
+        let (parent, last) = module.rsplit_once('.')?;
+        let experts = format!("{parent}.experts.");
+        let is_router = ["gate", "router"].contains(&last) && self.tensors.iter().any(|t| t.name.starts_with(&experts));
+        is_router.then_some(Mixture::Router)
+    }
+
+    /// The names of all tensors, also of those that are no module's weight.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &'a str> {
+        self.tensors.iter().map(|tensor| tensor.name.as_str())
+    }
+
     fn linear_except_head(&self) -> Vec<String> {
         let linear = |(name, t): &(&&str, &&TensorEntry)| {
             t.shape.len() == 2 && !Self::is_embedding(name) && !Self::is_head(name)
         };
         self.by_name.iter().filter(linear).map(|(name, _)| (*name).to_owned()).collect()
     }
+}
+
+/// The parts of a mixture of experts that choose and that are chosen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mixture {
+    Expert,
+    Router,
 }
 
 fn last_segment(module: &str) -> &str {
@@ -111,6 +136,8 @@ pub(super) enum Verdict {
     Covered,
     NotDeclared,
     Excluded,
+    /// It is saved in full, or within what is.
+    Saved,
     OtherLayer,
 }
 
@@ -120,8 +147,11 @@ pub(super) struct Targets {
     exclude: Option<Matcher>,
     layers: Option<LayerFilter>,
     last: Option<LastLayers>,
-    /// Whether nothing but bare parameters is declared.
-    only_parameters: bool,
+    saved: Vec<Pattern>,
+    /// Whether it is all linear modules that are declared.
+    all_linear: bool,
+    /// The ends of the names of bare parameters.
+    parameters: Vec<String>,
 }
 
 impl Targets {
@@ -149,8 +179,10 @@ impl Targets {
             layers => Some(LayerFilter::new(layers.to_vec(), &declared.layers_pattern)?),
         };
         let last = declared.last_layers.map(|count| LastLayers::new(count, base.names()));
-        let only_parameters = modules.is_empty() && !declared.parameters.is_empty();
-        Ok(Self { modules, exclude, layers, last, only_parameters })
+        let saved = declared.saved.iter().map(|name| Pattern::of_segments("modules_to_save", name));
+        let saved = saved.collect::<Result<_, _>>()?;
+        let all_linear = declared.modules == ModuleSelector::AllLinear;
+        Ok(Self { modules, exclude, layers, last, saved, all_linear, parameters: declared.parameters.clone() })
     }
 
     /// Whether the adapter says that it applies to `module`. The error names a field whose regular expression cannot be
@@ -158,6 +190,11 @@ impl Targets {
     pub(super) fn verdict(&self, module: &str) -> Result<Verdict, String> {
         if self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(module))? {
             return Ok(Verdict::Excluded);
+        }
+        for saved in &self.saved {
+            if saved.is_match(module)? {
+                return Ok(Verdict::Saved);
+            }
         }
         if !self.modules.matches(module)? {
             return Ok(Verdict::NotDeclared);
@@ -171,17 +208,40 @@ impl Targets {
         Ok(if by_index && from_last { Verdict::Covered } else { Verdict::OtherLayer })
     }
 
-    /// The modules of `base` that the adapter says it applies to.
-    pub(super) fn covered<'a>(&self, base: &BaseModules<'a>) -> Result<Vec<&'a str>, String> {
-        let covered = base.names().map(|name| Ok((name, self.verdict(name)? == Verdict::Covered)));
+    /// The modules of `base` that the adapter, which `has` pairs for these, says it applies to.
+    ///
+    /// Experts and their routers are linear modules in some versions of transformers, and bare parameters in others, which
+    /// `all-linear` does not reach: so they are meant by that where the adapter has one of their kind.
+    pub(super) fn covered<'a>(&self, base: &BaseModules<'a>, has: &BTreeSet<&str>) -> Result<Vec<&'a str>, String> {
+        let mixture = |name: &str| self.all_linear.then(|| base.mixture(name)).flatten();
+        let kinds: Vec<_> = has.iter().filter_map(|name| mixture(name)).collect();
+        let is_meant = |name: &str| mixture(name).is_none_or(|kind| kinds.contains(&kind));
+        let covered = base.names().filter(|name| is_meant(name));
+        let covered = covered.map(|name| Ok((name, self.verdict(name)? == Verdict::Covered)));
         let covered = covered.collect::<Result<Vec<_>, String>>()?;
         Ok(covered.into_iter().filter(|(_, covered)| *covered).map(|(name, _)| name).collect())
+    }
+
+    /// Whether the adapter says that it applies to the bare parameter `name`. Nothing else that it says confines those.
+    pub(super) fn has_parameter(&self, name: &str) -> bool {
+        self.parameters.iter().any(|end| ends_with_path(name, end))
+    }
+
+    /// The ends of names of bare parameters that none of `tensors` has.
+    pub(super) fn unmatched_parameters(&self, tensors: &BTreeSet<String>) -> Vec<String> {
+        let none = |end: &&String| !tensors.iter().any(|name| ends_with_path(name, end));
+        self.parameters.iter().filter(none).cloned().collect()
+    }
+
+    /// Whether nothing but bare parameters is declared.
+    fn only_parameters(&self) -> bool {
+        self.modules.is_empty() && !self.parameters.is_empty()
     }
 
     /// The declared names that match nothing in `base`: PEFT lets them pass, and one list for several architectures has
     /// such. The error is that nothing at all matches.
     pub(super) fn unmatched(&self, base: &BaseModules<'_>) -> Result<Vec<String>, String> {
-        if self.only_parameters {
+        if self.only_parameters() {
             return Ok(Vec::new());
         }
         self.modules.without_match(|| base.names()).map_err(|error| match error {

@@ -21,7 +21,7 @@ fn pattern(text: &str) -> ModuleSelector {
 fn covered(info: &ModelInfo, declared: &DeclaredTargets) -> Vec<String> {
     let base = BaseModules::new(info);
     let targets = Targets::new(declared, &base).unwrap();
-    targets.covered(&base).unwrap().into_iter().map(String::from).collect()
+    targets.covered(&base, &[].into()).unwrap().into_iter().map(String::from).collect()
 }
 
 /// A base with these modules, all of them matrices.
@@ -79,7 +79,7 @@ fn a_pattern_that_takes_too_many_steps_is_refused_with_the_field() {
         let targets = Targets::new(&declared, &base).unwrap();
         let reason = targets.verdict(module).unwrap_err();
         assert!(reason.contains(field) && reason.contains("too many steps") && reason.contains(module), "{reason}");
-        assert!(targets.covered(&base).is_err());
+        assert!(targets.covered(&base, &[].into()).is_err());
         if field == "`target_modules`" {
             assert!(targets.unmatched(&base).unwrap_err().contains("too many steps"));
         }
@@ -189,7 +189,7 @@ fn what_only_names_parameters_needs_no_modules() {
     let declared = DeclaredTargets::new(names(&[])).with_parameters(vec!["experts.down_proj".into()]);
     let targets = Targets::new(&declared, &base).unwrap();
     assert_eq!(targets.unmatched(&base).unwrap(), [""; 0]);
-    assert!(targets.covered(&base).unwrap().is_empty());
+    assert!(targets.covered(&base, &[].into()).unwrap().is_empty());
     // PEFT takes an architecture's default beside them, if there is one.
     let info = base_of("phi3", &["model.layers.0.self_attn.qkv_proj"]);
     let declared = DeclaredTargets::new(ModuleSelector::ArchitectureDefault).with_parameters(vec!["x.y".into()]);

@@ -105,12 +105,12 @@ fn every_kind_of_pair_is_merged_as_by_peft() {
 }
 
 /// The base that PEFT's adapters on small random models (`scripts/make_peft.py`) were made for.
-fn config(kind: &str, tied: bool) -> Value {
+fn config(kind: &str, tied: bool, layers: usize) -> Value {
     if kind != "llama" {
         return json!({"model_type": kind});
     }
     json!({
-        "model_type": kind, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "model_type": kind, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": layers, "num_attention_heads": 2,
         "num_key_value_heads": 1, "vocab_size": 24, "rms_norm_eps": 1e-6, "max_position_embeddings": 64,
         "tie_word_embeddings": tied,
     })
@@ -119,20 +119,33 @@ fn config(kind: &str, tied: bool) -> Value {
 #[test]
 fn adapters_of_peft_are_merged_as_by_peft() {
     for (name, kind, tied) in [
+        ("all-linear-excluded", "llama", false),
         ("bias-all", "llama", true),
         ("bias-lora-only", "llama", true),
         ("dora-embedding", "llama", false),
+        ("dora-patterns", "llama", true),
+        ("dora-rslora", "llama", true),
+        ("embedding-rslora", "llama", false),
+        ("excluded-by-pattern", "llama", true),
         ("experts", "mixtral", false),
+        ("experts-all-linear", "mixtral", false),
         ("experts-and-modules", "mixtral", false),
         ("experts-in-out", "gpt_oss", false),
+        ("experts-stored", "mixtral", false),
         ("fan-in-fan-out", "gpt2", true),
+        ("layers", "llama", true),
         ("lora-bias", "llama", true),
+        ("lora-bias-rslora", "llama", true),
         ("modules-to-save", "llama", true),
         ("patterns-in-order", "llama", true),
         ("resized", "llama", false),
         ("resized", "llama", true),
+        ("resized-and-saved", "llama", false),
         ("router", "mixtral", false),
+        ("saved-embedding", "llama", false),
+        ("saved-tied", "llama", true),
         ("tokens", "llama", true),
+        ("tokens-tied", "llama", true),
         ("tokens-untied", "llama", false),
         ("weight-tying", "llama", true),
     ] {
@@ -145,7 +158,9 @@ fn adapters_of_peft_are_merged_as_by_peft() {
             Some((own.to_owned(), entry.shape.clone(), values(&entry.name)))
         });
         let base = Arc::new(Tensors::new(FloatType::F32, tensors));
-        let format = ModelFormat::Safetensors { config: Arc::new(config(kind, tied)) };
+        let layer = |name: &str| name.split('.').nth(2).and_then(|index| index.parse::<usize>().ok());
+        let layers = base.entries().iter().filter_map(|entry| layer(&entry.name)).max().map_or(1, |last| last + 1);
+        let format = ModelFormat::Safetensors { config: Arc::new(config(kind, tied, layers)) };
         let info = ModelInfo::new(name, format, base.entries().to_vec());
         let adapter = Arc::new(read_folder(&fixture(&format!("adapters/peft-{name}"))).unwrap());
         let source =
@@ -161,6 +176,6 @@ fn adapters_of_peft_are_merged_as_by_peft() {
                 assert!((found - expected).abs() < 2e-6, "{name}: {}: {found} is not {expected}", entry.name);
             }
         }
-        assert_eq!(source.report().vocab_size, (name == "resized").then_some(27));
+        assert_eq!(source.report().vocab_size, name.starts_with("resized").then_some(27));
     }
 }

@@ -78,8 +78,13 @@ impl Kind {
     }
 }
 
+/// The description of `base` by an architecture that nothing is known of.
 pub(super) fn unknown(base: &Tensors) -> ModelInfo {
-    let config = Arc::new(json!({"model_type": "test"}));
+    of_type("test", base)
+}
+
+fn of_type(kind: &str, base: &Tensors) -> ModelInfo {
+    let config = Arc::new(json!({"model_type": kind}));
     ModelInfo::new("base", ModelFormat::Safetensors { config }, base.entries().to_vec())
 }
 
@@ -100,15 +105,17 @@ proptest! {
     ) {
         let shape = [shape.0, shape.1];
         let values = numbers(seed, shape[0] * shape[1]);
-        let base = Arc::new(Tensors::new(stored, [("m.weight".to_owned(), shape.to_vec(), values)]));
+        // What is stored as (in, out) is told by the model.
+        let (kind, module) = if transposed { ("gpt2", "h.0.attn.c_proj") } else { ("test", "m") };
+        let name = format!("{module}.weight");
+        let base = Arc::new(Tensors::new(stored, [(name.clone(), shape.to_vec(), values)]));
         let adapters: Vec<_> = kinds.iter().enumerate().map(|(i, kind)| {
-            (Arc::new(kind.adapter("m", shape, transposed, seed + i as u64)), kind.weight)
+            (Arc::new(kind.adapter(module, shape, transposed, seed + i as u64)), kind.weight)
         }).collect();
-        let source = MergedSource::new(base.clone(), adapters.clone(), &unknown(&base)).unwrap();
-        let found: Vec<f64> =
-            decode(&bytes(&source.read("m.weight", want).unwrap()), want.unwrap_or(stored)).collect();
+        let source = MergedSource::new(base.clone(), adapters.clone(), &of_type(kind, &base)).unwrap();
+        let found: Vec<f64> = decode(&bytes(&source.read(&name, want).unwrap()), want.unwrap_or(stored)).collect();
         let named: Vec<_> = adapters.iter().map(|(adapter, weight)| (&**adapter, f64::from(*weight))).collect();
-        let expected = merged("m.weight", &base.values("m.weight"), (shape[0], shape[1]), transposed, &named);
+        let expected = merged(&name, &base.values(&name), (shape[0], shape[1]), transposed, &named);
         let worst = worst(&found, &expected, want.unwrap_or(stored));
         prop_assert!(worst <= TOLERANCE, "{worst} of f32's roundings");
     }

@@ -34,7 +34,8 @@ pub(super) fn targets(fields: &Fields<'_>) -> Result<DeclaredTargets, String> {
     if layers.is_empty() && !pattern.is_empty() {
         return Err("`layers_pattern` is given without `layers_to_transform`".into());
     }
-    Ok(targets.with_layers(layers, pattern).with_parameters(parameters))
+    let saved = fields.names_or_null("modules_to_save")?;
+    Ok(targets.with_layers(layers, pattern).with_parameters(parameters).with_saved(saved))
 }
 
 fn exclude(fields: &Fields<'_>) -> Result<Option<ModuleSelector>, String> {

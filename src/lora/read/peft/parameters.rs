@@ -54,11 +54,15 @@ pub(super) fn named<'a>(
 fn parameters(module: &str, levels: &[Group<'_>], config: &PeftConfig) -> Result<Vec<String>, String> {
     let DeclaredTargets { parameters, modules, .. } = &config.targets;
     let mut names = Vec::new();
+    let with_path = parameters.iter().filter_map(|parameter| parameter.rsplit_once('.'));
+    let named = with_path.filter(|(path, _)| targets::ends_with_path(module, path)).count();
     for parameter in parameters {
         let name = match parameter.rsplit_once('.') {
             Some((path, name)) if targets::ends_with_path(module, path) => name,
             Some(_) => continue,
-            // A name alone could belong to any module: it does to those that are no target themselves.
+            // A name alone could belong to any module: it does to those that are no target themselves, and have more than what
+            // is named with them.
+            None if named == levels.len() => continue,
             None => match targets::selects(modules, module)? {
                 Some(true) => continue,
                 Some(false) => parameter.as_str(),

@@ -28,6 +28,7 @@ impl<'a> Saved<'a> {
         let (mut tensors, mut modules, mut biases) = (Vec::new(), BTreeSet::new(), Vec::new());
         let has_pair = |module: &str| adapter.module(module).is_some_and(|pair| !pair.is_parameter);
         let has_rows = |module: &str| adapter.rows.iter().any(|rows| rows.name == format!("{module}.weight"));
+        let keeps_tied = adapter.features.contains(&AdapterFeature::WeightTying);
         let trains_biases = adapter.features.contains(&AdapterFeature::TrainedBias);
         for replaced in &adapter.replacements {
             let name = &replaced.name;
@@ -58,7 +59,10 @@ impl<'a> Saved<'a> {
                 }
                 (false, true) => format!("{module}.token_adapter.base_layer"),
                 (false, false) => {
-                    modules.insert(module);
+                    // PEFT saves a head that it keeps tied beside the embedding, without a name in the config.
+                    if !(keeps_tied && BaseModules::is_head(module)) {
+                        modules.insert(module);
+                    }
                     module.to_owned()
                 }
             };
@@ -85,8 +89,25 @@ impl<'a> Saved<'a> {
                 true => "lora_only",
                 false => "all",
             },
-            modules: if modules.is_empty() { Value::Null } else { json!(modules) },
+            modules: match declared(adapter, &modules) {
+                _ if modules.is_empty() => Value::Null,
+                Some(names) => json!(names),
+                None => json!(modules),
+            },
             tokens: if tokens.is_empty() { Value::Null } else { json!(tokens) },
         })
     }
+}
+
+/// `modules_to_save` as declared, if each of `modules` is one of them or in one, and each name has one. PEFT compares ends of
+/// paths without regard to segments.
+fn declared<'a>(adapter: &'a LoraAdapter, modules: &BTreeSet<&str>) -> Option<&'a [String]> {
+    let names = &adapter.targets.as_ref()?.saved;
+    let is_of = |module: &str, name: &String| {
+        module.ends_with(name.as_str())
+            || module.match_indices('.').any(|(end, _)| module[..end].ends_with(name.as_str()))
+    };
+    let all = modules.iter().all(|module| names.iter().any(|name| is_of(module, name)));
+    let each = names.iter().all(|name| modules.iter().any(|module| is_of(module, name)));
+    (all && each).then_some(names)
 }
