@@ -11,7 +11,7 @@ use llm_local_core::{Error, ModelFormat, ModelInfo, Result, TensorSource, TextFi
 
 use crate::{
     GGUF_TEXT_FILES, GgufSource, MODEL_CONFIG, SafetensorsFiles, SafetensorsSource, gguf, is_adapter_file, is_gguf,
-    is_pickle, read_json,
+    is_pickle, mlx, read_json,
 };
 
 /// A model's description, tensors and text files. Headers are read, weights are not.
@@ -38,7 +38,7 @@ impl Checkpoint {
     /// `/`-separated, with where each is on disk.
     ///
     /// Safetensors and `config.json` make a Hugging Face checkpoint, see [`SafetensorsFiles`] for which of several
-    /// count; without safetensors, the one GGUF file is the model, with the [`GGUF_TEXT_FILES`] that are there.
+    /// count, and the weights that MLX quantized have their logical shape. Without safetensors, the one GGUF file is the model, with the [`GGUF_TEXT_FILES`] that are there.
     ///
     /// # Errors
     /// [`Error::LoadFailed`] for missing or broken files, [`Error::UnsupportedModelFormat`] for pickles, adapters and
@@ -53,7 +53,8 @@ impl Checkpoint {
 
     fn open_folder(id: &str, files: &BTreeMap<String, PathBuf>, weights: &SafetensorsFiles) -> Result<Self> {
         let config = config(id, files)?;
-        let tensors: SafetensorsSource = weights.open(files)?;
+        let mut tensors: SafetensorsSource = weights.open(files)?;
+        mlx::unpack(id, &config, tensors.entries_mut())?;
         let text = files
             .iter()
             .filter(|(name, _)| !name.ends_with(".safetensors") && !is_gguf(name) && !is_pickle(name))

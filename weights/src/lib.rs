@@ -18,6 +18,7 @@ mod gguf;
 mod head;
 mod json;
 mod map;
+mod mlx;
 mod names;
 mod outline;
 mod safetensors;

@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc};
 use llm_local_core::{ArtifactRef, Error, ModelFormat, ModelInfo, Result, TensorEntry};
 use serde_json::Value;
 
-use crate::{Head, MODEL_CONFIG, SafetensorsFiles, ShardIndex, checkpoint, head, json::parse, safetensors::Gathered};
+use crate::{
+    Head, MODEL_CONFIG, SafetensorsFiles, ShardIndex, checkpoint, head, json::parse, mlx, safetensors::Gathered,
+};
 
 /// A model whose files are elsewhere, on its way to the description that [`crate::Checkpoint::open`] would make of them.
 /// Errors name file and ref.
@@ -92,6 +94,7 @@ impl Outline {
                     gathered.take(head.shown(), &mut tensors, files.listed(head.name()))?;
                     entries.extend(tensors.into_iter().map(|(entry, _)| entry));
                 }
+                mlx::unpack(&self.id, &config, &mut entries)?;
                 Ok(self.safetensors(config, entries))
             }
             (Kind::Gguf(_), _, [head]) => {

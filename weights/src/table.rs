@@ -32,6 +32,11 @@ impl TensorTable {
         &self.entries
     }
 
+    /// The entries, to be described in another way. Names stay.
+    pub(crate) fn entries_mut(&mut self) -> &mut [TensorEntry] {
+        &mut self.entries
+    }
+
     pub(crate) fn entry(&self, name: &str) -> Option<&TensorEntry> {
         self.by_name.get(name).map(|&at| &self.entries[at])
     }

@@ -14,6 +14,13 @@ use crate::tied::TIED_HEAD;
 /// Checks that every tensor of the model is there, in the right shape and in an encoding that candle reads, and that
 /// no other tensor waits to be ignored.
 pub(crate) fn check(c: &DecoderConfig, layout: Layout, tensors: &[TensorEntry]) -> Result<(), String> {
+    if let Some(packed) = tensors.iter().find(|t| matches!(t.encoding, Encoding::MlxAffine { .. })) {
+        return Err(format!(
+            "the weights are quantized by MLX (the tensor {} is stored as {}), which candle does not compute with; use a \
+             backend that runs MLX, the model's dense safetensors checkpoint (bf16, f16 or f32), or a GGUF file of it",
+            packed.name, packed.encoding
+        ));
+    }
     let field = if layout == Layout::Gguf { "block_count" } else { "num_hidden_layers" };
     let (others, per_layer) = counts(c, layout);
     check_count(&format!("{field} is {}", c.layers), c.layers, per_layer, others, tensors.len())?;

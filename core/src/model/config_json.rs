@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::{
-    Activation, Architecture, AttentionBias, ConfigFields, DecoderConfig, Rope, RopeScaling,
+    Activation, Architecture, AttentionBias, ConfigFields, DecoderConfig, MlxQuantization, Rope, RopeScaling,
     config_fields::shown,
     family::{Family, Neutral, PARTICULAR},
     json_fields::Fields,
@@ -32,7 +32,8 @@ impl DecoderConfig {
         let fields = Fields::new(id, map, &top);
         let architecture = architecture(fields)?;
         let family = architecture.family();
-        refuse_quantized(fields)?;
+        // How weights are stored is said of each tensor by its encoding.
+        MlxQuantization::read(|name| fields.get(name)).map_err(|reason| fields.error(reason))?;
         refuse_foreign(fields, architecture)?;
 
         let size =
@@ -187,24 +188,6 @@ fn experts(fields: Fields<'_>) -> Result<usize> {
         experts = experts.max(fields.usize(name)?.filter(|n| *n > 1).unwrap_or(0));
     }
     Ok(experts)
-}
-
-/// Weights that a quantizer packed, in whichever of the two fields it says so. mlx-lm writes both, and names itself in
-/// neither; others name themselves in `quant_method`.
-fn refuse_quantized(fields: Fields<'_>) -> Result<()> {
-    for name in ["quantization_config", "quantization"] {
-        let Some(found) = fields.get(name) else { continue };
-        let by = match found.get("quant_method").and_then(Value::as_str) {
-            Some(method) => method,
-            None if name == "quantization" || found.get("group_size").is_some() => "MLX",
-            None => "a method that it does not name",
-        };
-        return Err(fields.error(format!(
-            "the weights are quantized by {by} ({name} is {}), which is not supported; use the model's dense safetensors checkpoint (bf16, f16 or f32), or a GGUF file of it",
-            shown(found)
-        )));
-    }
-    Ok(())
 }
 
 /// The longest context that the rotation was made for. Configs that were given YaRN later, as the cards of Qwen 2.5 and 3

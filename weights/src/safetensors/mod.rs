@@ -55,6 +55,11 @@ impl SafetensorsSource {
         Ok(Self(table))
     }
 
+    /// As [`TensorTable::entries_mut`].
+    pub(crate) fn entries_mut(&mut self) -> &mut [TensorEntry] {
+        self.0.entries_mut()
+    }
+
     /// The files it reads, in order.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.paths()

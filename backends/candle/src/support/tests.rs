@@ -130,8 +130,24 @@ fn what_a_description_can_say_is_computed_or_refused_by_name() {
 
 #[test]
 fn a_reason_leaves_the_model_to_whoever_passes_it_on() {
-    let why = ask(&dense(json!({ "quantization": { "group_size": 64, "bits": 4 } }), |_| ()), &cpu()).unwrap_err();
-    assert!(why.starts_with("config.json: the weights are quantized by MLX"), "{why}");
+    let why = ask(&dense(json!({ "quantization_config": { "quant_method": "awq" } }), |_| ()), &cpu()).unwrap_err();
+    assert!(why.starts_with("config.json: the weights are quantized by awq"), "{why}");
+}
+
+#[test]
+fn weights_that_mlx_quantized_are_refused_with_what_to_use_instead() {
+    let config = json!({ "quantization": { "group_size": 64, "bits": 4, "mode": "affine" } });
+    let packed = dense(config.clone(), |tensors| {
+        let parts = ["scales", "biases"].map(|part| format!("model.embed_tokens.{part}"));
+        let embedding = tensors.iter_mut().find(|t| t.name == "model.embed_tokens.weight").unwrap();
+        embedding.encoding = Encoding::MlxAffine { bits: 4, group_size: 64 };
+        embedding.parts = parts.to_vec();
+        tensors.extend(parts.map(|part| TensorEntry::new(part, vec![96, 1], F32)));
+    });
+    let words = ["quantized by MLX", "model.embed_tokens.weight", "mlx-affine(4 bits, group 64)", "dense", "GGUF"];
+    refused(&packed, &cpu(), &words);
+    // What it is made of decides, not what config.json says of it: a merge may have left floats alone.
+    ask(&dense(config, |_| ()), &cpu()).unwrap();
 }
 
 #[test]
@@ -160,11 +176,7 @@ fn tensors_that_are_missing_misshaped_unreadable_or_left_over_are_named() {
         t[at].shape = vec![64, 32];
     });
     refused(&misshaped, &cpu(), &[Q, "[64, 32]", "[64, 64]"]);
-    for encoding in [
-        Encoding::MlxAffine { bits: 4, group_size: 64 },
-        Encoding::Int(llm_local_core::IntType::U8),
-        Encoding::Ggml(GgmlType::Q8_0),
-    ] {
+    for encoding in [Encoding::Int(llm_local_core::IntType::U8), Encoding::Ggml(GgmlType::Q8_0)] {
         let unreadable = dense(json!({}), |t| {
             let at = find(t, Q);
             t[at].encoding = encoding;

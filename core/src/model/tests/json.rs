@@ -16,7 +16,7 @@ fn without(key: &str) -> Value {
     config
 }
 
-fn refusal(config: &Value) -> String {
+pub(super) fn refusal(config: &Value) -> String {
     let error = DecoderConfig::from_config("m", config).unwrap_err();
     assert_eq!(error.code(), "unsupported_model_format");
     error.to_string()
@@ -230,16 +230,6 @@ fn what_config_json_has_wrong_is_named_with_its_value() {
         (
             with(json!({ "quantization_config": { "bits": 4 } })),
             &["does not name", "quantization_config", "bits", "GGUF"],
-        ),
-        (
-            with(json!({ "quantization": { "group_size": 64, "bits": 4 } })),
-            &["quantized by MLX (quantization is", "\"bits\":4", "dense safetensors", "GGUF"],
-        ),
-        (
-            with(json!({
-                "quantization": { "group_size": 64, "bits": 4 }, "quantization_config": { "group_size": 64, "bits": 4 },
-            })),
-            &["quantized by MLX", "dense safetensors", "GGUF"],
         ),
         (
             with(json!({ "quantization_config": { "quant_method": "gptq", "bits": 4, "group_size": 128 } })),

@@ -5,6 +5,7 @@ mod fixtures;
 mod frequencies;
 mod gguf;
 mod json;
+mod mlx;
 mod names;
 mod overlooked;
 mod published;
