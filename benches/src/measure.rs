@@ -7,9 +7,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // printing is what this program is for
 
 mod bare;
+mod beside;
 mod files;
 mod load;
 mod memory;
+mod merge;
 mod ours;
 mod quantized;
 mod reference;
@@ -35,18 +37,17 @@ struct Args {
 enum Command {
     /// Prefill and decode against a bare candle loop over the same weights.
     Speed(speed::Args),
+    /// Decode and prefill with an adapter beside the weights against the base alone.
+    Beside(beside::Args),
+    /// The merge's arithmetic against a copy of the same bytes.
+    Merge(merge::Args),
     /// Time to load a model with an adapter against without.
     Load(Pairs),
     /// Peak memory of loading a model with an adapter against without, each in a process of its own.
     Memory(Pairs),
-    /// Loads a model and prints this process's peak memory in bytes; `memory` runs it.
-    Peak {
-        /// The model: a folder or a GGUF file.
-        base: PathBuf,
-        /// The adapter's folder.
-        #[arg(long)]
-        adapter: Option<PathBuf>,
-    },
+    /// Loads a model and prints how long that took and this process's memory, as JSON; `memory` and
+    /// `scripts/measure-lora` run it.
+    Peak(memory::Peak),
     /// Resident memory that GGUF models take, each in a process of its own; fails if it is too much.
     Resident(resident::Args),
     /// Loads a model, generates, unloads it, and prints this process's memory meanwhile; `resident` runs it.
@@ -75,9 +76,11 @@ struct Pairs {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Speed(args) => speed::measure(&args),
+        Command::Beside(args) => beside::measure(&args),
+        Command::Merge(args) => merge::measure(&args),
         Command::Load(args) => load::measure(&args),
         Command::Memory(args) => memory::measure(&args),
-        Command::Peak { base, adapter } => memory::peak(&base, adapter.as_deref()),
+        Command::Peak(args) => memory::peak(&args),
         Command::Resident(args) => resident::measure(&args),
         Command::Held { base } => resident::held(&base),
         Command::Reference(args) => reference::check(&args),

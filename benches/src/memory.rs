@@ -1,9 +1,16 @@
 //! Peak memory of a load with an adapter against without, each in a process of its own.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
 
 use llm_local::ComputeDtype;
 use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
 
 use crate::{Pairs, Result, files, ours, resident, stats::Quartiles};
 
@@ -46,12 +53,42 @@ pub(crate) fn measure(args: &Pairs) -> Result<()> {
     Ok(())
 }
 
-/// Loads, and prints the peak in bytes.
-pub(crate) fn peak(base: &Path, adapter: Option<&Path>) -> Result<()> {
-    let spec = ours::spec(base, adapter, ComputeDtype::Auto)?;
+#[derive(clap::Args)]
+pub(crate) struct Peak {
+    /// The model: a folder or a GGUF file.
+    base: PathBuf,
+    /// The adapter's folder.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Computes in f16 instead of what suits this machine.
+    #[arg(long)]
+    half: bool,
+}
+
+/// What a load took.
+#[derive(Serialize, Deserialize)]
+struct Took {
+    seconds: f64,
+    /// Resident bytes before (VmRSS).
+    before: u64,
+    /// Most resident bytes (VmHWM).
+    peak: u64,
+}
+
+/// Loads, and prints what that took.
+pub(crate) fn peak(args: &Peak) -> Result<()> {
+    let dtype = if args.half { ComputeDtype::F16 } else { ComputeDtype::Auto };
+    let memory = |what| -> Result<u64> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let missing = || format!("/proc/self/status has no {what} in kB; this needs Linux");
+        Ok(resident::parse(&status, what).ok_or_else(missing)?)
+    };
+    let before = memory("VmRSS")?;
+    let start = Instant::now();
+    let spec = ours::spec(&args.base, args.adapter.as_deref(), dtype)?;
     let model = pollster::block_on(ours::engine()?.load(&spec))?;
-    let status = fs::read_to_string("/proc/self/status")?;
-    println!("{}", resident::parse(&status, "VmHWM").ok_or("/proc/self/status has no VmHWM in kB; this needs Linux")?);
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{}", serde_json::to_string(&Took { seconds, before, peak: memory("VmHWM")? })?);
     drop(model);
     Ok(())
 }
@@ -67,7 +104,8 @@ fn child(base: &Path, adapter: Option<&Path>) -> Result<f64> {
     if !output.status.success() {
         return Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    Ok(mib(String::from_utf8(output.stdout)?.trim().parse()?))
+    let took: Took = serde_json::from_slice(&output.stdout)?;
+    Ok(mib(took.peak))
 }
 
 /// Bytes of the largest tensor that the PEFT adapter touches, in f32, and of the adapter as it is stored.

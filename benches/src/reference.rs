@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use llm_local::{ComputeDtype, Model, core::LogitsRequest};
+use llm_local::{AdapterPolicy, ComputeDtype, Model, core::LogitsRequest};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// The adapter's folder.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Runs the adapter beside the weights instead of merging it.
+    #[arg(long, requires = "adapter")]
+    beside: bool,
     /// The reference: a `.json` file with a `.logits.safetensors` file beside it.
     #[arg(long)]
     reference: PathBuf,
@@ -51,12 +54,14 @@ pub(crate) fn check(args: &Args) -> Result<()> {
     let reference: Reference = serde_json::from_slice(&at(&args.reference)?)?;
     let logits = at(&args.reference.with_extension("logits.safetensors"))?;
     let logits = SafeTensors::deserialize(&logits)?;
-    let spec = ours::spec(&args.base, args.adapter.as_deref(), ComputeDtype::F32)?;
+    let policy = if args.beside { AdapterPolicy::KeepUnmerged } else { AdapterPolicy::Auto };
+    let spec = ours::spec(&args.base, args.adapter.as_deref(), ComputeDtype::F32)?.with_adapter_policy(policy);
     let model = pollster::block_on(ours::engine()?.load(&spec))?;
     println!(
-        "{} {} against {}: at most {}",
+        "{} {}{} against {}: at most {}",
         files::name(&args.base),
         args.adapter.as_deref().map_or("without an adapter".into(), |a| format!("with {}", files::name(a))),
+        if args.beside { " beside its weights" } else { "" },
         reference.engine,
         args.bound
     );

@@ -146,7 +146,7 @@ fn pairs(path: &Path, args: &Args, beside: Option<&Beside>) -> Result<()> {
 }
 
 /// `count` ids spread over the vocabulary, without its first few, which tend to be special.
-fn prompt(count: usize, vocab: usize) -> Vec<u32> {
+pub(crate) fn prompt(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| (64 + i * 7919 % (vocab - 64)) as u32).collect()
 }
 
