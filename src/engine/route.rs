@@ -5,7 +5,7 @@ use std::sync::Arc;
 use llm_local_core::{AdapterPolicy, Encoding, Error, ModelInfo, Result};
 
 use super::choose::Chosen;
-use crate::lora::{AdapterOutline, FitReport, TouchedTensor, not_mergeable, only_merged};
+use crate::lora::{AdapterOutline, FitReport, TouchedTensor, not_mergeable, not_requantizable, only_merged};
 
 /// How adapters get into a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,11 +75,13 @@ impl Route {
             (AdapterPolicy::MergeDequantized, None, _) => Ok((Self::Merged, None)),
             (AdapterPolicy::MergeDequantized, Some(why), _) => failed(why, hint_merged),
             _ if report.quantized().is_none() => Ok((Self::Merged, None)),
-            (AdapterPolicy::MergeRequantized { max_error }, None, not_beside) => {
+            (AdapterPolicy::MergeRequantized { max_error }, not_merged, not_beside) => {
+                if let Some(why) = not_merged.or_else(|| not_requantizable(report)) {
+                    return failed(why, hint_requantized);
+                }
                 let route = Self::Requantized(Requantizing { max_error, can_be_beside: not_beside.is_none() });
                 Ok((route, not_beside.map(|not_beside| Dequantized { not_beside, policy })))
             }
-            (AdapterPolicy::MergeRequantized { .. }, Some(why), _) => failed(why, hint_requantized),
             (_, _, None) => Ok((Self::Beside, None)),
             (_, None, Some(not_beside)) => Ok((Self::Merged, Some(Dequantized { not_beside, policy }))),
             (_, Some(not_merged), Some(why)) => failed(format!("{not_merged}; and {why}"), hint_merged),
@@ -93,7 +95,7 @@ impl Route {
         match self {
             Self::Beside => info.clone(),
             Self::Merged => report.merged_info(info),
-            Self::Requantized(_) => requantized_info(report, info),
+            Self::Requantized(_) => report.requantized_info(info),
         }
     }
 }
@@ -126,19 +128,6 @@ pub(super) fn requantized(report: &FitReport) -> impl Iterator<Item = &TouchedTe
         .touched
         .iter()
         .filter(|touched| !touched.adapters.is_empty() && !matches!(touched.stored, Encoding::Float(_)))
-}
-
-/// As [`FitReport::merged_info`], every tensor in the base's own encoding.
-fn requantized_info(report: &FitReport, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
-    let merged = report.merged_info(info);
-    let mut tensors = merged.tensors.to_vec();
-    for touched in requantized(report) {
-        tensors.iter_mut().filter(|entry| entry.name == touched.name).for_each(|entry| entry.encoding = touched.stored);
-    }
-    if tensors[..] == info.tensors[..] {
-        return info.clone();
-    }
-    Arc::new(ModelInfo::new(merged.id.clone(), merged.format.clone(), tensors))
 }
 
 fn failure(report: &FitReport, policy: AdapterPolicy, why: String, hint: &str) -> Error {

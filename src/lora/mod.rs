@@ -52,5 +52,5 @@ pub use write::{WriteFormat, WrittenAdapter, write};
 pub(crate) use beside::{for_backend, only_merged};
 pub(crate) use fit::fit_outlines_allowing;
 pub(crate) use outline::AdapterOutline;
-pub(crate) use quantized::not_mergeable;
+pub(crate) use quantized::{not_mergeable, not_requantizable};
 pub(crate) use read::{CONFIG, config_format, declare, declare_if_builtin, gguf_base};

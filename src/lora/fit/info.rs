@@ -16,6 +16,11 @@ impl FitReport {
         self.merged_info_as(info, Given::Dequantized)
     }
 
+    /// As [`FitReport::merged_info`], with every tensor in the base's own encoding.
+    pub(crate) fn requantized_info(&self, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
+        self.merged_info_as(info, Given::Requantized)
+    }
+
     /// [`Self::merged_info`], with touched tensors as `given` says.
     pub(in crate::lora) fn merged_info_as(&self, info: &Arc<ModelInfo>, given: Given) -> Arc<ModelInfo> {
         let is_dequantized = self.touched.iter().any(|touched| given.of(touched) != touched.stored);

@@ -86,6 +86,16 @@ fn unknown(kind: GgmlType) -> String {
 /// Why adapters cannot be merged into what they touch, if that is so: the first tensor that is quantized in a way which
 /// cannot be dequantized here.
 pub(crate) fn not_mergeable(report: &FitReport) -> Option<String> {
+    first_that_is_not(report, check)
+}
+
+/// Why what adapters touch cannot be quantized again, if that is so: the first tensor to whose encoding floats cannot be
+/// quantized here.
+pub(crate) fn not_requantizable(report: &FitReport) -> Option<String> {
+    first_that_is_not(report, check_again)
+}
+
+fn first_that_is_not(report: &FitReport, check: impl Fn(Encoding) -> Result<(), String>) -> Option<String> {
     let changed = report.touched.iter().filter(|touched| !touched.adapters.is_empty());
     changed
         .filter_map(|touched| Some((touched, check(touched.stored).err()?)))
