@@ -4,6 +4,7 @@ use std::fmt;
 
 use llm_local_core::{
     ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, MemoryEstimate, ModelSpec, Resolution, UsedAdapter,
+    lora::Combination,
     registry::PassedOver,
 };
 use llm_local_source_common::{store::HoldKind, transfer::Files};
@@ -20,6 +21,8 @@ pub struct Plan {
     pub base: PlannedArtifact,
     /// The adapters, pinned, each with its weight.
     pub adapters: Vec<(PlannedArtifact, f32)>,
+    /// How they become one change.
+    pub combination: Combination,
     /// The backend's name.
     pub backend: String,
     /// The device it will use.
@@ -48,6 +51,7 @@ impl Plan {
             id: spec.id(),
             base: artifact(base, 0),
             adapters: adapters.map(|(i, (pin, a))| (artifact(pin, i + 1), a.weight)).collect(),
+            combination: spec.combination,
             backend: resolution.backend.backend.name().to_owned(),
             device: resolution.backend.device.clone(),
             dtype: spec.dtype,
@@ -153,6 +157,9 @@ impl fmt::Display for Plan {
         writeln!(f, "model    {}", self.base)?;
         for (adapter, weight) in &self.adapters {
             writeln!(f, "adapter  {adapter}, weight {weight}")?;
+        }
+        if !self.adapters.is_empty() && self.combination != Combination::Sum {
+            writeln!(f, "combined {}", self.combination)?;
         }
         writeln!(f, "backend  {} on {} ({})", self.backend, self.device.id, self.device.name)?;
         match &self.model {

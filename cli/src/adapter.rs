@@ -46,7 +46,7 @@ pub(crate) async fn adapter(adapters: &Adapters, command: Adapter) -> Result<Exi
             let deleted = adapters.delete(&reference, version.as_deref()).await?;
             said(&format!("{reference}: {} freed", DecimalBytes(deleted.bytes)))
         }
-        Adapter::Inspect(adapter) => print(&adapters.inspect(&adapter.reference()?).await?.to_string()),
+        Adapter::Inspect(adapter) => print(&adapters.inspect(&adapter.reference()?.into()).await?.to_string()),
         Adapter::Check(how) => check(adapters, &how).await,
         Adapter::Convert(how) => convert(adapters, &how).await,
     }
@@ -75,7 +75,7 @@ async fn convert(adapters: &Adapters, how: &Convert) -> Result<ExitCode> {
         Format::MlxLm => WriteFormat::MlxLm,
         Format::Gguf => WriteFormat::Gguf,
     };
-    let converting = adapters.convert(&reference, format, base.as_ref(), &how.into, Some(bar::progress()));
+    let converting = adapters.convert(&reference.into(), format, base.as_ref(), &how.into, Some(bar::progress()));
     let written = resumable(converting, &cancel).await?;
     written.notes.iter().for_each(|note| eprintln!("note: {note}"));
     print(&written.files.iter().map(|file| format!("{}\n", file.display())).collect::<String>())

@@ -269,6 +269,13 @@ impl AdapterSpec {
     }
 }
 
+/// An adapter with weight 1.
+impl From<ArtifactRef> for AdapterSpec {
+    fn from(reference: ArtifactRef) -> Self {
+        Self::new(reference)
+    }
+}
+
 /// An adapter by its ref as text, with weight 1: as `text.parse::<ArtifactRef>()`, but a text that is no ref is an
 /// adapter's trouble like whatever else is wrong with one.
 impl FromStr for AdapterSpec {

@@ -12,7 +12,7 @@ use super::{Adapters, said::Said};
 use crate::{
     blocking::blocking,
     engine::{Looked, hex},
-    lora::{self, BaseFacts, CompatibilityReport},
+    lora::{self, BaseFacts, CompatibilityReport, ReadOptions},
 };
 
 /// What every checkpoint of transformers has.
@@ -49,7 +49,7 @@ impl Adapters {
             return Err(Error::not_found(base.to_string(), reason));
         }
         let files = inner.fetch(&looked.adapter, &cx).await.map_err(|e| e.into_adapter(&adapter.reference))?;
-        let read = inner.read_adapter(&adapter.reference, files.clone()).await?;
+        let read = inner.read_adapter(&adapter.reference, files.clone(), ReadOptions::from(adapter).lenient()).await?;
         let facts = self.facts(&looked, &cx).await?;
         let adapter = adapter.clone();
         blocking("adapters", move || {

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use llm_local_core::{ArtifactRef, Error, FetchContext, ModelInfo, ProgressHandler, Result, Want};
+use llm_local_core::{AdapterSpec, ArtifactRef, Error, FetchContext, ModelInfo, ProgressHandler, Result, Want};
 use llm_local_weights::Checkpoint;
 
 use super::Adapters;
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Adapters {
-    /// Writes the adapter that `reference` means in `format` into the new folder `into`, or as [`WriteFormat::Gguf`] into
+    /// Writes `adapter` in `format` into the new folder `into`, or as [`WriteFormat::Gguf`] into
     /// a file that ends in `.gguf`; whichever format it is in. What is written adds the same to its base, as
     /// [`lora::write`] has it. The adapter is fetched if it is not here; of `base`, the model that it is for, headers alone
     /// are read.
@@ -24,7 +24,7 @@ impl Adapters {
     /// and not an empty folder.
     pub async fn convert(
         &self,
-        reference: &ArtifactRef,
+        adapter: &AdapterSpec,
         format: WriteFormat,
         base: Option<&ArtifactRef>,
         into: &Path,
@@ -32,11 +32,11 @@ impl Adapters {
     ) -> Result<WrittenAdapter> {
         let cx = self.engine.context(progress);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
-        let inner = &self.engine.inner;
+        let (inner, reference) = (&self.engine.inner, &adapter.reference);
         let reading = async {
             let asked = &mut Asked::default();
             let pin = inner.pin(self.source(reference)?, reference, Want::Adapter, None, asked, &cx).await?;
-            inner.read_adapter(reference, inner.fetch(&pin, &cx).await?).await
+            inner.read_adapter(reference, inner.fetch(&pin, &cx).await?, adapter.into()).await
         };
         let adapter = reading.await.map_err(|e| e.into_adapter(reference))?;
         let base = match base {

@@ -1,6 +1,6 @@
 //! What an adapter is.
 
-use llm_local_core::{ArtifactRef, Error, FetchContext, Result, TensorEntry, TensorSource, Want};
+use llm_local_core::{AdapterSpec, ArtifactRef, Error, FetchContext, Result, TensorEntry, TensorSource, Want};
 use llm_local_source_common::transfer::{Files, Job};
 use llm_local_weights::{
     ADAPTER_WEIGHTS, GgufSource, LARGEST_CONFIG, SafetensorsSource, is_gguf, is_safetensors, parse_json_object,
@@ -8,49 +8,49 @@ use llm_local_weights::{
 };
 
 use super::{
-    AdapterFormat, AdapterReport, Adapters,
+    AdapterFormat, AdapterReport, Adapters, Scaling,
     said::{Said, pairs},
 };
 use crate::{
     blocking::blocking,
     engine::{Asked, Pin},
-    lora::{self, AdapterOutline},
+    lora::{self, AdapterOutline, ReadOptions},
 };
 
 impl Adapters {
-    /// What the adapter is that `reference` means: format, base, rank, scaling, features, targets. One that is here is read;
+    /// What `adapter` is: format, base, rank, scaling, features, targets. One that is here is read;
     /// of one that is not, config and header alone are; an archive is fetched, and so is what may be of a plugin's format.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around what the source says, those of the transfer, and for files that are no weights.
     /// One that is whole and cannot be used is reported ([`AdapterReport::unusable`]).
-    pub async fn inspect(&self, reference: &ArtifactRef) -> Result<AdapterReport> {
+    pub async fn inspect(&self, adapter: &AdapterSpec) -> Result<AdapterReport> {
         let cx = self.engine.context(None);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
-        self.report(reference, &cx).await.map_err(|e| e.into_adapter(reference))
+        self.report(adapter, &cx).await.map_err(|e| e.into_adapter(&adapter.reference))
     }
 
-    async fn report(&self, reference: &ArtifactRef, cx: &FetchContext) -> Result<AdapterReport> {
-        let inner = &self.engine.inner;
+    async fn report(&self, adapter: &AdapterSpec, cx: &FetchContext) -> Result<AdapterReport> {
+        let (inner, reference, options) = (&self.engine.inner, &adapter.reference, &adapter.into());
         let pin = inner.pin(self.source(reference)?, reference, Want::Adapter, None, &mut Asked::default(), cx).await?;
         let job = pin.job();
         let is_archive = !pin.manifest.unpack.is_empty();
         let look = match inner.transfer.present(&job, cx).await? {
-            Some(files) if !is_archive => Some(self.look_here(&pin, files).await?),
-            None if !is_archive => self.look_elsewhere(&pin, &job, cx).await?,
+            Some(files) if !is_archive => Some(self.look_here(&pin, files, options).await?),
+            None if !is_archive => self.look_elsewhere(&pin, &job, options, cx).await?,
             _ => None,
         };
         let look = match look {
             Some(look) => look,
-            None => self.look_here(&pin, inner.fetch(&pin, cx).await?).await?,
+            None => self.look_here(&pin, inner.fetch(&pin, cx).await?, options).await?,
         };
         Ok(look.report(reference, &pin))
     }
 
     /// Reads files that are here.
-    async fn look_here(&self, pin: &Pin, files: Files) -> Result<Look> {
+    async fn look_here(&self, pin: &Pin, files: Files, options: &ReadOptions) -> Result<Look> {
         let reference = &pin.reference;
-        let read = self.engine.inner.read_adapter(reference, files.clone()).await;
+        let read = self.engine.inner.read_adapter(reference, files.clone(), options.clone()).await;
         let outline = read.map(|adapter| AdapterOutline::from(&adapter));
         if let Ok(outline) = &outline
             && let AdapterFormat::Plugin(_) = AdapterFormat::named(&outline.format)
@@ -76,7 +76,13 @@ impl Adapters {
     }
 
     /// Looks at what config and headers of files say that are elsewhere. `None` for what may be of a plugin's format.
-    async fn look_elsewhere(&self, pin: &Pin, job: &Job, cx: &FetchContext) -> Result<Option<Look>> {
+    async fn look_elsewhere(
+        &self,
+        pin: &Pin,
+        job: &Job,
+        options: &ReadOptions,
+        cx: &FetchContext,
+    ) -> Result<Option<Look>> {
         let (inner, reference) = (&self.engine.inner, &pin.reference);
         let names = || job.manifest.files.iter().map(|file| file.path.as_str());
         let config = match job.manifest.file(lora::CONFIG) {
@@ -84,10 +90,10 @@ impl Adapters {
             None => None,
         };
         let others = !inner.registry.adapter_formats()?.is_empty();
-        if others && matches!(lora::declare_if_builtin(reference, names(), config.as_deref()), Ok(None)) {
+        if others && matches!(lora::declare_if_builtin(reference, names(), config.as_deref(), options), Ok(None)) {
             return Ok(None);
         }
-        let declared = lora::declare(reference, names(), config.as_deref());
+        let declared = lora::declare(reference, names(), config.as_deref(), options);
         let weights = match &declared {
             Ok(declared) => declared.weights(),
             Err(_) => weights(reference, names())?,
@@ -146,7 +152,12 @@ impl Look {
             Ok(outline) => {
                 (report.ranks, report.modules, report.scales) = (outline.ranks(), outline.modules(), outline.scales());
                 (report.base, report.features, report.notes) = (outline.base, outline.features, outline.notes);
+                report.notes.extend(outline.unknown_fields);
                 report.format = AdapterFormat::named(&outline.format);
+                // What the files do not say, the caller has said.
+                if let (Scaling::Unknown, [scale]) = (report.scaling, &report.scales[..]) {
+                    report.scaling = Scaling::Stored(*scale);
+                }
             }
             Err(error) => {
                 let (ranks, modules) = pairs(&report.format, &entries);

@@ -70,7 +70,7 @@ impl Adapters {
     pub(super) async fn bring(&self, reference: &ArtifactRef, manifest: Manifest, cx: &FetchContext) -> Result<()> {
         let pin = self.pin_of(reference, manifest)?;
         let files = self.engine.inner.fetch(&pin, cx).await?;
-        self.engine.inner.read_adapter(&pin.reference, files).await.map(drop)
+        self.engine.inner.check_adapter(&pin.reference, files).await
     }
 
     /// `manifest`, to be had: the files at a path as copies.

@@ -69,7 +69,7 @@ impl Inner {
         };
         let files = self.fetch(&pin, &cx).await?;
         // What is no adapter that can be used must not become the one that is.
-        if want == Want::Model || self.read_adapter(reference, files).await.is_ok() {
+        if want == Want::Model || self.check_adapter(reference, files).await.is_ok() {
             self.note_selected(&pin).await;
         }
         Ok(())

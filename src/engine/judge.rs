@@ -1,18 +1,24 @@
 //! Whether a spec can be run: decided by the files that are here, and by the heads of those that are not.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use llm_local_core::{
-    AdapterSpec, Allowance, DeviceKind, Error, FetchContext, LoraAdapter, ModelFormat, ModelInfo, ModelSpec, Result,
-    TensorSource, TextFiles,
+    DeviceKind, Error, FetchContext, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource, TextFiles,
 };
 use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
 
-use super::{Inner, Pin, choose::Chosen, memory, prepare::Pinned, route::Route};
+use super::{
+    Inner, Pin,
+    choose::Chosen,
+    memory,
+    prepare::Pinned,
+    route::Route,
+    together::{Known, Together},
+};
 use crate::{
     blocking::blocking,
-    lora::{self, AdapterOutline, FitReport},
+    lora::{AdapterOutline, ReadOptions},
     plan::Plan,
 };
 
@@ -21,16 +27,11 @@ pub(super) struct Judged {
     pub(super) plan: Plan,
     /// The base with its backend; `None` if nothing could be told of it.
     pub(super) base: Option<(Base, Chosen)>,
-    /// The adapters that are here, each with its weight.
-    pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
-    /// What is let pass of each.
-    pub(super) allow: Vec<BTreeSet<Allowance>>,
+    /// The adapters, as far as they are known.
+    pub(super) adapters: Together,
     /// How these get into the model.
     pub(super) route: Route,
 }
-
-/// The adapters of a spec that are here, the outlines of the others, and what is let pass of each.
-type Asked = (Vec<(Arc<LoraAdapter>, f32)>, Vec<(AdapterOutline, f32)>, Vec<BTreeSet<Allowance>>);
 
 /// The base.
 pub(super) enum Base {
@@ -69,12 +70,11 @@ impl Inner {
             Some(base) => Some(self.choose(spec, base.info()).map(|chosen| (base, chosen))?),
             None => None,
         };
-        let (adapters, outlines, allow) = self.adapters(spec, &pinned.adapters, &files[1..], cx).await?;
+        let adapters = self.adapters(spec, &pinned.adapters, &files[1..], cx).await?;
         let mut route = Route::Merged;
         if let Some((base, chosen)) = &mut base {
             base.check(spec, chosen)?;
-            let (outlines, report) = base.fit(&adapters, outlines, &allow)?;
-            self.adapter_limits.check(&report.adapters)?;
+            let (outlines, report) = adapters.fit(base.info(), &self.adapter_limits)?;
             let dequantized;
             (route, dequantized) = Route::new(spec.adapter_policy, &outlines, &report, chosen)?;
             let info = route.info(&report, base.info());
@@ -92,31 +92,36 @@ impl Inner {
             }
             plan.set_model(planned, &chosen.resolution);
         }
-        Ok(Judged { plan, base, adapters, allow, route })
+        Ok(Judged { plan, base, adapters, route })
     }
 
-    /// The adapters `pins`, those that are here and the outlines of the others, each with its weight; and what is let pass
-    /// of each, in this order.
+    /// The adapters `pins`, those that are here and the outlines of the others.
     async fn adapters(
         &self,
         spec: &ModelSpec,
         pins: &[Pin],
         files: &[Option<Files>],
         cx: &FetchContext,
-    ) -> Result<Asked> {
-        let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
-        let (mut allow, mut allow_elsewhere) = (Vec::new(), Vec::new());
-        for ((pin, files), AdapterSpec { weight, allow: allowed, .. }) in pins.iter().zip(files).zip(&spec.adapters) {
-            if let Some(files) = files.clone() {
-                here.push((Arc::new(self.read_adapter(&pin.reference, files).await?), *weight));
-                allow.push(allowed.clone());
-            } else if let Some(outline) = self.peek_adapter(&pin.job(), cx).await? {
-                elsewhere.push((outline, *weight));
-                allow_elsewhere.push(allowed.clone());
-            }
+    ) -> Result<Together> {
+        let mut known = Vec::new();
+        for ((pin, files), spec) in pins.iter().zip(files).zip(&spec.adapters) {
+            let options = ReadOptions::from(spec);
+            let (adapter, outline) = match files.clone() {
+                Some(files) => {
+                    let adapter = Arc::new(self.read_adapter(&pin.reference, files, options).await?);
+                    let outline = AdapterOutline::from(&*adapter);
+                    (Some(adapter), Some(outline))
+                }
+                None => (None, self.peek_adapter(&pin.job(), &options, cx).await?),
+            };
+            known.extend(outline.map(|outline| Known {
+                outline,
+                adapter,
+                weight: spec.weight,
+                allow: spec.allow.clone(),
+            }));
         }
-        allow.append(&mut allow_elsewhere);
-        Ok((here, elsewhere, allow))
+        Ok(Together { is_complete: known.len() == pins.len(), known, combination: spec.combination })
     }
 }
 
@@ -142,23 +147,6 @@ impl Base {
             }
             None => Ok(()),
         }
-    }
-
-    /// What the adapters change in it, if all fit it, and what these are.
-    fn fit(
-        &self,
-        here: &[(Arc<LoraAdapter>, f32)],
-        elsewhere: Vec<(AdapterOutline, f32)>,
-        allow: &[BTreeSet<Allowance>],
-    ) -> Result<(Vec<(AdapterOutline, f32)>, FitReport)> {
-        let report = lora::fit_allowing(here, allow, self.info())?;
-        let all = here.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight));
-        if elsewhere.is_empty() {
-            return Ok((all.collect(), report));
-        }
-        let all: Vec<_> = all.chain(elsewhere).collect();
-        let report = lora::fit_outlines_allowing(&all, allow, self.info())?;
-        Ok((all, report))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! 1. `prepare`: resolve → plan → fetch → adapt. The sources pin the refs. `judge` decides whether it can be run: it opens
 //!    what is here, and asks for the heads (`peek`) of what is not; a backend is found (`choose`), and the adapters are
-//!    checked against the base. Only then are files fetched (`fetch`), for which there is `room`; and what came is judged by itself.
+//!    checked against the base (`together`). Only then are files fetched (`fetch`), for which there is `room`; and what came is judged by itself.
 //! 2. `load`: the backend reads the tensors, adapters merged in as they are read, or kept from an earlier merge (`merged`).
 //!    What it loses where tensors are quantized again is measured first (`probe`).
 //! 3. [`Model::generate`] gives tokens.
@@ -32,6 +32,7 @@ mod room;
 mod route;
 mod sets;
 mod slots;
+mod together;
 mod versions;
 
 pub use builder::{CACHE_VARIABLE, EngineBuilder};

@@ -65,12 +65,17 @@ impl Inner {
         blocking("checkpoint", describe).await.map(|info| Some(Arc::new(info)))
     }
 
-    /// The adapter in `job` without its values, by its config and the head of its weights. `None` if nothing can be told
+    /// The adapter in `job` without its values, by its config, what is said of it and the head of its weights. `None` if nothing can be told
     /// before the files are here: offline, of an archive, and of what may be of a plugin's format, which tells by content.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] as [`lora::read`], as far as they tell, and around those of the transfer.
-    pub(super) async fn peek_adapter(&self, job: &Job, cx: &FetchContext) -> Result<Option<AdapterOutline>> {
+    pub(super) async fn peek_adapter(
+        &self,
+        job: &Job,
+        options: &ReadOptions,
+        cx: &FetchContext,
+    ) -> Result<Option<AdapterOutline>> {
         if !can_peek(job, cx) {
             return Ok(None);
         }
@@ -83,8 +88,8 @@ impl Inner {
             let names = job.manifest.files.iter().map(|file| file.path.as_str());
             let others = !self.registry.adapter_formats()?.is_empty();
             let declared = match others {
-                true => lora::declare_if_builtin(reference, names, config.as_deref())?,
-                false => Some(lora::declare(reference, names, config.as_deref())?),
+                true => lora::declare_if_builtin(reference, names, config.as_deref(), options)?,
+                false => Some(lora::declare(reference, names, config.as_deref(), options)?),
             };
             let Some(declared) = declared else { return Ok(None) };
             let head = self.head(job, declared.weights(), cx).await;
@@ -96,14 +101,29 @@ impl Inner {
         outlined.await.map_err(|e| e.into_adapter(reference))
     }
 
-    /// The adapter in `files`, which are here: of a built-in format, or of a plugin's.
+    /// The adapter in `files`, which are here, with what is said of it: of a built-in format, or of a plugin's.
     ///
     /// # Errors
     /// As [`lora::read_with`], and around what the maker of a format said.
-    pub(crate) async fn read_adapter(&self, reference: &ArtifactRef, files: Files) -> Result<LoraAdapter> {
+    pub(crate) async fn read_adapter(
+        &self,
+        reference: &ArtifactRef,
+        files: Files,
+        options: ReadOptions,
+    ) -> Result<LoraAdapter> {
         let formats = self.registry.adapter_formats().map_err(|e| e.into_adapter(reference))?;
         let reference = reference.clone();
-        blocking("adapters", move || lora::read_with(&reference, &files, ReadOptions::new(), &formats)).await
+        blocking("adapters", move || lora::read_with(&reference, &files, options, &formats)).await
+    }
+
+    /// Checks that `files` are an adapter that can be read, with whatever a spec may say of it.
+    ///
+    /// # Errors
+    /// As [`Inner::read_adapter`].
+    pub(crate) async fn check_adapter(&self, reference: &ArtifactRef, files: Files) -> Result<()> {
+        let formats = self.registry.adapter_formats().map_err(|e| e.into_adapter(reference))?;
+        let reference = reference.clone();
+        blocking("adapters", move || lora::check_readable(&reference, &files, &formats)).await
     }
 
     /// The file `name`, which is a text of at most `most` bytes.

@@ -34,6 +34,7 @@ pub(super) struct Prepared {
     pub(super) plan: Plan,
     pub(super) weights: Weights,
     pub(super) identity: Identity,
+    /// What goes into the model: the adapters of the spec, or what they are combined into.
     pub(super) adapters: Vec<(Arc<LoraAdapter>, f32)>,
     /// What is let pass of each.
     pub(super) allow: Vec<BTreeSet<Allowance>>,
@@ -85,9 +86,10 @@ impl Inner {
             let files: Vec<_> = fetched.into_iter().map(Some).collect();
             judged = self.judge(spec, &pinned, &files, cx).await?;
         }
-        let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, allow, route } = judged else {
+        let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, route } = judged else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
         };
+        let (adapters, allow) = adapters.into_model(&weights.info).await?;
         let identity = Identity::new(spec.id(), &pinned.base.manifest, &base_files)?;
         for pin in pinned.pins() {
             self.note_selected(pin).await;

@@ -17,12 +17,7 @@ use llm_local_source_common::{
 };
 
 use super::Pin;
-use crate::{
-    adapters::absolute,
-    blocking::blocking,
-    lora::{self, ReadOptions},
-    plan::PinnedBy,
-};
+use crate::{adapters::absolute, blocking::blocking, lora, plan::PinnedBy};
 
 /// The revision that means the newest, in refs of any source.
 pub(super) const LATEST: &str = "latest";
@@ -137,7 +132,7 @@ fn is_usable(store: &Store, kept: &Manifest, formats: &[Arc<dyn AdapterFormat>])
     let artifact = store.list()?.artifacts.into_iter().find(is_it);
     Ok(artifact.is_some_and(|artifact| {
         let files = artifact.files.into_iter().collect();
-        let read = lora::read_with(&kept.reference, &files, ReadOptions::new(), formats);
+        let read = lora::check_readable(&kept.reference, &files, formats);
         if let Err(error) = &read {
             tracing::debug!(reference = %kept.reference, revision = kept.revision, %error, "it is kept, and no adapter");
         }

@@ -28,6 +28,19 @@ fn u16s(bytes: &[u8]) -> impl Iterator<Item = u16> {
     bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b))
 }
 
+/// `count` values, of which `from` says what index each comes from; 0 where it says none.
+pub(super) fn gathered(values: &Floats, count: usize, from: impl Fn(usize) -> Option<usize>) -> Floats {
+    fn pick<T: Copy + Default>(values: &[T], count: usize, from: impl Fn(usize) -> Option<usize>) -> Vec<T> {
+        (0..count).map(|i| from(i).map_or_else(T::default, |index| values[index])).collect()
+    }
+    match values {
+        Floats::F32(v) => Floats::F32(pick(v, count, from)),
+        Floats::F16(v) => Floats::F16(pick(v, count, from)),
+        Floats::Bf16(v) => Floats::Bf16(pick(v, count, from)),
+        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
+    }
+}
+
 /// Writes the floats from index `start` on into `out`, as f32 and each times `factor`. The product is taken in f64 and
 /// rounded once.
 pub(super) fn scale_into(values: &Floats, start: usize, factor: f64, out: &mut [f32]) {

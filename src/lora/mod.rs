@@ -49,8 +49,9 @@ pub use report::{
 };
 pub use write::{WriteFormat, WrittenAdapter, write};
 
-pub(crate) use beside::{for_backend, only_merged};
-pub(crate) use fit::fit_outlines_allowing;
+pub(crate) use beside::{for_backend, only_merged, without};
+pub(crate) use combine::combined_outline;
+pub(crate) use fit::{check_values, fit_outlines_allowing};
 pub(crate) use outline::AdapterOutline;
 pub(crate) use quantized::{not_mergeable, not_requantizable};
-pub(crate) use read::{CONFIG, config_format, declare, declare_if_builtin, gguf_base};
+pub(crate) use read::{CONFIG, check_readable, config_format, declare, declare_if_builtin, gguf_base};

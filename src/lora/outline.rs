@@ -8,6 +8,8 @@ use llm_local_core::{
     model::Layout,
 };
 
+use super::targets::BaseModules;
+
 /// What [`LoraAdapter`] says without the values of its tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AdapterOutline {
@@ -19,6 +21,8 @@ pub(crate) struct AdapterOutline {
     pub(crate) base: BaseHint,
     /// As [`LoraAdapter::notes`].
     pub(crate) notes: Vec<String>,
+    /// As [`LoraAdapter::unknown_fields`].
+    pub(crate) unknown_fields: Vec<String>,
     /// The layout in whose order the rows of queries and keys are.
     pub(super) row_order: Layout,
     /// The low-rank pairs, sorted by module.
@@ -74,6 +78,7 @@ impl From<&LoraAdapter> for AdapterOutline {
             format: adapter.format.clone(),
             base: adapter.base.clone(),
             notes: adapter.notes.clone(),
+            unknown_fields: adapter.unknown_fields.clone(),
             row_order: adapter.row_order,
             modules: adapter.modules.iter().map(ModuleOutline::from).collect(),
             replacements: adapter.replacements.iter().map(ReplacementOutline::from).collect(),
@@ -86,6 +91,16 @@ impl From<&LoraAdapter> for AdapterOutline {
 }
 
 impl AdapterOutline {
+    /// Its ref.
+    pub(crate) fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    /// Bytes of memory that its tensors take.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The ranks of its pairs, smallest first, each once.
     pub(crate) fn ranks(&self) -> Vec<usize> {
         let ranks: BTreeSet<_> = self.modules.iter().map(|module| module.rank).collect();
@@ -98,6 +113,25 @@ impl AdapterOutline {
         scales.sort_by(f64::total_cmp);
         scales.dedup();
         scales
+    }
+
+    /// Whether it has something for the embedding or the head, which may fit only with what another adapter has for these.
+    pub(crate) fn touches_vocabulary(&self) -> bool {
+        let of = |name: &str| {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            BaseModules::is_embedding(module) || BaseModules::is_head(module)
+        };
+        self.modules.iter().any(|module| of(&module.name))
+            || self.replacements.iter().any(|replacement| of(&replacement.name))
+            || self.rows.iter().any(|rows| of(&rows.name))
+    }
+
+    /// It without what it has for the tensors `unused`.
+    pub(crate) fn without(mut self, unused: &[String]) -> Self {
+        self.modules.retain(|module| !unused.contains(&module.weight_name()));
+        self.replacements.retain(|replacement| !unused.contains(&replacement.name));
+        self.rows.retain(|rows| !unused.contains(&rows.name));
+        self
     }
 
     /// How many modules it has pairs for.

@@ -14,7 +14,7 @@ use llm_local_weights::{Head, SafetensorsSource};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{AdapterOutline, FitReport, MergedSource, declare, fit, read};
+use super::{AdapterOutline, FitReport, MergedSource, ReadOptions, declare, fit, read};
 
 pub(super) fn fixture(path: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path)
@@ -35,7 +35,7 @@ pub(super) fn outline_folder(folder: &Path) -> Result<AdapterOutline> {
     names.sort();
     let reference = ArtifactRef::file(folder).unwrap();
     let config = fs::read(folder.join("adapter_config.json")).ok();
-    let declared = declare(&reference, names.iter().map(String::as_str), config.as_deref())?;
+    let declared = declare(&reference, names.iter().map(String::as_str), config.as_deref(), &ReadOptions::new())?;
     let bytes = fs::read(folder.join(declared.weights())).unwrap();
     let mut head = Head::new(declared.weights(), &reference, bytes.len() as u64);
     let outlined = (|| {

@@ -103,7 +103,7 @@ fn what_the_versions_of_an_adapter_cannot_do_is_the_same_kind_of_error() {
         (|a, r| block_on(a.is_update_available(r)).map(drop), "not_found", "GitHub shows no repository"),
         (|a, r| block_on(a.rollback(r)).map(drop), "not_found", "an earlier version"),
         (|a, r| block_on(a.delete(r, Some("v1"))).map(drop), "not_found", "no version is kept"),
-        (|a, r| block_on(a.inspect(r)).map(drop), "not_found", "GitHub shows no repository"),
+        (|a, r| block_on(a.inspect(&r.clone().into())).map(drop), "not_found", "GitHub shows no repository"),
         (|a, r| block_on(a.pin(r, Some("v1"), None)).map(drop), "not_found", "GitHub shows no repository"),
     ];
     for (call, cause, part) in calls {
@@ -147,7 +147,7 @@ fn what_the_policy_refuses_is_not_asked_for() {
             block_on(engine.adapters().pin(&reference, None, None)).map(drop),
             block_on(engine.adapters().versions(&reference)).map(drop),
             block_on(engine.adapters().is_update_available(&reference)).map(drop),
-            block_on(engine.adapters().inspect(&reference)).map(drop),
+            block_on(engine.adapters().inspect(&reference.clone().into())).map(drop),
         ] {
             assert_adapter_error(result, "not_allowed", &[part]);
         }

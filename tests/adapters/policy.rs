@@ -129,7 +129,7 @@ fn what_is_refused_once_it_is_unpacked_is_not_kept() {
             block_on(engine.download_artifact(&reference, Want::Adapter, None)),
             block_on(engine.adapters().update(&reference, None)).map(drop),
             block_on(engine.adapters().pin(&reference, None, None)).map(drop),
-            block_on(engine.adapters().inspect(&reference)).map(drop),
+            block_on(engine.adapters().inspect(&reference.clone().into())).map(drop),
         ];
         for refused in refused {
             assert_adapter_error(refused, "not_allowed", &[says]);

@@ -14,8 +14,8 @@ use crate::world::{World, adapter_files, loose, zipped};
 #[test]
 fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
     let world = World::new(loose("v1", "rslora"));
-    let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
-    let report = block_on(engine.adapters().inspect(&reference)).unwrap();
+    let (engine, reference) = (world.engine(), "github:acme/lora".parse::<ArtifactRef>().unwrap());
+    let report = block_on(engine.adapters().inspect(&reference.clone().into())).unwrap();
     assert_eq!((&report.format, report.version.as_deref()), (&AdapterFormat::Peft, Some("v1")));
     assert_eq!(report.base.name.as_deref(), Some("tiny-llama"));
     assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(8.0), Scaling::AlphaOverRootRank));
@@ -33,7 +33,7 @@ fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
     }
     block_on(engine.adapters().update(&reference, None)).unwrap();
     world.requests();
-    let here = block_on(world.offline().adapters().inspect(&reference)).unwrap();
+    let here = block_on(world.offline().adapters().inspect(&reference.clone().into())).unwrap();
     assert_eq!(here, report);
     assert_eq!(world.requests(), 0);
 }
@@ -42,10 +42,10 @@ fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
 fn what_an_adapter_uses_is_what_its_reader_found() {
     let report = |adapter: &str| {
         let world = World::new(loose("v1", adapter));
-        let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
-        let elsewhere = block_on(engine.adapters().inspect(&reference)).unwrap();
+        let (engine, reference) = (world.engine(), "github:acme/lora".parse::<ArtifactRef>().unwrap());
+        let elsewhere = block_on(engine.adapters().inspect(&reference.clone().into())).unwrap();
         block_on(engine.adapters().update(&reference, None)).unwrap();
-        assert_eq!(block_on(engine.adapters().inspect(&reference)).unwrap(), elsewhere);
+        assert_eq!(block_on(engine.adapters().inspect(&reference.clone().into())).unwrap(), elsewhere);
         assert_eq!(elsewhere.unusable, None);
         elsewhere
     };
@@ -85,7 +85,7 @@ fn what_cannot_be_used_is_described_with_the_reason() {
             }
             std::fs::write(folder.join(name), bytes).unwrap();
         }
-        block_on(adapters.inspect(&ArtifactRef::file(folder).unwrap())).unwrap()
+        block_on(adapters.inspect(&ArtifactRef::file(folder).unwrap().into())).unwrap()
     };
     let mlx = report("mlx", "fine_tune_type", "prefix");
     assert_eq!(mlx.format, AdapterFormat::MlxLm);
@@ -132,31 +132,32 @@ fn gguf() -> Vec<u8> {
 #[test]
 fn a_gguf_adapter_is_described_by_its_metadata() {
     let world = World::new(Release::new("v1").with_file("pirate.gguf", gguf()));
-    let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
-    let report = block_on(engine.adapters().inspect(&reference)).unwrap();
+    let (engine, reference) = (world.engine(), "github:acme/lora".parse::<ArtifactRef>().unwrap());
+    let report = block_on(engine.adapters().inspect(&reference.clone().into())).unwrap();
     assert!(engine.store().list().unwrap().artifacts.is_empty(), "its header was enough");
     assert_eq!((&report.format, report.base.name.as_deref()), (&AdapterFormat::Gguf, Some("Tiny Llama")));
     assert_eq!((&report.ranks[..], report.alpha, report.scaling), (&[4][..], Some(16.0), Scaling::AlphaOverRank));
     assert_eq!((report.modules, report.tensors), (1, 2));
     assert_eq!((&report.scales[..], &report.unusable), (&[4.0][..], &None));
     block_on(engine.adapters().update(&reference, None)).unwrap();
-    assert_eq!(block_on(world.offline().adapters().inspect(&reference)).unwrap(), report);
+    assert_eq!(block_on(world.offline().adapters().inspect(&reference.clone().into())).unwrap(), report);
 }
 
 #[test]
 fn an_adapter_is_converted_by_the_headers_of_a_base_that_is_elsewhere() {
     let world = World::new(loose("v1", "peft"));
-    let (engine, reference) = (world.engine(), "github:acme/lora".parse().unwrap());
+    let (engine, reference) = (world.engine(), "github:acme/lora".parse::<ArtifactRef>().unwrap());
     let (into, base) = (world.folder.path().join("pirate.gguf"), "hf:org/tiny".parse().unwrap());
     let adapters = engine.adapters();
-    let written = block_on(adapters.convert(&reference, WriteFormat::Gguf, Some(&base), &into, None)).unwrap();
+    let written =
+        block_on(adapters.convert(&reference.clone().into(), WriteFormat::Gguf, Some(&base), &into, None)).unwrap();
     assert_eq!(written.files, std::slice::from_ref(&into));
     let kept: Vec<_> = engine.store().list().unwrap().artifacts.into_iter().map(|it| it.reference).collect();
     assert_eq!(kept, std::slice::from_ref(&reference), "the adapter alone");
     let cached = block_on(engine.plan(&ModelSpec::new(base))).unwrap().base.present;
     assert!(!cached, "headers were enough");
     let [before, after] = [reference, ArtifactRef::file(into).unwrap()]
-        .map(|reference| block_on(engine.adapters().inspect(&reference)).unwrap());
+        .map(|reference| block_on(engine.adapters().inspect(&reference.into())).unwrap());
     assert_eq!((&after.format, after.unusable), (&AdapterFormat::Gguf, None));
     assert_eq!((after.ranks, after.scales, after.modules), (before.ranks, before.scales, before.modules));
 }

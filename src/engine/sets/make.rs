@@ -56,10 +56,9 @@ impl Inner {
         let _holds = self.hold(&pins).await?;
         self.check_heads(&pins, adapters, info, cx).await?;
         let mut made = Vec::new();
-        for (pin, files) in
-            pins.iter().zip(self.fetch_allowed(&pins.iter().map(Pin::job).collect::<Vec<_>>(), cx).await?)
-        {
-            let adapter = Arc::new(self.read_adapter(&pin.reference, files).await?);
+        let fetched = self.fetch_allowed(&pins.iter().map(Pin::job).collect::<Vec<_>>(), cx).await?;
+        for ((pin, files), adapter) in pins.iter().zip(fetched).zip(adapters) {
+            let adapter = Arc::new(self.read_adapter(&pin.reference, files, adapter.into()).await?);
             // Before more is read.
             sets.limits.check(made.iter().chain([&adapter]).map(|adapter| &**adapter))?;
             made.push(adapter);
@@ -92,7 +91,7 @@ impl Inner {
             if self.transfer.present(&job, cx).await?.is_some() {
                 continue;
             }
-            if let Some(outline) = self.peek_adapter(&job, cx).await? {
+            if let Some(outline) = self.peek_adapter(&job, &adapter.into(), cx).await? {
                 let outlines = [(outline, adapter.weight)];
                 let allow = [adapter.allow.clone()];
                 check_beside(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;

@@ -9,7 +9,10 @@ use llm_local_core::{
 };
 
 use super::{
-    super::{floats::first_non_finite, outline::ModuleOutline},
+    super::{
+        floats::first_non_finite,
+        outline::{AdapterOutline, ModuleOutline},
+    },
     parts::Parts,
 };
 
@@ -19,11 +22,35 @@ pub(super) type Pairs<'a> = Vec<(&'a LoraModule, f32)>;
 /// The pairs of each module, by name.
 ///
 /// # Errors
-/// [`Error::AdapterMergeFailed`] that names the adapter, what cannot be combined, and the way out.
+/// As [`check_outlines`], and [`Error::AdapterMergeFailed`] that names the adapter and the value for one that is not finite.
 pub(super) fn pairs_by_module<'a>(
     adapters: &'a [(Arc<LoraAdapter>, f32)],
     combination: &Combination,
 ) -> Result<BTreeMap<&'a str, Pairs<'a>>> {
+    let outlines: Vec<_> =
+        adapters.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
+    check_outlines(&outlines, combination)?;
+    let mut by_module = BTreeMap::<_, Pairs<'_>>::new();
+    for (adapter, weight) in adapters {
+        if let Some(reason) = adapter.modules.iter().find_map(non_finite) {
+            return Err(Error::adapter(&adapter.reference, reason));
+        }
+        for module in &adapter.modules {
+            by_module.entry(module.name.as_str()).or_default().push((module, *weight));
+        }
+    }
+    Ok(by_module)
+}
+
+/// The outlines of the pairs of each module, by name, if adapters of these outlines can be combined as far as that can be
+/// told without their values.
+///
+/// # Errors
+/// [`Error::AdapterMergeFailed`] that names the adapter, what cannot be combined, and the way out.
+pub(super) fn check_outlines<'a>(
+    adapters: &'a [(AdapterOutline, f32)],
+    combination: &Combination,
+) -> Result<BTreeMap<&'a str, Vec<&'a ModuleOutline>>> {
     let Some(((first, _), rest)) = adapters.split_first() else {
         return Err(Error::invalid_spec("adapters", "expected at least one to combine, found none"));
     };
@@ -46,7 +73,7 @@ pub(super) fn pairs_by_module<'a>(
         }
     }
     if let Some((other, _)) = rest.iter().find(|(adapter, _)| adapter.row_order != first.row_order) {
-        let order = |adapter: &LoraAdapter| if adapter.row_order == Layout::Gguf { "GGUF" } else { "Hugging Face" };
+        let order = |adapter: &AdapterOutline| if adapter.row_order == Layout::Gguf { "GGUF" } else { "Hugging Face" };
         let reason = format!(
             "its rows of queries and keys are in the order of {}, those of {} in that of {}; add the adapters by their exact sum instead (`sum`)",
             order(other),
@@ -55,35 +82,34 @@ pub(super) fn pairs_by_module<'a>(
         );
         return Err(Error::adapter(&other.reference, reason));
     }
-    let mut by_module = BTreeMap::<_, Vec<(&LoraAdapter, &LoraModule, f32)>>::new();
-    for (adapter, weight) in adapters {
+    let mut by_module = BTreeMap::<_, Vec<(&AdapterOutline, &ModuleOutline)>>::new();
+    for (adapter, _) in adapters {
         for module in &adapter.modules {
-            by_module.entry(module.name.as_str()).or_default().push((adapter, module, *weight));
+            by_module.entry(module.name.as_str()).or_default().push((adapter, module));
         }
     }
     let needs_one_rank = Parts::of(combination).arithmetic.is_some() && Parts::of(combination).truncation.is_none();
     for pairs in by_module.values() {
-        let (first, like, _) = pairs[0];
-        for (adapter, module, _) in &pairs[1..] {
+        let (first, like) = pairs[0];
+        for (adapter, module) in &pairs[1..] {
             if let Some(reason) = misfit(module, like, &first.reference, needs_one_rank, combination) {
                 return Err(Error::adapter(&adapter.reference, reason));
             }
         }
     }
-    let plain =
-        |pairs: Vec<(_, &'a LoraModule, f32)>| pairs.into_iter().map(|(_, module, weight)| (module, weight)).collect();
+    let plain = |pairs: Vec<(_, &'a ModuleOutline)>| pairs.into_iter().map(|(_, module)| module).collect();
     Ok(by_module.into_iter().map(|(name, pairs)| (name, plain(pairs))).collect())
 }
 
 /// What of the adapter is no plain low-rank pair.
-fn refused_part(adapter: &LoraAdapter) -> Option<String> {
-    let of_module = |feature: AdapterFeature, has: fn(&LoraModule) -> bool| {
+fn refused_part(adapter: &AdapterOutline) -> Option<String> {
+    let of_module = |feature: AdapterFeature, has: fn(&ModuleOutline) -> bool| {
         let module = adapter.modules.iter().find(|module| has(module))?;
         Some(format!("{feature} (`{}`)", module.name))
     };
     let of_tensor = |features: &str, name: Option<&String>| Some(format!("{features} (`{}`)", name?));
-    of_module(AdapterFeature::Dora, |module| module.magnitude.is_some())
-        .or_else(|| of_module(AdapterFeature::LoraBias, |module| module.bias.is_some()))
+    of_module(AdapterFeature::Dora, |module| module.has_magnitude)
+        .or_else(|| of_module(AdapterFeature::LoraBias, |module| module.has_bias))
         .or_else(|| of_module(AdapterFeature::Experts, |module| module.experts.is_some()))
         .or_else(|| of_module(AdapterFeature::TargetParameters, |module| module.is_parameter))
         .or_else(|| of_tensor("modules_to_save or bias", adapter.replacements.first().map(|tensor| &tensor.name)))
@@ -94,29 +120,31 @@ fn refused_part(adapter: &LoraAdapter) -> Option<String> {
         })
 }
 
-fn defect(module: &LoraModule) -> Option<String> {
+fn defect(module: &ModuleOutline) -> Option<String> {
     let name = &module.name;
-    if let Some(defect) = ModuleOutline::from(module).defect {
+    if let Some(defect) = module.defect {
         return Some(format!("`{name}` {defect}"));
     }
-    if !module.scale.is_finite() {
-        return Some(format!("`{name}` has the scale {}; expected a finite number", module.scale));
-    }
-    let non_finite = |factor, values| first_non_finite(values).map(|(at, value)| (factor, at, value));
-    let (factor, at, value) = non_finite("A", &module.a).or_else(|| non_finite("B", &module.b))?;
-    Some(format!("{factor} of `{name}` holds {value} at index {at}; expected finite numbers"))
+    let is_finite = module.scale.is_finite();
+    (!is_finite).then(|| format!("`{name}` has the scale {}; expected a finite number", module.scale))
+}
+
+fn non_finite(module: &LoraModule) -> Option<String> {
+    let in_factor = |factor, values| first_non_finite(values).map(|(at, value)| (factor, at, value));
+    let (factor, at, value) = in_factor("A", &module.a).or_else(|| in_factor("B", &module.b))?;
+    Some(format!("{factor} of `{}` holds {value} at index {at}; expected finite numbers", module.name))
 }
 
 /// Why a pair cannot be combined with another of the same module.
 fn misfit(
-    module: &LoraModule,
-    like: &LoraModule,
+    module: &ModuleOutline,
+    like: &ModuleOutline,
     reference: &str,
     needs_one_rank: bool,
     combination: &Combination,
 ) -> Option<String> {
     let name = &module.name;
-    let shape = |module: &LoraModule| (module.out_features, module.in_features);
+    let shape = |module: &ModuleOutline| (module.out_features, module.in_features);
     if shape(module) != shape(like) {
         return Some(format!(
             "its delta of `{name}` has the shape {:?}, that of {reference} {:?}; they are of different bases",

@@ -6,7 +6,7 @@ use super::{
     arithmetic::combine_tensors,
     factors::{Weighted, concatenate},
     pair::Pair,
-    parts::{Arithmetic, Prune},
+    parts::Arithmetic,
     random::TorchRandom,
 };
 
@@ -28,7 +28,7 @@ pub(super) fn combine_deltas(
     random: Option<&mut TorchRandom>,
 ) -> Result<Pair, SvdError> {
     let (inputs, outputs) = (pairs[0].0.inputs, pairs[0].0.outputs);
-    let triples = if arithmetic.prune == Prune::Nothing && arithmetic.sign.is_none() {
+    let triples = if arithmetic.is_sum() {
         Triples::of_product(&concatenate(pairs))?
     } else {
         let deltas = pairs.iter().map(|(pair, _, scale)| delta(pair, *scale as f32, transposed)).collect();

@@ -33,6 +33,7 @@ use rayon::prelude::*;
 
 pub use order::module_order;
 
+use super::outline::{AdapterOutline, ModuleOutline};
 use order::Visit;
 use pair::Pair;
 use parts::Parts;
@@ -67,19 +68,55 @@ pub fn combine(
     order: &[impl AsRef<str>],
 ) -> Result<LoraAdapter> {
     combination.validate()?;
-    let effective = match (combination, adapters) {
-        (Combination::Sum, _) => Combination::Cat,
-        (_, [_]) => Combination::Linear,
-        _ => *combination,
-    };
-    let parts = Parts::of(&effective);
+    let parts = Parts::of(&effective(combination, adapters.len()));
     let by_module = check::pairs_by_module(adapters, combination)?;
     let visits = order::visits(by_module, parts, adapters, order)?;
     let default_rank = order::largest_rank(adapters);
     let modules =
         visits.into_par_iter().map(|visit| combine_module(visit, parts, default_rank)).collect::<Result<_, _>>();
-    let modules = modules.map_err(|reason| Error::adapter(result::reference(adapters, combination), reason))?;
+    let modules = modules.map_err(|reason| {
+        let named = adapters.iter().map(|(adapter, weight)| (&*adapter.reference, *weight));
+        Error::adapter(result::reference(named, combination), reason)
+    })?;
     Ok(result::adapter(adapters, combination, modules))
+}
+
+/// The outline of what [`combine()`] makes of adapters with these outlines.
+///
+/// # Errors
+/// As [`combine()`], as far as they can be told without values and without the order of modules.
+pub(crate) fn combined_outline(
+    adapters: &[(AdapterOutline, f32)],
+    combination: &Combination,
+) -> Result<AdapterOutline> {
+    combination.validate()?;
+    let parts = Parts::of(&effective(combination, adapters.len()));
+    let by_module = check::check_outlines(adapters, combination)?;
+    let largest = adapters.iter().flat_map(|(adapter, _)| &adapter.modules).map(|module| module.rank).max();
+    let module = |pairs: Vec<&ModuleOutline>| {
+        let (like, sum) = (pairs[0], pairs.iter().map(|module| module.rank).sum::<usize>());
+        let rank = match (parts.arithmetic, parts.truncation) {
+            (None, _) => sum,
+            (Some(_), None) => like.rank,
+            (Some(arithmetic), Some(truncation)) => {
+                let asked = truncation.rank.or(largest).unwrap_or(0);
+                let most = asked.min(like.in_features).min(like.out_features);
+                // Of their plain sum there are no more triples than ranks.
+                if arithmetic.is_sum() { most.min(sum) } else { most }
+            }
+        };
+        ModuleOutline { rank, scale: 1.0, ..like.clone() }
+    };
+    Ok(result::outline(adapters, combination, by_module.into_values().map(module).collect()))
+}
+
+/// What `count` adapters are combined by where `combination` is asked for.
+fn effective(combination: &Combination, count: usize) -> Combination {
+    match (combination, count) {
+        (Combination::Sum, _) => Combination::Cat,
+        (_, 1) => Combination::Linear,
+        _ => *combination,
+    }
 }
 
 fn combine_module(visit: Visit<'_>, parts: Parts, default_rank: usize) -> Result<LoraModule, String> {

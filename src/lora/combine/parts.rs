@@ -41,6 +41,13 @@ pub(super) struct Arithmetic {
     pub(super) sign: Option<MajoritySign>,
 }
 
+impl Arithmetic {
+    /// Whether all values are added.
+    pub(super) fn is_sum(self) -> bool {
+        self.prune == Prune::Nothing && self.sign.is_none()
+    }
+}
+
 /// Which values are kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Prune {

@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use llm_local_core::{
     LoraAdapter, LoraModule,
-    lora::{AdapterFeature, Combination, DeclaredTargets, ModuleSelector},
+    lora::{AdapterFeature, BareFormat, Combination, DeclaredTargets, ModuleSelector},
 };
 use sha2::{Digest, Sha256};
 
+use super::super::outline::{AdapterOutline, ModuleOutline};
+
+/// The format of an adapter that was read from no file, as [`LoraAdapter::new`] has it.
+const PEFT: &str = BareFormat::Peft.as_str();
+
 /// What the result is called: `ties(a * 0.5 + b * 1)`.
-pub(super) fn reference(adapters: &[(Arc<LoraAdapter>, f32)], combination: &Combination) -> String {
-    let terms: Vec<_> = adapters.iter().map(|(adapter, weight)| format!("{} * {weight}", adapter.reference)).collect();
+pub(super) fn reference<'a>(adapters: impl IntoIterator<Item = (&'a str, f32)>, combination: &Combination) -> String {
+    let terms: Vec<_> = adapters.into_iter().map(|(reference, weight)| format!("{reference} * {weight}")).collect();
     format!("{}({})", combination.name(), terms.join(" + "))
 }
 
@@ -20,19 +25,41 @@ pub(super) fn adapter(
     combination: &Combination,
     modules: Vec<LoraModule>,
 ) -> LoraAdapter {
-    let first = &adapters[0].0;
+    let outlines: Vec<_> =
+        adapters.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
+    let outline = outline(&outlines, combination, modules.iter().map(ModuleOutline::from).collect());
     let digest = digest(adapters, combination, &modules);
+    let adapter = LoraAdapter::new(outline.reference, digest, modules)
+        .with_row_order(outline.row_order)
+        .with_features(outline.features)
+        .with_base(outline.base)
+        .with_notes(outline.notes);
+    match outline.targets {
+        Some(targets) => adapter.with_targets(targets),
+        None => adapter,
+    }
+}
+
+/// The adapter of `modules`, without its values.
+pub(super) fn outline(
+    adapters: &[(AdapterOutline, f32)],
+    combination: &Combination,
+    mut modules: Vec<ModuleOutline>,
+) -> AdapterOutline {
+    modules.sort_by(|x, y| x.name.cmp(&y.name));
+    let first = &adapters[0].0;
     let kept = [AdapterFeature::Embedding, AdapterFeature::FanInFanOut];
     let kept =
         kept.into_iter().filter(|feature| adapters.iter().any(|(adapter, _)| adapter.features.contains(feature)));
     let ranks_differ = modules.windows(2).any(|pair| pair[0].rank != pair[1].rank);
-    let features: Vec<_> = kept.chain(ranks_differ.then_some(AdapterFeature::RankPattern)).collect();
-    let mut names: Vec<_> = modules.iter().map(|module| module.name.clone()).collect();
-    names.sort();
+    let mut features: Vec<_> = kept.chain(ranks_differ.then_some(AdapterFeature::RankPattern)).collect();
+    features.sort();
+    let names = modules.iter().map(|module| module.name.clone()).collect();
     let mut notes: Vec<_> = adapters.iter().flat_map(|(adapter, _)| adapter.notes.iter().cloned()).collect();
     for (adapter, _) in adapters.iter().filter(|(adapter, _)| adapter.base != first.base) {
-        let base =
-            |adapter: &LoraAdapter| adapter.base.name.clone().unwrap_or_else(|| "a base that it does not name".into());
+        let base = |adapter: &AdapterOutline| {
+            adapter.base.name.clone().unwrap_or_else(|| "a base that it does not name".into())
+        };
         notes.push(format!(
             "{} was trained on {}, and {} on {}: the combination says the first adapter's base",
             adapter.reference,
@@ -41,12 +68,23 @@ pub(super) fn adapter(
             base(first)
         ));
     }
-    LoraAdapter::new(reference(adapters, combination), digest, modules)
-        .with_row_order(first.row_order)
-        .with_features(features)
-        .with_targets(DeclaredTargets::new(ModuleSelector::Names(names)))
-        .with_base(first.base.clone())
-        .with_notes(notes)
+    // Its factors are of f32.
+    let bytes = |module: &ModuleOutline| 4 * module.rank * (module.in_features + module.out_features);
+    AdapterOutline {
+        reference: reference(adapters.iter().map(|(adapter, weight)| (&*adapter.reference, *weight)), combination),
+        format: PEFT.into(),
+        base: first.base.clone(),
+        notes,
+        // Each adapter was held to its own.
+        unknown_fields: Vec::new(),
+        row_order: first.row_order,
+        bytes: modules.iter().map(bytes).sum::<usize>() as u64,
+        modules,
+        replacements: Vec::new(),
+        rows: Vec::new(),
+        features,
+        targets: Some(DeclaredTargets::new(ModuleSelector::Names(names))),
+    }
 }
 
 /// SHA-256 over all that decides the result.

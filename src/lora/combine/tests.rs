@@ -12,8 +12,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    super::testing::{fixture, read_folder},
-    combine, module_order,
+    super::{
+        outline::AdapterOutline,
+        testing::{fixture, read_folder},
+    },
+    combine, combined_outline, module_order,
     pair::Pair,
 };
 
@@ -138,6 +141,29 @@ fn every_combination_equals_that_of_peft() {
             assert!(difference <= tolerance, "{text}: {name} differs by {difference:e}");
         }
     }
+}
+
+#[test]
+fn the_outline_of_a_combination_is_that_of_what_comes_out() {
+    let Cases { cases, order } = cases();
+    let mut checked = 0;
+    for case in &cases {
+        let result = case.run(&order[case.base()]);
+        let outline = |(name, weight): (&String, &f32)| (AdapterOutline::from(&*adapter(name)), *weight);
+        let outlines: Vec<_> = case.adapters.iter().zip(&case.weights).map(outline).collect();
+        let outline = combined_outline(&outlines, &case.combination()).unwrap();
+        assert_eq!(outline, AdapterOutline::from(&result), "{:?} of {:?}", case.combination(), case.adapters);
+        checked += 1;
+        let sum = combined_outline(&outlines, &Combination::Sum).unwrap();
+        let cat = combined_outline(&outlines, &Combination::Cat).unwrap();
+        assert_eq!((sum.modules, sum.bytes), (cat.modules, cat.bytes));
+    }
+    assert_eq!(checked, 29);
+    let plain = (AdapterOutline::from(&*adapter("a")), 1.0);
+    let mut tied = plain.clone();
+    tied.0.features.push(AdapterFeature::WeightTying);
+    let error = combined_outline(&[plain, tied], &Combination::Linear).unwrap_err().to_string();
+    assert!(error.contains("ensure_weight_tying"), "{error}");
 }
 
 #[test]

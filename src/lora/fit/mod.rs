@@ -86,10 +86,22 @@ pub(super) fn fit_changes(
     let (mut report, changes) = outlined_changes(&outlines, allow, info)?;
     for (index, (adapter, weight)) in adapters.iter().enumerate() {
         let fitted = &mut report.adapters[index];
-        let defects = by_values(adapter, *weight, &fitted.unused);
-        fitted.let_pass.extend(refused(&adapter.reference, defects, of(allow, index))?);
+        fitted.let_pass.extend(check_values(adapter, *weight, &fitted.unused, of(allow, index))?);
     }
     Ok((report, changes))
+}
+
+/// What only the values of an adapter tell, whose parts for the tensors `unused` are left out, and `allowed` lets pass.
+///
+/// # Errors
+/// [`Error::AdapterMergeFailed`] for what it does not let pass.
+pub(crate) fn check_values(
+    adapter: &LoraAdapter,
+    weight: f32,
+    unused: &[String],
+    allowed: &BTreeSet<Allowance>,
+) -> Result<Vec<Defect>> {
+    refused(&adapter.reference, by_values(adapter, weight, unused), allowed)
 }
 
 /// What only the values of an adapter tell, whose parts for the tensors `unused` are left out.

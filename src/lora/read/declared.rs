@@ -4,7 +4,10 @@ use llm_local_core::{ArtifactRef, Error, Result, TensorEntry};
 use llm_local_weights::{Head, parse_json_object};
 use serde_json::{Map, Value};
 
-use super::{CONFIG, files::AdapterFiles, formats::Configured, gguf, mlx, peft, unknown_config};
+use super::{
+    CONFIG, GGUF, bare, files::AdapterFiles, formats::Configured, gguf, mlx, options::ReadOptions, peft,
+    refuse_needless, unknown_config,
+};
 use crate::lora::outline::AdapterOutline;
 
 /// What an adapter says of itself, as far as that can be told from names and config.
@@ -15,10 +18,12 @@ pub(crate) enum Declared<'a> {
     Mlx(mlx::Declared<'a>),
     /// llama.cpp's, which says all of it in its file.
     Gguf(gguf::Declared<'a>),
+    /// Tensors of which the caller says what they are.
+    Bare(bare::Declared<'a>),
 }
 
 /// What the adapter `reference`, with files called `names` that are elsewhere, says of itself: `config` is the content of
-/// its [`CONFIG`], if it has one.
+/// its [`CONFIG`], if it has one. `options` are what the caller says of it.
 ///
 /// # Errors
 /// As [`super::read`], as far as names and config tell.
@@ -26,12 +31,16 @@ pub(crate) fn declare<'a>(
     reference: &'a ArtifactRef,
     names: impl IntoIterator<Item = &'a str>,
     config: Option<&[u8]>,
+    options: &ReadOptions,
 ) -> Result<Declared<'a>> {
     let files = AdapterFiles { reference, names: names.into_iter().collect() };
-    if let Some(declared) = recognized(&files, config)? {
+    if let Some(declared) = recognized(&files, config, options)? {
         return Ok(declared);
     }
     files.gguf()?;
+    if config.is_none() && options.is_of_bare() {
+        return bare::Declared::new(files, options).map(Declared::Bare);
+    }
     Err(match parsed(reference, config)? {
         Some(config) => unknown_config(&files, &config),
         None => files.without_config(),
@@ -47,26 +56,33 @@ pub(crate) fn declare_if_builtin<'a>(
     reference: &'a ArtifactRef,
     names: impl IntoIterator<Item = &'a str>,
     config: Option<&[u8]>,
+    options: &ReadOptions,
 ) -> Result<Option<Declared<'a>>> {
-    recognized(&AdapterFiles { reference, names: names.into_iter().collect() }, config)
+    recognized(&AdapterFiles { reference, names: names.into_iter().collect() }, config, options)
 }
 
-fn recognized<'a>(files: &AdapterFiles<'a>, config: Option<&[u8]>) -> Result<Option<Declared<'a>>> {
+fn recognized<'a>(
+    files: &AdapterFiles<'a>,
+    config: Option<&[u8]>,
+    options: &ReadOptions,
+) -> Result<Option<Declared<'a>>> {
     let parsed = parsed(files.reference, config)?;
     if let (Some(config), Some(bytes)) = (&parsed, config)
         && let Some(format) = Configured::of(config)
     {
+        refuse_needless(files, format.name(), options)?;
         let files = files.clone();
         let declared = match format {
-            Configured::Peft => peft::Declared::new(files, config, bytes).map(Declared::Peft),
-            Configured::MlxLm => mlx::Declared::mlx_lm(files, config, None).map(Declared::Mlx),
-            Configured::MlxVlm => mlx::Declared::mlx_vlm(files, config, None).map(Declared::Mlx),
+            Configured::Peft => peft::Declared::new(files, config, bytes, &options.allow).map(Declared::Peft),
+            Configured::MlxLm => mlx::Declared::mlx_lm(files, config, options).map(Declared::Mlx),
+            Configured::MlxVlm => mlx::Declared::mlx_vlm(files, config, options).map(Declared::Mlx),
         };
         return declared.map(Some);
     }
     // Which of several is meant is for who finds that no format has them.
-    let gguf = files.gguf().ok().flatten();
-    Ok(gguf.map(|name| Declared::Gguf(gguf::Declared::new(files.clone(), name))))
+    let Some(name) = files.gguf().ok().flatten() else { return Ok(None) };
+    refuse_needless(files, GGUF, options)?;
+    Ok(Some(Declared::Gguf(gguf::Declared::new(files.clone(), name, &options.allow))))
 }
 
 fn parsed(reference: &ArtifactRef, config: Option<&[u8]>) -> Result<Option<Map<String, Value>>> {
@@ -82,6 +98,7 @@ impl<'a> Declared<'a> {
             Self::Peft(declared) => declared.weights(),
             Self::Mlx(declared) => declared.weights(),
             Self::Gguf(declared) => declared.weights(),
+            Self::Bare(declared) => declared.weights(),
         }
     }
 
@@ -95,6 +112,7 @@ impl<'a> Declared<'a> {
             Self::Peft(declared) => declared.outline(entries),
             Self::Mlx(declared) => declared.outline(entries),
             Self::Gguf(declared) => declared.outline(&Default::default(), entries),
+            Self::Bare(declared) => declared.outline(entries),
         }
     }
 

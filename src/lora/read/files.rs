@@ -8,7 +8,7 @@ use std::{
 use llm_local_core::{ArtifactRef, Error, Result};
 use llm_local_weights::{is_gguf, is_pickle, is_safetensors};
 
-use super::CONFIG;
+use super::{CONFIG, WITHOUT_CONFIG};
 use crate::lora::message::some_of;
 
 /// The files of one adapter, by their names in its artifact, wherever they are.
@@ -86,7 +86,7 @@ impl<'a> AdapterFiles<'a> {
         if let Some(name) = self.names.iter().find(|name| is_safetensors(name)) {
             return self.error(format!(
                 "`{name}` comes without {CONFIG}, so its format and its scale are unknown; put the {CONFIG} that was \
-                 saved with it beside it, or give format and scale (`ReadOptions`)"
+                 saved with it beside it, or give both: {WITHOUT_CONFIG}"
             ));
         }
         if let Some(error) = self.pickle() {

@@ -12,7 +12,9 @@ use serde_json::{Map, Value};
 use super::{
     CONFIG, GGUF, MLX_LM, MLX_VLM, PEFT,
     files::{AdapterFiles, starts_as_gguf},
-    gguf, mlx, peft,
+    gguf, mlx,
+    options::ReadOptions,
+    peft,
 };
 
 /// A format with an `adapter_config.json`.
@@ -29,6 +31,15 @@ impl Configured {
         [Self::Peft, Self::MlxLm, Self::MlxVlm].into_iter().find(|format| format.is_meant_by(config))
     }
 
+    /// The format's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Peft => PEFT,
+            Self::MlxLm => MLX_LM,
+            Self::MlxVlm => MLX_VLM,
+        }
+    }
+
     fn is_meant_by(self, config: &Map<String, Value>) -> bool {
         let has = |key| config.contains_key(key);
         match self {
@@ -41,24 +52,20 @@ impl Configured {
 
 /// The name of the format that `config` is one of.
 pub(crate) fn config_format(config: &Map<String, Value>) -> Option<&'static str> {
-    Configured::of(config).map(|format| match format {
-        Configured::Peft => PEFT,
-        Configured::MlxLm => MLX_LM,
-        Configured::MlxVlm => MLX_VLM,
-    })
+    Configured::of(config).map(Configured::name)
 }
 
-/// The built-in formats; `scale` is what the caller says of an adapter that does not say it.
-pub(super) fn builtin(scale: Option<f64>) -> [Box<dyn AdapterFormat>; 4] {
-    [Box::new(Peft), Box::new(MlxLm { scale }), Box::new(MlxVlm { scale }), Box::new(Gguf)]
+/// The built-in formats, with what the caller says of adapters that do not say it.
+pub(super) fn builtin(options: &ReadOptions) -> [Box<dyn AdapterFormat + '_>; 4] {
+    [Box::new(Peft), Box::new(MlxLm { options }), Box::new(MlxVlm { options }), Box::new(Gguf)]
 }
 
 struct Peft;
-struct MlxLm {
-    scale: Option<f64>,
+struct MlxLm<'o> {
+    options: &'o ReadOptions,
 }
-struct MlxVlm {
-    scale: Option<f64>,
+struct MlxVlm<'o> {
+    options: &'o ReadOptions,
 }
 struct Gguf;
 
@@ -73,12 +80,12 @@ impl AdapterFormat for Peft {
 
     fn read(&self, files: &Given<'_>) -> Result<LoraAdapter> {
         let (config, bytes) = config(files)?;
-        let declared = peft::Declared::new(AdapterFiles::of(files), &config, &bytes)?;
-        declared.read(&bytes, path(files, declared.weights())?)
+        let declared = peft::Declared::new(AdapterFiles::of(files), &config, &bytes, files.allow)?;
+        declared.read(&bytes, path(files, declared.weights())?, files.allow)
     }
 }
 
-impl AdapterFormat for MlxLm {
+impl AdapterFormat for MlxLm<'_> {
     fn name(&self) -> &str {
         MLX_LM
     }
@@ -89,12 +96,12 @@ impl AdapterFormat for MlxLm {
 
     fn read(&self, files: &Given<'_>) -> Result<LoraAdapter> {
         let (config, bytes) = config(files)?;
-        let declared = mlx::Declared::mlx_lm(AdapterFiles::of(files), &config, self.scale)?;
-        declared.read(&said(bytes, self.scale), path(files, declared.weights())?)
+        let declared = mlx::Declared::mlx_lm(AdapterFiles::of(files), &config, self.options)?;
+        declared.read(&said(bytes, self.options.scale), path(files, declared.weights())?, files.allow)
     }
 }
 
-impl AdapterFormat for MlxVlm {
+impl AdapterFormat for MlxVlm<'_> {
     fn name(&self) -> &str {
         MLX_VLM
     }
@@ -105,8 +112,8 @@ impl AdapterFormat for MlxVlm {
 
     fn read(&self, files: &Given<'_>) -> Result<LoraAdapter> {
         let (config, bytes) = config(files)?;
-        let declared = mlx::Declared::mlx_vlm(AdapterFiles::of(files), &config, self.scale)?;
-        declared.read(&said(bytes, self.scale), path(files, declared.weights())?)
+        let declared = mlx::Declared::mlx_vlm(AdapterFiles::of(files), &config, self.options)?;
+        declared.read(&said(bytes, self.options.scale), path(files, declared.weights())?, files.allow)
     }
 }
 
@@ -125,7 +132,7 @@ impl AdapterFormat for Gguf {
     fn read(&self, files: &Given<'_>) -> Result<LoraAdapter> {
         let listed = AdapterFiles::of(files);
         let name = listed.gguf()?.ok_or_else(|| listed.error("there is no GGUF file"))?;
-        gguf::Declared::new(listed, name).read(path(files, name)?)
+        gguf::Declared::new(listed, name, files.allow).read(path(files, name)?)
     }
 }
 

@@ -24,10 +24,14 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use llm_local_core::{
-    ArtifactRef, Error, LoraAdapter, Result,
+    Allowance, ArtifactRef, Error, LoraAdapter, Result,
     lora::{AdapterFiles as Given, AdapterFormat, BareFormat},
 };
 use llm_local_weights::{ADAPTER_CONFIG, read_json_object};
@@ -40,9 +44,14 @@ pub(crate) use declared::{declare, declare_if_builtin};
 pub(crate) use formats::config_format;
 pub(crate) use gguf::gguf_base;
 pub use options::ReadOptions;
+pub(super) use peft::{PREFIX as PEFT_PREFIX, in_order_of_registration};
 
 /// The file that says what an adapter is, in PEFT's format and in mlx-lm's.
 pub(crate) const CONFIG: &str = ADAPTER_CONFIG;
+
+/// What to do about an adapter without a config.
+const WITHOUT_CONFIG: &str =
+    "`scale` and `format` of the adapter in a spec, `--scale` and `--adapter-format` of the program";
 
 /// The names of the built-in formats.
 const PEFT: &str = BareFormat::Peft.as_str();
@@ -75,19 +84,19 @@ pub fn read_with(
     options: ReadOptions,
     extra: &[Arc<dyn AdapterFormat>],
 ) -> Result<LoraAdapter> {
-    read_any(reference, files, options, extra).map_err(|e| e.into_adapter(reference))
+    read_any(reference, files, &options, extra).map_err(|e| e.into_adapter(reference))
 }
 
 fn read_any(
     reference: &ArtifactRef,
     files: &BTreeMap<String, PathBuf>,
-    options: ReadOptions,
+    options: &ReadOptions,
     extra: &[Arc<dyn AdapterFormat>],
 ) -> Result<LoraAdapter> {
     let config = files.get(CONFIG).map(|path| read_json_object(path)).transpose()?.map(|(config, _)| config);
-    let given = Given::new(reference, files, config.as_ref());
+    let given = Given::new(reference, files, config.as_ref()).with_allow(&options.allow);
     let listed = AdapterFiles::of(&given);
-    let builtin = formats::builtin(options.scale);
+    let builtin = formats::builtin(options);
     let mut recognizing: Vec<(&dyn AdapterFormat, bool)> = Vec::new();
     for format in &builtin {
         if format.recognizes(&given)? {
@@ -112,11 +121,11 @@ fn read_any(
             }
             Ok(adapter)
         }
-        [] if config.is_none() && (options.format.is_some() || options.scale.is_some()) => {
-            let weights = listed.bare()?;
-            bare::read(listed, weights, &files[weights], options)
+        [] if config.is_none() && options.is_of_bare() => {
+            let declared = bare::Declared::new(listed, options)?;
+            declared.read(&files[declared.weights()])
         }
-        [] => Err(unrecognized(&listed, config.as_ref(), files)?),
+        [] => Err(unrecognized(&listed, config.as_ref(), files, &options.allow)?),
         [(one, _), (other, _), ..] => Err(listed.error(format!(
             "the formats `{}` and `{}` both recognize it, so which of them it is is not clear; leave one of them out",
             one.name(),
@@ -126,7 +135,7 @@ fn read_any(
 }
 
 /// Refuses options that the files answer themselves.
-fn refuse_needless(files: &AdapterFiles<'_>, format: &str, options: ReadOptions) -> Result<()> {
+fn refuse_needless(files: &AdapterFiles<'_>, format: &str, options: &ReadOptions) -> Result<()> {
     if let Some(other) = options.format
         && other.as_str() != format
     {
@@ -150,13 +159,14 @@ fn unrecognized(
     listed: &AdapterFiles<'_>,
     config: Option<&Map<String, Value>>,
     files: &BTreeMap<String, PathBuf>,
+    allow: &BTreeSet<Allowance>,
 ) -> Result<Error> {
     if let Some(name) = listed.gguf()? {
         if !starts_as_gguf(&files[name])? {
             return Ok(listed.error(format!("`{name}` does not start with GGUF: it is damaged or something else")));
         }
         // It is no adapter, or its header is broken: its reader says which.
-        let read = gguf::Declared::new(listed.clone(), name).read(&files[name]);
+        let read = gguf::Declared::new(listed.clone(), name, allow).read(&files[name]);
         return Ok(match read {
             Err(error) => error,
             Ok(_) => listed.error(format!("`{name}` changed while it was read")),
@@ -166,6 +176,22 @@ fn unrecognized(
         Some(config) => unknown_config(listed, config),
         None => listed.without_config(),
     })
+}
+
+/// Whether `files` are an adapter that can be read, with whatever a spec may say of them.
+///
+/// # Errors
+/// As [`read_with`], of an adapter that no spec can make usable.
+pub(crate) fn check_readable(
+    reference: &ArtifactRef,
+    files: &BTreeMap<String, PathBuf>,
+    extra: &[Arc<dyn AdapterFormat>],
+) -> Result<()> {
+    let read = |options: ReadOptions| read_with(reference, files, options.lenient(), extra).map(drop);
+    let scaled = || ReadOptions::new().with_scale(1.0);
+    let Err(error) = read(ReadOptions::new()) else { return Ok(()) };
+    let others = [scaled(), scaled().with_format(BareFormat::Peft), scaled().with_format(BareFormat::MlxLm)];
+    if others.into_iter().any(|options| read(options).is_ok()) { Ok(()) } else { Err(error) }
 }
 
 /// Why a config that no format recognizes cannot be used.

@@ -1,7 +1,9 @@
 //! What the header of a file of tensors holds, checked before a value is read: what outline and adapter are made of.
 
+use std::collections::BTreeSet;
+
 use llm_local_core::{
-    ArtifactRef, Encoding, FloatType, LoraAdapter, LoraModule, TensorEntry, TensorSource,
+    Allowance, ArtifactRef, Encoding, FloatType, LoraAdapter, LoraModule, TensorEntry, TensorSource,
     lora::{AdapterFeature, BaseHint, DeclaredTargets, Floats, ReplacementTensor},
     model::Layout,
 };
@@ -23,6 +25,8 @@ pub(super) struct Plan<'e> {
     pub(super) row_order: Layout,
     pub(super) targets: Option<DeclaredTargets>,
     pub(super) notes: Vec<String>,
+    /// As [`LoraAdapter::unknown_fields`].
+    pub(super) unknown_fields: Vec<String>,
 }
 
 /// A pair, by its header.
@@ -85,6 +89,7 @@ impl Plan<'_> {
             format: format.to_owned(),
             base: base.clone(),
             notes: self.notes.clone(),
+            unknown_fields: self.unknown_fields.clone(),
             row_order: self.row_order,
             modules: self.pairs.iter().map(Pair::outline).collect(),
             replacements: self.replacements.iter().map(replacement).collect(),
@@ -95,11 +100,13 @@ impl Plan<'_> {
         }
     }
 
-    /// The adapter with the values of `source`, whose tensors it is a plan of. The error names the tensor.
+    /// The adapter with the values of `source`, whose tensors it is a plan of, if what is wrong with them is in `allow`. The
+    /// error names the tensor.
     pub(super) fn read(
         &self,
         source: &dyn TensorSource,
         reference: &ArtifactRef,
+        allow: &BTreeSet<Allowance>,
         digest: impl FnOnce() -> Result<String, String>,
     ) -> Result<LoraAdapter, String> {
         let modules = self.pairs.iter().map(|pair| pair.read(source)).collect::<Result<Vec<_>, _>>()?;
@@ -107,17 +114,15 @@ impl Plan<'_> {
             values(source, entry).map(|values| ReplacementTensor::new(name, entry.shape.clone(), values))
         });
         let replacements = replacements.collect::<Result<Vec<_>, String>>()?;
-        if replacements.is_empty() && modules.iter().all(is_without_effect) {
-            return Err(format!(
-                "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly",
-                all_of(modules.len(), "module")
-            ));
+        if replacements.is_empty() {
+            check_effect(&modules, allow)?;
         }
         let adapter = LoraAdapter::new(reference.to_string(), digest()?, modules)
             .with_row_order(self.row_order)
             .with_replacements(replacements)
             .with_features(self.features())
-            .with_notes(self.notes.clone());
+            .with_notes(self.notes.clone())
+            .with_unknown_fields(self.unknown_fields.clone());
         Ok(match &self.targets {
             Some(targets) => adapter.with_targets(targets.clone()),
             None => adapter,
@@ -125,10 +130,23 @@ impl Plan<'_> {
     }
 }
 
-/// Whether a module's delta is zero. With a magnitude it need not leave the base as it is.
+/// Checks that an adapter of nothing but `modules` does something, unless `allow` has it do nothing.
+pub(super) fn check_effect(modules: &[LoraModule], allow: &BTreeSet<Allowance>) -> Result<(), String> {
+    if allow.contains(&Allowance::NoEffect) || !modules.iter().all(is_without_effect) {
+        return Ok(());
+    }
+    Err(format!(
+        "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly",
+        all_of(modules.len(), "module")
+    ))
+}
+
+/// Whether applying the module changes nothing. With a magnitude it does so even where its product is zero.
 fn is_without_effect(module: &LoraModule) -> bool {
-    let experts = module.experts.unwrap_or(1);
-    module.magnitude.is_none() && floats::stacked_product_is_zero(&module.a, &module.b, experts, module.rank)
+    let LoraModule { a, b, rank, experts, .. } = module;
+    module.magnitude.is_none()
+        && module.bias.as_ref().is_none_or(|bias| bias.iter().all(|v| *v == 0.0))
+        && floats::stacked_product_is_zero(a, b, experts.unwrap_or(1), *rank)
 }
 
 impl Pair<'_> {

@@ -321,7 +321,7 @@ fn tensors_without_a_config_are_read_if_format_and_scale_are_given() {
         let files = BTreeMap::from([(file.to_owned(), path.join(file))]);
         let with = |options| read_with(&reference, &files, options, &[]);
         let options = ReadOptions::new().with_format(format);
-        let adapter = with(options.with_scale(scale)).unwrap();
+        let adapter = with(options.clone().with_scale(scale)).unwrap();
         assert_eq!((&*adapter.format, adapter.targets.as_ref()), (format.as_str(), None));
         let configured = read_folder(&path).unwrap();
         let modules: Vec<_> = configured
@@ -333,10 +333,10 @@ fn tensors_without_a_config_are_read_if_format_and_scale_are_given() {
             })
             .collect();
         assert_eq!(adapter.modules, modules, "{folder}");
-        assert_ne!(adapter.digest, with(options.with_scale(3.0)).unwrap().digest, "the scale is a part of it");
+        assert_ne!(adapter.digest, with(options.clone().with_scale(3.0)).unwrap().digest, "the scale is a part of it");
         for (options, word) in [
             (ReadOptions::new(), "scale are unknown"),
-            (options, "no scale is given"),
+            (options.clone(), "no scale is given"),
             (ReadOptions::new().with_scale(scale), "no format is given"),
             (options.with_scale(0.0), "given as 0"),
         ] {

@@ -5,18 +5,7 @@ use std::borrow::Cow;
 use half::{bf16, f16};
 use llm_local_core::lora::Floats;
 
-/// `count` values, of which `from` says what index each comes from; 0 where it says none.
-pub(super) fn gathered(values: &Floats, count: usize, from: impl Fn(usize) -> Option<usize>) -> Floats {
-    fn pick<T: Copy + Default>(values: &[T], count: usize, from: impl Fn(usize) -> Option<usize>) -> Vec<T> {
-        (0..count).map(|i| from(i).map_or_else(T::default, |index| values[index])).collect()
-    }
-    match values {
-        Floats::F32(v) => Floats::F32(pick(v, count, from)),
-        Floats::F16(v) => Floats::F16(pick(v, count, from)),
-        Floats::Bf16(v) => Floats::Bf16(pick(v, count, from)),
-        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
-    }
-}
+use crate::lora::floats::gathered;
 
 /// The rows of a matrix of `columns` columns, of which `from` says what row each is.
 pub(super) fn rows_of(values: &Floats, columns: usize, from: impl Fn(usize) -> usize) -> Floats {

@@ -1,6 +1,10 @@
 //! The metadata that a GGUF adapter is read by.
 
-use llm_local_core::{GgufMetadata, GgufValue, lora::BaseHint, model::Architecture};
+use std::collections::BTreeSet;
+
+use llm_local_core::{Allowance, GgufMetadata, GgufValue, lora::BaseHint, model::Architecture};
+
+use crate::lora::read::value::{cut, let_pass};
 
 const TYPE: &str = "general.type";
 const ARCHITECTURE: &str = "general.architecture";
@@ -23,18 +27,20 @@ pub(super) struct GgufConfig {
     pub(super) alpha: Option<f64>,
     pub(super) base: BaseHint,
     pub(super) notes: Vec<String>,
+    /// As [`LoraAdapter::unknown_fields`](llm_local_core::LoraAdapter::unknown_fields).
+    pub(super) unknown_fields: Vec<String>,
 }
 
 impl GgufConfig {
-    /// Reads `metadata`; the error is the reason, naming the key.
-    pub(super) fn new(metadata: &GgufMetadata) -> Result<Self, String> {
+    /// Reads `metadata`, as far as it is known or `allow` has what is not; the error is the reason, naming the key.
+    pub(super) fn new(metadata: &GgufMetadata, allow: &BTreeSet<Allowance>) -> Result<Self, String> {
         is(metadata, TYPE, "adapter", "it is no adapter")?;
         is(metadata, KIND, "lora", "of adapters only LoRA is supported")?;
         let name = text(metadata, ARCHITECTURE)?.ok_or_else(|| format!("`{ARCHITECTURE}` is missing"))?;
         let architecture = Architecture::of_gguf(name).map_err(|names| {
             format!("`{ARCHITECTURE}` is {name:?}, whose tensors are not known; expected one of {names}")
         })?;
-        let mut notes = Vec::new();
+        let (mut notes, mut unknown) = (Vec::new(), Vec::new());
         for (key, value) in metadata.iter().filter(|(key, _)| key.starts_with("adapter.")) {
             match key {
                 KIND | ALPHA => {}
@@ -47,11 +53,14 @@ impl GgufConfig {
                 }
                 PROMPT_PREFIX if is_empty(value) => {}
                 PROMPT_PREFIX => {
-                    notes.push(format!("`{PROMPT_PREFIX}` is {value:?}: prompts do not get it by themselves"))
+                    let value = cut(format!("{value:?}"));
+                    notes.push(format!("`{PROMPT_PREFIX}` is {value}: prompts do not get it by themselves"))
                 }
                 _ if INERT.contains(&key) => {}
+                _ if is_empty(value) => {}
                 _ => {
-                    return Err(format!("the key `{key}` is {value:?}: what it changes is not known"));
+                    let value = cut(format!("{value:?}"));
+                    unknown.push(format!("the unknown key `{key}` is {value}: what it changes is not known"));
                 }
             }
         }
@@ -61,6 +70,7 @@ impl GgufConfig {
             alpha: alpha(metadata)?,
             base: base(metadata).with_architecture(architecture),
             notes,
+            unknown_fields: let_pass(unknown, allow)?,
         })
     }
 
@@ -79,7 +89,7 @@ fn text<'a>(metadata: &'a GgufMetadata, key: &str) -> Result<Option<&'a str>, St
     match metadata.get(key) {
         None => Ok(None),
         Some(GgufValue::String(text)) => Ok(Some(text)),
-        Some(other) => Err(format!("`{key}` must be text, found {other:?}")),
+        Some(other) => Err(format!("`{key}` must be text, found {}", cut(format!("{other:?}")))),
     }
 }
 
@@ -95,7 +105,7 @@ fn alpha(metadata: &GgufMetadata) -> Result<Option<f64>, String> {
     match (metadata.get(ALPHA), metadata.f64(ALPHA)) {
         (None, _) => Ok(None),
         (_, Some(alpha)) if alpha.is_finite() => Ok((alpha != 0.0).then_some(alpha)),
-        (Some(other), _) => Err(format!("`{ALPHA}` must be a finite number, found {other:?}")),
+        (Some(other), _) => Err(format!("`{ALPHA}` must be a finite number, found {}", cut(format!("{other:?}")))),
     }
 }
 

@@ -9,9 +9,9 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use llm_local_core::{Error, GgufMetadata, LoraAdapter, Result, TensorEntry, TensorSource};
+use llm_local_core::{Allowance, Error, GgufMetadata, LoraAdapter, Result, TensorEntry, TensorSource};
 use llm_local_weights::GgufSource;
 
 use self::metadata::GgufConfig;
@@ -24,11 +24,13 @@ use crate::lora::outline::AdapterOutline;
 pub(crate) struct Declared<'a> {
     files: AdapterFiles<'a>,
     weights: &'a str,
+    allow: BTreeSet<Allowance>,
 }
 
 impl<'a> Declared<'a> {
-    pub(super) fn new(files: AdapterFiles<'a>, weights: &'a str) -> Self {
-        Self { files, weights }
+    /// The adapter in the file `weights`; what is wrong with it must be in `allow`.
+    pub(super) fn new(files: AdapterFiles<'a>, weights: &'a str, allow: &BTreeSet<Allowance>) -> Self {
+        Self { files, weights, allow: allow.clone() }
     }
 
     /// The name of its file.
@@ -49,12 +51,12 @@ impl<'a> Declared<'a> {
         let config = self.config(source.metadata())?;
         let digest = || digest(&[], path).map_err(|e| e.to_string());
         let plan = self.plan(&config, source.entries())?;
-        let adapter = plan.read(&source, reference, digest).map_err(|reason| self.within(reason))?;
+        let adapter = plan.read(&source, reference, &self.allow, digest).map_err(|reason| self.within(reason))?;
         Ok(adapter.with_format(GGUF).with_base(config.base))
     }
 
     fn config(&self, metadata: &GgufMetadata) -> Result<GgufConfig> {
-        GgufConfig::new(metadata).map_err(|reason| self.within(reason))
+        GgufConfig::new(metadata, &self.allow).map_err(|reason| self.within(reason))
     }
 
     fn plan<'e>(&self, config: &GgufConfig, entries: &'e [TensorEntry]) -> Result<Plan<'e>> {

@@ -31,7 +31,14 @@ pub(super) fn of<'e>(entries: &'e [TensorEntry], config: &GgufConfig) -> Result<
     let pairs = halves.into_iter().map(|(tensor, halves)| pair(tensor, halves, config));
     let mut pairs = pairs.collect::<Result<Vec<_>, String>>()?;
     pairs.sort_by(|x, y| x.module.cmp(&y.module));
-    Ok(Plan { pairs, replacements: Vec::new(), row_order: Layout::Gguf, targets: None, notes: config.notes.clone() })
+    Ok(Plan {
+        pairs,
+        replacements: Vec::new(),
+        row_order: Layout::Gguf,
+        targets: None,
+        notes: config.notes.clone(),
+        unknown_fields: config.unknown_fields.clone(),
+    })
 }
 
 /// The base tensor that the tensor `name` belongs to, and whether it is its A (0) or B (1).

@@ -9,7 +9,7 @@ use llm_local_weights::Head;
 use tempfile::TempDir;
 
 use crate::lora::{
-    AdapterOutline, declare, read,
+    AdapterOutline, ReadOptions, declare, read,
     testing::{f32_bytes, fit_unread, fixture, read_folder, tiny_llama_info},
 };
 
@@ -22,7 +22,7 @@ fn read_file(path: &Path) -> Result<LoraAdapter> {
 /// The outline of the adapter in the file at `path`, by as much of it as is wanted.
 fn outline_file(path: &Path) -> Result<AdapterOutline> {
     let reference = ArtifactRef::file(path).unwrap();
-    let declared = declare(&reference, [path.file_name().unwrap().to_str().unwrap()], None)?;
+    let declared = declare(&reference, [path.file_name().unwrap().to_str().unwrap()], None, &ReadOptions::new())?;
     let bytes = fs::read(path).unwrap();
     let mut head = Head::new(declared.weights(), &reference, bytes.len() as u64);
     while let Some(range) = head.wanted()? {

@@ -4,7 +4,10 @@ use llm_local_core::lora::{BaseHint, DeclaredTargets, ModuleSelector};
 use serde_json::{Map, Value};
 
 use super::keys::{Spelling, canonical, within_layer};
-use crate::lora::read::value::{is_set, shown};
+use crate::lora::read::{
+    options::ReadOptions,
+    value::{is_set, let_pass, shown, unknown_field},
+};
 
 /// Layers that mlx-lm trains if nothing is said (`lora.py`, `CONFIG_DEFAULTS`).
 const DEFAULT_LAYERS: i64 = 16;
@@ -84,11 +87,14 @@ pub(super) struct MlxConfig {
     pub(super) last_layers: Option<usize>,
     pub(super) base: BaseHint,
     pub(super) notes: Vec<String>,
+    /// As [`LoraAdapter::unknown_fields`](llm_local_core::LoraAdapter::unknown_fields).
+    pub(super) unknown_fields: Vec<String>,
 }
 
 impl MlxConfig {
-    /// Reads mlx-lm's config; `given` is the scale that the caller says it has. The error is the reason, naming the field.
-    pub(super) fn mlx_lm(config: &Map<String, Value>, given: Option<f64>) -> Result<Self, String> {
+    /// Reads mlx-lm's config, as far as it is known or let pass by `options`, which also say the scale of one that does not.
+    /// The error is the reason, naming the field.
+    pub(super) fn mlx_lm(config: &Map<String, Value>, options: &ReadOptions) -> Result<Self, String> {
         let fields = Fields { of: config, within: "" };
         let tuning = fields.tuning()?;
         let mut read = Self {
@@ -100,6 +106,7 @@ impl MlxConfig {
             last_layers: None,
             base: BaseHint::new(fields.text("model")?, None),
             notes: fields.unknown(),
+            unknown_fields: Vec::new(),
         };
         if tuning == Tuning::Full {
             return Ok(read);
@@ -114,37 +121,27 @@ impl MlxConfig {
             }
         };
         let parameters = Fields { of: parameters, within: "lora_parameters." };
-        if let Some(unknown) = parameters.beyond(&["rank", "scale", "dropout", "keys", "alpha"]) {
-            return Err(format!(
-                "the unknown field `lora_parameters.{unknown}` is {}: what it changes is not known; remove it if it \
-                 changes nothing",
-                parameters.of[unknown]
-            ));
-        }
+        let unknown = parameters.beyond(&["rank", "scale", "dropout", "keys", "alpha"]);
+        read.unknown_fields = let_pass(unknown, &options.allow)?;
         let rank = parameters.rank()?;
         read.rank = Some(rank.unwrap_or(DEFAULT_RANK));
-        read.scale = parameters.scale(rank, given)?;
+        read.scale = parameters.scale(rank, options.scale)?;
         read.keys = parameters.keys()?;
         read.last_layers = fields.last_layers()?;
         Ok(read)
     }
 
-    /// Reads the config of mlx-vlm's own format; `scale` is what the caller says it has.
+    /// Reads the config of mlx-vlm's own format, with `options` as for mlx-lm's.
     ///
     /// Its layers add `alpha * x A B` up to version 0.1 of mlx-vlm, and `alpha / rank * x A B` in those that have
     /// `lora_parameters` too and still load it (`trainer/lora.py` of 0.1.0, `trainer/peft/lora.py` of 0.7).
-    pub(super) fn mlx_vlm(config: &Map<String, Value>, scale: Option<f64>) -> Result<Self, String> {
+    pub(super) fn mlx_vlm(config: &Map<String, Value>, options: &ReadOptions) -> Result<Self, String> {
         let fields = Fields { of: config, within: "" };
-        if let Some(unknown) = fields.beyond(&["rank", "alpha", "dropout", "model", "model_type"]) {
-            return Err(format!(
-                "the unknown field `{unknown}` is {}: mlx-vlm's own format has `rank`, `alpha` and `dropout`; remove it \
-                 if it changes nothing",
-                config[unknown]
-            ));
-        }
+        let unknown = fields.beyond(&["rank", "alpha", "dropout", "model", "model_type"]);
+        let unknown_fields = let_pass(unknown, &options.allow)?;
         let Some(alpha) = fields.number("alpha")? else { return wrong("alpha", "a finite number", &Value::Null) };
         let rank = fields.rank()?;
-        let scale = match (scale, rank) {
+        let scale = match (options.scale, rank) {
             (Some(scale), _) => scale,
             (None, Some(1)) => alpha,
             (None, rank) => {
@@ -152,7 +149,8 @@ impl MlxConfig {
                 return Err(format!(
                     "it is in mlx-vlm's own format (top-level `rank` and `alpha`), whose scale depends on the version \
                      that trained it: {alpha} up to 0.1, {divided} later, and no field has the version; give the scale \
-                     (`ReadOptions`), or save it with `lora_parameters.scale`"
+                     (`scale` of the adapter in a spec, `--scale` of the program), or save it with \
+                     `lora_parameters.scale`"
                 ));
             }
         };
@@ -165,6 +163,7 @@ impl MlxConfig {
             last_layers: None,
             base: BaseHint::new(fields.text("model")?, None),
             notes: Vec::new(),
+            unknown_fields,
         })
     }
 
@@ -179,6 +178,7 @@ impl MlxConfig {
             last_layers: None,
             base: BaseHint::default(),
             notes: Vec::new(),
+            unknown_fields: Vec::new(),
         }
     }
 
@@ -219,16 +219,20 @@ impl<'a> Fields<'a> {
         wrong(&format!("{}{key}", self.within), expected, found)
     }
 
-    /// A field that is set, and none of these.
-    fn beyond(&self, known: &[&str]) -> Option<&'a str> {
-        self.of.iter().find(|(key, value)| !known.contains(&key.as_str()) && is_set(value)).map(|(key, _)| key.as_str())
+    /// The fields that are set, and none of these, a sentence each.
+    fn beyond(&self, known: &[&str]) -> Vec<String> {
+        let unknown = self.of.iter().filter(|(key, value)| !known.contains(&key.as_str()) && is_set(value));
+        unknown.map(|(key, value)| unknown_field(&format!("{}{key}", self.within), value)).collect()
     }
 
     fn unknown(&self) -> Vec<String> {
         const READ: [&str; 6] = ["fine_tune_type", "use_dora", "num_layers", "lora_layers", "lora_parameters", "model"];
         let known = |key: &str| READ.contains(&key) || INERT.contains(&key);
         let unknown = self.of.iter().filter(|(key, value)| !known(key) && is_set(value));
-        unknown.map(|(key, value)| format!("the field `{key}` is {value}, and what it changes is not known")).collect()
+        let said = |(key, value): (&String, &Value)| {
+            format!("the field `{key}` is {}, and what it changes is not known", shown(value))
+        };
+        unknown.map(said).collect()
     }
 
     fn text(&self, key: &str) -> Result<Option<String>, String> {
@@ -283,7 +287,8 @@ impl<'a> Fields<'a> {
             (None, Some(given)) => Ok(given),
             (None, None) => Err(format!(
                 "`lora_parameters.scale` is missing, so the scale is unknown{}; set it to the value of the training \
-                 (mlx-lm trains with 20.0 if nothing is said)",
+                 (mlx-lm trains with 20.0 if nothing is said), or give it (`scale` of the adapter in a spec, `--scale` of the \
+                 program)",
                 if alpha.is_some() { " (`alpha` is not what mlx-lm multiplies by)" } else { "" }
             )),
             (Some(scale), _) => match (alpha, rank.unwrap_or(DEFAULT_RANK) as f64) {

@@ -12,14 +12,14 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use llm_local_core::{Error, LoraAdapter, Result, TensorEntry, TensorSource};
+use llm_local_core::{Allowance, Error, LoraAdapter, Result, TensorEntry, TensorSource};
 use llm_local_weights::SafetensorsSource;
 use serde_json::{Map, Value};
 
 use self::config::MlxConfig;
-use super::{CONFIG, MLX_LM, MLX_VLM, digest::digest, files::AdapterFiles, plan::Plan};
+use super::{CONFIG, MLX_LM, MLX_VLM, digest::digest, files::AdapterFiles, options::ReadOptions, plan::Plan};
 use crate::lora::outline::AdapterOutline;
 
 /// The file that mlx-lm saves the tensors in. Beside it may lie checkpoints (`0000100_adapters.safetensors`).
@@ -34,15 +34,15 @@ pub(crate) struct Declared<'a> {
 }
 
 impl<'a> Declared<'a> {
-    /// That of an mlx-lm config; `scale` is what the caller says it has.
-    pub(super) fn mlx_lm(files: AdapterFiles<'a>, config: &Map<String, Value>, scale: Option<f64>) -> Result<Self> {
-        let config = MlxConfig::mlx_lm(config, scale);
+    /// That of an mlx-lm config, with what the caller says of it.
+    pub(super) fn mlx_lm(files: AdapterFiles<'a>, config: &Map<String, Value>, options: &ReadOptions) -> Result<Self> {
+        let config = MlxConfig::mlx_lm(config, options);
         Self::beside(files, config, MLX_LM)
     }
 
-    /// That of a config of mlx-vlm's own format; `scale` is what the caller says it has.
-    pub(super) fn mlx_vlm(files: AdapterFiles<'a>, config: &Map<String, Value>, scale: Option<f64>) -> Result<Self> {
-        let config = MlxConfig::mlx_vlm(config, scale);
+    /// That of a config of mlx-vlm's own format, with what the caller says of it.
+    pub(super) fn mlx_vlm(files: AdapterFiles<'a>, config: &Map<String, Value>, options: &ReadOptions) -> Result<Self> {
+        let config = MlxConfig::mlx_vlm(config, options);
         Self::beside(files, config, MLX_VLM)
     }
 
@@ -67,13 +67,14 @@ impl<'a> Declared<'a> {
         Ok(self.plan(entries)?.outline(self.files.reference, self.format, &self.config.base))
     }
 
-    /// The adapter, from the file at `path` that has its tensors; `said` are the bytes of its config.
-    pub(super) fn read(&self, said: &[u8], path: &Path) -> Result<LoraAdapter> {
+    /// The adapter, from the file at `path` that has its tensors; `said` are the bytes of its config. What is wrong with the
+    /// values must be in `allow`.
+    pub(super) fn read(&self, said: &[u8], path: &Path, allow: &BTreeSet<Allowance>) -> Result<LoraAdapter> {
         let reference = self.files.reference;
         let source = SafetensorsSource::open(path).map_err(|e| e.into_adapter(reference))?;
         let digest = || digest(said, path).map_err(|e| e.to_string());
         let plan = self.plan(source.entries())?;
-        let adapter = plan.read(&source, reference, digest).map_err(|reason| self.in_weights(reason))?;
+        let adapter = plan.read(&source, reference, allow, digest).map_err(|reason| self.in_weights(reason))?;
         Ok(adapter.with_format(self.format).with_base(self.config.base.clone()))
     }
 

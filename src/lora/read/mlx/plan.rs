@@ -27,6 +27,7 @@ pub(super) fn of<'e>(entries: &'e [TensorEntry], config: &MlxConfig) -> Result<P
         row_order: Layout::HuggingFace,
         targets: None,
         notes: config.notes.clone(),
+        unknown_fields: config.unknown_fields.clone(),
     };
     if config.tuning == Tuning::Full {
         plan.replacements = full(entries)?;

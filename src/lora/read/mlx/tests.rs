@@ -350,7 +350,7 @@ fn mlx_vlms_own_format_is_read_where_its_scale_is_certain() {
         test.config = json!({"rank": rank, "alpha": 0.1, "dropout": 0.1});
         test.with(&format!("language_model.{Q}.A"), &[3, rank]).with(&format!("language_model.{Q}.B"), &[rank, 4])
     };
-    vlm(2).refused(&["mlx-vlm", "`rank` and `alpha`", "0.1 up to 0.1, 0.05 later", "ReadOptions"]);
+    vlm(2).refused(&["mlx-vlm", "`rank` and `alpha`", "0.1 up to 0.1, 0.05 later", "`--scale`"]);
     let adapter = vlm(2).read_with(ReadOptions::new().with_scale(0.05)).unwrap();
     assert_eq!((&*adapter.format, adapter.targets.as_ref()), ("mlx-vlm", None));
     let module = adapter.module(Q).unwrap();
@@ -360,7 +360,7 @@ fn mlx_vlms_own_format_is_read_where_its_scale_is_certain() {
     assert_eq!(vlm(1).read().unwrap().modules[0].scale, 0.1);
     let mut unknown = vlm(1);
     unknown.config["use_rslora"] = json!(true);
-    unknown.refused(&["`use_rslora`", "mlx-vlm"]);
+    unknown.refused(&["`use_rslora`", "not known", "`unknown-fields`"]);
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! The fields of a PEFT `adapter_config.json` that an adapter is read by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use llm_local_core::lora::{BaseHint, DeclaredTargets};
+use llm_local_core::{
+    Allowance,
+    lora::{BaseHint, DeclaredTargets},
+};
 use serde_json::{Map, Value};
 
 use super::{declared, features, fields::Fields, kinds, patterns::Patterns};
+use crate::lora::read::value::let_pass;
 
 /// PEFT's value for a config without `r`. The tensors tell whether it is right.
 const DEFAULT_RANK: usize = 8;
@@ -37,6 +41,8 @@ pub(super) struct PeftConfig {
     /// Whether it is for a task whose head is new: PEFT then adds names of heads to `modules_to_save`, most of which no
     /// model has.
     pub(super) adds_heads: bool,
+    /// As [`LoraAdapter::unknown_fields`](llm_local_core::LoraAdapter::unknown_fields).
+    pub(super) unknown_fields: Vec<String>,
 }
 
 /// Which biases of the base are trained.
@@ -58,11 +64,12 @@ pub(super) enum TrainedTokens {
 }
 
 impl PeftConfig {
-    /// Reads `config`, which was read from `bytes`; the error is the reason, naming the field.
-    pub(super) fn new(config: &Map<String, Value>, bytes: &[u8]) -> Result<Self, String> {
+    /// Reads `config`, which was read from `bytes`, as far as it is known or `allow` has what is not. The error is the
+    /// reason, naming the field.
+    pub(super) fn new(config: &Map<String, Value>, bytes: &[u8], allow: &BTreeSet<Allowance>) -> Result<Self, String> {
         let fields = Fields(config);
         kinds::check(config.get("peft_type"))?;
-        features::check(config)?;
+        let unknown_fields = let_pass(features::check(config)?, allow)?;
         let rank = fields.get("r").map_or(Ok(DEFAULT_RANK), |value| Fields::rank("r", value))?;
         let config = Self {
             rank,
@@ -80,6 +87,7 @@ impl PeftConfig {
             targets: declared::targets(&fields)?,
             base: BaseHint::new(fields.text("base_model_name_or_path")?, fields.text("revision")?),
             adds_heads: matches!(fields.text("task_type")?.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS")),
+            unknown_fields,
         };
         config.check_together()?;
         Ok(config)

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::lora::read::value::{is_set, shown};
+use crate::lora::read::value::{is_set, shown, unknown_field};
 
 /// Fields that the reader takes values from.
 const READ: &[&str] = &[
@@ -66,8 +66,9 @@ const BASE_ALTERING: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
 /// Kinds of `init_lora_weights` that only choose where training starts.
 const BASE_KEEPING: &[&str] = &["gaussian", "eva", "orthogonal", "mica"];
 
-/// Whether `config` asks for nothing that is not supported or not known.
-pub(super) fn check(config: &Map<String, Value>) -> Result<(), String> {
+/// Whether `config` asks for nothing that is not supported; and what of it is not known, a sentence each.
+pub(super) fn check(config: &Map<String, Value>) -> Result<Vec<String>, String> {
+    let mut unknown = Vec::new();
     for (key, value) in config {
         if let Some((_, feature, why)) = FEATURES.iter().find(|(name, ..)| name == key) {
             if is_set(value) {
@@ -77,13 +78,11 @@ pub(super) fn check(config: &Map<String, Value>) -> Result<(), String> {
                 ));
             }
         } else if !READ.contains(&key.as_str()) && !INERT.contains(&key.as_str()) && is_set(value) {
-            return Err(format!(
-                "the unknown field `{key}` is {}: what it changes is not known; remove it if it changes nothing",
-                shown(value)
-            ));
+            unknown.push(unknown_field(key, value));
         }
     }
-    check_init(config.get("init_lora_weights"))
+    check_init(config.get("init_lora_weights"))?;
+    Ok(unknown)
 }
 
 fn check_init(init: Option<&Value>) -> Result<(), String> {

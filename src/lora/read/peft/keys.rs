@@ -70,7 +70,7 @@ pub(super) enum Saved {
 }
 
 /// What PEFT puts before the base's own module paths.
-const PREFIX: &str = "base_model.model.";
+pub(in crate::lora) const PREFIX: &str = "base_model.model.";
 
 /// Reads the name of a tensor. The error is what else the tensor is.
 pub(super) fn parse(key: &str) -> Result<Key<'_>, String> {

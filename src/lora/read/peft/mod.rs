@@ -31,10 +31,10 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use llm_local_core::{
-    Error, LoraAdapter, Result, TensorEntry, TensorSource,
+    Allowance, Error, LoraAdapter, Result, TensorEntry, TensorSource,
     lora::{DeclaredTargets, ModuleSelector},
     model::Layout,
 };
@@ -42,9 +42,9 @@ use llm_local_weights::SafetensorsSource;
 use serde_json::{Map, Value};
 
 use self::{config::PeftConfig, contents::Contents, pair::Pair, values::Values};
-use super::{CONFIG, digest::digest, files::AdapterFiles};
+pub(in crate::lora) use self::{keys::PREFIX, parameters::in_order_of_registration};
+use super::{CONFIG, digest::digest, files::AdapterFiles, plan::check_effect};
 use crate::lora::{
-    message::all_of,
     outline::{AdapterOutline, ReplacementOutline, RowsOutline},
     targets,
 };
@@ -60,9 +60,16 @@ pub(crate) struct Declared<'a> {
 }
 
 impl<'a> Declared<'a> {
-    /// The adapter with this config; `bytes` are those the config was read from, which have the order of its fields.
-    pub(super) fn new(files: AdapterFiles<'a>, config: &Map<String, Value>, bytes: &[u8]) -> Result<Self> {
-        let config = PeftConfig::new(config, bytes).map_err(|reason| files.error(format!("{CONFIG}: {reason}")))?;
+    /// The adapter with this config; `bytes` are those the config was read from, which have the order of its fields. What is
+    /// not known of it must be in `allow`.
+    pub(super) fn new(
+        files: AdapterFiles<'a>,
+        config: &Map<String, Value>,
+        bytes: &[u8],
+        allow: &BTreeSet<Allowance>,
+    ) -> Result<Self> {
+        let config =
+            PeftConfig::new(config, bytes, allow).map_err(|reason| files.error(format!("{CONFIG}: {reason}")))?;
         let weights = files.weights(WEIGHTS)?;
         Ok(Self { files, config, weights })
     }
@@ -92,6 +99,7 @@ impl<'a> Declared<'a> {
             format: super::PEFT.to_owned(),
             base: self.config.base.clone(),
             notes: Vec::new(),
+            unknown_fields: self.config.unknown_fields.clone(),
             row_order: Layout::HuggingFace,
             modules: contents.pairs.iter().map(Pair::outline).collect(),
             replacements: replacements
@@ -110,28 +118,26 @@ impl<'a> Declared<'a> {
         })
     }
 
-    /// The adapter, from the file at `path` that has its tensors; `said` are the bytes of its config.
-    pub(super) fn read(&self, said: &[u8], path: &Path) -> Result<LoraAdapter> {
+    /// The adapter, from the file at `path` that has its tensors; `said` are the bytes of its config. What is wrong with the
+    /// values must be in `allow`.
+    pub(super) fn read(&self, said: &[u8], path: &Path, allow: &BTreeSet<Allowance>) -> Result<LoraAdapter> {
         let reference = self.files.reference;
         let source = SafetensorsSource::open(path).map_err(|e| e.into_adapter(reference))?;
-        let mut adapter = self.adapter(&source).map_err(|reason| self.in_weights(reason))?;
+        let mut adapter = self.adapter(&source, allow).map_err(|reason| self.in_weights(reason))?;
         adapter.digest = digest(said, path).map_err(|e| e.into_adapter(reference))?;
         Ok(adapter)
     }
 
     /// The adapter, without its digest.
-    fn adapter(&self, source: &SafetensorsSource) -> Result<LoraAdapter, String> {
+    fn adapter(&self, source: &SafetensorsSource, allow: &BTreeSet<Allowance>) -> Result<LoraAdapter, String> {
         let contents = Contents::new(source.entries(), &self.config)?;
         let values = Values(source);
         let modules = contents.pairs.iter().map(|pair| values.pair(pair)).collect::<Result<Vec<_>, _>>()?;
         let replacements = contents.replacements.iter().map(|(name, entry)| values.replacement(name, entry));
         let replacements = replacements.collect::<Result<Vec<_>, _>>()?;
         let rows = contents.rows.iter().map(|(name, rows)| values.rows(name, rows)).collect::<Result<Vec<_>, _>>()?;
-        if replacements.is_empty() && rows.is_empty() && modules.iter().all(values::is_without_effect) {
-            return Err(format!(
-                "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly",
-                all_of(modules.len(), "module")
-            ));
+        if replacements.is_empty() && rows.is_empty() {
+            check_effect(&modules, allow)?;
         }
         let targets = self.targets(&contents)?;
         Ok(LoraAdapter::new(self.files.reference.to_string(), "", modules)
@@ -140,7 +146,8 @@ impl<'a> Declared<'a> {
             .with_rows(rows)
             .with_features(contents.features)
             .with_targets(targets)
-            .with_base(self.config.base.clone()))
+            .with_base(self.config.base.clone())
+            .with_unknown_fields(self.config.unknown_fields.clone()))
     }
 
     /// What the config declares, and what PEFT ties to that: with `ensure_weight_tying` a pair of the embedding is saved a

@@ -85,17 +85,25 @@ fn is_stacked(module: &str, group: &Group<'_>, config: &PeftConfig) -> Result<bo
 
 /// `names` in the order in which the module registers them.
 fn in_order(module: &str, mut names: Vec<String>) -> Result<Vec<String>, String> {
-    if names.len() == 1 {
-        return Ok(names);
-    }
-    let position = |order: &[&str], name: &String| order.iter().position(|known| known == name);
-    let Some(order) = REGISTERED.iter().find(|order| names.iter().all(|name| position(order, name).is_some())) else {
+    if !in_order_of_registration(&mut names, String::as_str) {
         return Err(format!(
             "`target_parameters` names {} of `{module}`: PEFT nests them in the order in which the module's code registers \
              them, which is not known here; train them as adapters of their own",
             some_of(&names)
         ));
-    };
-    names.sort_by_key(|name| position(order, name));
+    }
     Ok(names)
+}
+
+/// Puts `parameters` of one module into the order in which it registers them, by their names. False if that is not known.
+pub(in crate::lora) fn in_order_of_registration<T>(parameters: &mut [T], name: impl Fn(&T) -> &str) -> bool {
+    if parameters.len() == 1 {
+        return true;
+    }
+    let position = |order: &[&str], one: &T| order.iter().position(|known| *known == name(one));
+    let known = REGISTERED.iter().find(|order| parameters.iter().all(|one| position(order, one).is_some()));
+    if let Some(order) = known {
+        parameters.sort_by_key(|one| position(order, one));
+    }
+    known.is_some()
 }

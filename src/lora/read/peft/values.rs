@@ -42,7 +42,8 @@ impl Values<'_> {
     pub(super) fn rows(&self, name: &str, rows: &Rows<'_>) -> Result<ReplacedRows, String> {
         let columns = rows.entry.shape[1];
         let stored = self.floats(rows.entry)?;
-        let values = rearranged(&stored, |i| rows.order[i / columns].1 * columns + i % columns);
+        let values =
+            floats::gathered(&stored, stored.len(), |i| Some(rows.order[i / columns].1 * columns + i % columns));
         Ok(ReplacedRows::new(name, rows.order.iter().map(|(row, _)| *row).collect(), values))
     }
 
@@ -51,30 +52,12 @@ impl Values<'_> {
     }
 }
 
-/// The values whose indexes `from` gives, as many as there are.
-fn rearranged(values: &Floats, from: impl Fn(usize) -> usize) -> Floats {
-    match values {
-        Floats::F32(v) => Floats::F32((0..v.len()).map(|i| v[from(i)]).collect()),
-        Floats::F16(v) => Floats::F16((0..v.len()).map(|i| v[from(i)]).collect()),
-        Floats::Bf16(v) => Floats::Bf16((0..v.len()).map(|i| v[from(i)]).collect()),
-        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
-    }
-}
-
 /// The B of experts, (out, rank * experts) with the experts innermost, as (experts, out, rank).
 ///
 /// Source: PEFT `src/peft/tuners/lora/layer.py`, `ParamWrapper.get_delta_weight`.
 fn by_expert(values: &Floats, experts: usize, (rank, _, outputs): (usize, usize, usize)) -> Floats {
-    rearranged(values, |i| {
+    floats::gathered(values, values.len(), |i| {
         let (expert, output, k) = (i / (outputs * rank), i / rank % outputs, i % rank);
-        (output * rank + k) * experts + expert
+        Some((output * rank + k) * experts + expert)
     })
-}
-
-/// Whether applying the module changes nothing. With a magnitude it does so even where its product is zero.
-pub(super) fn is_without_effect(module: &LoraModule) -> bool {
-    let LoraModule { a, b, rank, experts, .. } = module;
-    module.magnitude.is_none()
-        && module.bias.as_ref().is_none_or(|bias| bias.iter().all(|v| *v == 0.0))
-        && floats::stacked_product_is_zero(a, b, experts.unwrap_or(1), *rank)
 }

@@ -4,11 +4,7 @@ use std::borrow::Cow;
 
 use llm_local_core::{LoraModule, lora::Floats};
 
-use crate::lora::{
-    floats,
-    targets::BaseModules,
-    write::{files::Tensor, gather::gathered},
-};
+use crate::lora::{floats, targets::BaseModules, write::files::Tensor};
 
 /// The tensors of `module`, with `b` for its B, padded with zeros to `rank`.
 pub(super) fn tensors<'a>(module: &'a LoraModule, b: Cow<'a, Floats>, rank: usize) -> Vec<Tensor<'a>> {
@@ -17,11 +13,11 @@ pub(super) fn tensors<'a>(module: &'a LoraModule, b: Cow<'a, Floats>, rank: usiz
     let (mut a, mut b) = (Cow::Borrowed(&module.a), b);
     let count = module.experts.unwrap_or(1);
     if own != rank {
-        a = Cow::Owned(gathered(&a, count * rank * inputs, |i| {
+        a = Cow::Owned(floats::gathered(&a, count * rank * inputs, |i| {
             let (expert, k, column) = (i / (rank * inputs), i / inputs % rank, i % inputs);
             (k < own).then_some((expert * own + k) * inputs + column)
         }));
-        b = Cow::Owned(gathered(&b, count * outputs * rank, |i| {
+        b = Cow::Owned(floats::gathered(&b, count * outputs * rank, |i| {
             let (row, k) = (i / rank, i % rank);
             (k < own).then_some(row * own + k)
         }));

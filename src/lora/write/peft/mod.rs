@@ -21,10 +21,7 @@ use llm_local_core::{LoraAdapter, lora::AdapterFeature};
 use serde_json::{Map, Value, json};
 
 use super::files::{Container, Files};
-use crate::lora::message::some_of;
-
-/// What PEFT puts before the base's own module paths.
-const PREFIX: &str = "base_model.model.";
+use crate::lora::{message::some_of, read::PEFT_PREFIX as PREFIX};
 
 /// `adapter` as PEFT saves it. The error names the module and what PEFT cannot express.
 pub(super) fn files(adapter: &LoraAdapter) -> Result<Files<'_>, String> {

@@ -5,11 +5,7 @@ use std::borrow::Cow;
 use llm_local_core::{LoraModule, lora::Floats};
 
 use super::{PREFIX, parameters};
-use crate::lora::{
-    floats,
-    targets::BaseModules,
-    write::{files::Tensor, gather::gathered},
-};
+use crate::lora::{floats, targets::BaseModules, write::files::Tensor};
 
 /// What the config says once for all pairs.
 pub(super) struct Flags {
@@ -125,7 +121,7 @@ fn add<'a>(path: &str, module: &'a LoraModule, tensors: &mut Vec<Tensor<'a>>) {
         let b = match experts {
             None => borrowed(b),
             // (experts, out, r) as (out, r * experts), with the experts innermost.
-            Some(experts) => Cow::Owned(gathered(b, b.len(), |i| {
+            Some(experts) => Cow::Owned(floats::gathered(b, b.len(), |i| {
                 let (output, k, expert) = (i / (rank * experts), i / experts % rank, i % experts);
                 Some((expert * outputs + output) * rank + k)
             })),

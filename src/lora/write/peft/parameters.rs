@@ -4,14 +4,7 @@ use std::collections::BTreeMap;
 
 use llm_local_core::LoraModule;
 
-/// Parameters that one module of a model in use has beside others, in the order in which it registers them: PEFT wraps
-/// them in that order, each around those before (`_inject_parameters` in PEFT's `src/peft/tuners/tuners_utils.py`).
-const REGISTERED: &[&[&str]] = &[
-    &["gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"],
-    &["gate_proj", "up_proj", "down_proj"],
-    &["w1", "v1", "w2"],
-    &["weight", "bias"],
-];
+use crate::lora::read::in_order_of_registration;
 
 /// The pairs of bare parameters in `modules`, each with the path below which PEFT stores it.
 pub(super) fn nested(modules: &[LoraModule]) -> Result<Vec<(String, &LoraModule)>, String> {
@@ -37,20 +30,15 @@ pub(super) fn nested(modules: &[LoraModule]) -> Result<Vec<(String, &LoraModule)
     Ok(nested)
 }
 
+/// Source: PEFT `src/peft/tuners/tuners_utils.py`, `_inject_parameters`: each is wrapped around those before.
 fn order(path: &str, parameters: &mut [(&str, &LoraModule)]) -> Result<(), String> {
-    if parameters.len() == 1 {
+    if in_order_of_registration(parameters, |(name, _)| name) {
         return Ok(());
     }
-    let position = |order: &[&str], name: &str| order.iter().position(|known| *known == name);
-    let known = REGISTERED.iter().find(|order| parameters.iter().all(|(name, _)| position(order, name).is_some()));
-    let Some(order) = known else {
-        let names: Vec<_> = parameters.iter().map(|(name, _)| *name).collect();
-        return Err(format!(
-            "`{path}` has pairs of several bare parameters ({}), which PEFT nests in the order in which the module's code \
-             registers them, and that is not known here (target_parameters)",
-            names.join(", ")
-        ));
-    };
-    parameters.sort_by_key(|(name, _)| position(order, name));
-    Ok(())
+    let names: Vec<_> = parameters.iter().map(|(name, _)| *name).collect();
+    Err(format!(
+        "`{path}` has pairs of several bare parameters ({}), which PEFT nests in the order in which the module's code \
+         registers them, and that is not known here (target_parameters)",
+        names.join(", ")
+    ))
 }

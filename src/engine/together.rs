@@ -1,0 +1,218 @@
+//! The adapters of a spec together, as far as they are known: those that are here, and the outlines of the others.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use llm_local_core::{Allowance, Error, LoraAdapter, ModelInfo, Result, lora::Combination};
+
+use super::sets::AdapterLimits;
+use crate::{
+    blocking::blocking,
+    lora::{self, AdapterOutline, FitReport},
+};
+
+/// An adapter of a spec.
+pub(super) struct Known {
+    pub(super) outline: AdapterOutline,
+    /// The adapter itself, if it is here.
+    pub(super) adapter: Option<Arc<LoraAdapter>>,
+    pub(super) weight: f32,
+    /// What is let pass of it.
+    pub(super) allow: BTreeSet<Allowance>,
+}
+
+/// The adapters of a spec, in its order.
+pub(super) struct Together {
+    pub(super) known: Vec<Known>,
+    /// Whether these are all of them: of some nothing can be told before they are here.
+    pub(super) is_complete: bool,
+    pub(super) combination: Combination,
+}
+
+/// Adapters as they go into a model, each with what its delta is multiplied by, and what is let pass of each.
+pub(super) type Weighted = (Vec<(Arc<LoraAdapter>, f32)>, Vec<BTreeSet<Allowance>>);
+
+impl Together {
+    /// What goes into the model that `info` describes, and what it changes there, if all adapters fit it and what they are
+    /// combined into does, within `limits`.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] that names the adapter and what keeps it from being used.
+    pub(super) fn fit(
+        &self,
+        info: &ModelInfo,
+        limits: &AdapterLimits,
+    ) -> Result<(Vec<(AdapterOutline, f32)>, FitReport)> {
+        // What one adapter has for the vocabulary may fit only with what another one has, of which nothing is known yet.
+        let can_be_told = |known: &&Known| self.is_complete || !known.outline.touches_vocabulary();
+        let told: Vec<_> = self.known.iter().filter(can_be_told).collect();
+        let outlines: Vec<_> = told.iter().map(|known| (known.outline.clone(), known.weight)).collect();
+        let allow: Vec<_> = told.iter().map(|known| known.allow.clone()).collect();
+        let report = lora::fit_outlines_allowing(&outlines, &allow, info)?;
+        for (Known { adapter, weight, allow, .. }, fitted) in told.into_iter().zip(&report.adapters) {
+            if let Some(adapter) = adapter {
+                lora::check_values(adapter, *weight, &fitted.unused, allow)?;
+            }
+        }
+        limits.check(&report.adapters)?;
+        if !self.is_combined() || outlines.is_empty() {
+            return Ok((outlines, report));
+        }
+        self.order(info)?;
+        let fitted = outlines.into_iter().zip(&report.adapters);
+        let used: Vec<_> =
+            fitted.map(|((outline, weight), fitted)| (outline.without(&fitted.unused), weight)).collect();
+        let combined = [(lora::combined_outline(&used, &self.combination)?, 1.0)];
+        let report = lora::fit_outlines_allowing(&combined, &[self.allow_of_combined()], info)?;
+        limits.check(&report.adapters)?;
+        Ok((combined.into(), report))
+    }
+
+    /// What goes into the model that `info` describes, all of which are here and fit.
+    ///
+    /// # Errors
+    /// Those of [`lora::combine`].
+    pub(super) async fn into_model(self, info: &Arc<ModelInfo>) -> Result<Weighted> {
+        let is_combined = self.is_combined();
+        let (order, combination, allow_of_combined) = (self.order(info)?, self.combination, self.allow_of_combined());
+        let here = |known: Known| Some(((known.adapter?, known.weight), known.allow));
+        let (adapters, allow): Weighted = self.known.into_iter().filter_map(here).unzip();
+        if !is_combined || adapters.is_empty() {
+            return Ok((adapters, allow));
+        }
+        let info = info.clone();
+        blocking("adapters", move || {
+            let report = lora::fit_allowing(&adapters, &allow, &info)?;
+            report.warn(&info.id);
+            let fitted = adapters.iter().zip(&report.adapters);
+            let used: Vec<_> =
+                fitted.map(|((adapter, weight), fitted)| (lora::without(adapter, &fitted.unused), *weight)).collect();
+            let combined = lora::combine(&used, &combination, &order)?;
+            Ok((vec![(Arc::new(combined), 1.0)], vec![allow_of_combined]))
+        })
+        .await
+    }
+
+    fn is_combined(&self) -> bool {
+        self.combination != Combination::Sum
+    }
+
+    /// The modules of the base in the order in which random values are drawn for them; none for what is not random.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] for a base that is not described.
+    fn order(&self, info: &ModelInfo) -> Result<Vec<String>> {
+        if self.combination.seed().is_none() || self.known.is_empty() {
+            return Ok(Vec::new());
+        }
+        let decoder = info.decoder.as_ref().map_err(|error| {
+            let names: Vec<_> = self.known.iter().map(|known| known.outline.reference()).collect();
+            let reason = format!(
+                "the combination {} draws random values in the order of the base's modules, which is not known of `{}`: \
+                 {error}; choose a combination without a seed",
+                self.combination.name(),
+                info.id
+            );
+            Error::adapter(names.join(" + "), reason)
+        })?;
+        Ok(lora::module_order(decoder))
+    }
+
+    /// What is let pass of what they are combined into. Each was held to its own; that all do nothing together is let pass
+    /// if it is of each.
+    fn allow_of_combined(&self) -> BTreeSet<Allowance> {
+        let all = self.known.iter().all(|known| known.allow.contains(&Allowance::NoEffect));
+        all.then_some(Allowance::NoEffect).into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_local_core::{LoraModule, ModelFormat, TensorEntry};
+    use pollster::block_on;
+
+    use super::*;
+
+    /// An adapter of one pair of `module` (rank 1, 2 features in and out) with this B.
+    fn known(name: &str, module: &str, b: [f32; 2]) -> Known {
+        let module = LoraModule::new(module, (1, 2, 2), vec![1.0, 2.0], b.to_vec(), 1.0);
+        let adapter = LoraAdapter::new(name, name, vec![module]);
+        let outline = AdapterOutline::from(&adapter);
+        Known { outline, adapter: Some(Arc::new(adapter)), weight: 1.0, allow: BTreeSet::new() }
+    }
+
+    /// A base that is not described, with one linear module and an embedding.
+    fn info() -> Arc<ModelInfo> {
+        let float = llm_local_core::Encoding::Float(llm_local_core::FloatType::F32);
+        let entry = |name: &str| TensorEntry::new(name, vec![2, 2], float);
+        let entries = vec![entry("m.q.weight"), entry("m.embed_tokens.weight")];
+        Arc::new(ModelInfo::new("base", ModelFormat::Remote, entries))
+    }
+
+    fn together(known: Vec<Known>, combination: &str) -> Together {
+        Together { known, is_complete: true, combination: combination.parse().unwrap() }
+    }
+
+    fn fit(together: &Together) -> Result<(Vec<(AdapterOutline, f32)>, FitReport)> {
+        together.fit(&info(), &AdapterLimits::none())
+    }
+
+    #[test]
+    fn random_values_need_the_order_of_the_base() {
+        let of =
+            |combination| together(vec![known("a", "m.q", [1.0, 0.0]), known("b", "m.q", [0.0, 1.0])], combination);
+        let error = fit(&of("dare-linear:density=0.5,seed=1")).unwrap_err().to_string();
+        for part in ["adapter a + b", "dare-linear draws random values", "`base`", "without a seed"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(fit(&of("cat")).unwrap().0[0].0.ranks(), [2]);
+        let (adapters, _) = block_on(of("cat").into_model(&info())).unwrap();
+        assert_eq!((adapters.len(), adapters[0].0.modules[0].rank), (1, 2));
+        assert_eq!(block_on(of("sum").into_model(&info())).unwrap().0.len(), 2);
+    }
+
+    #[test]
+    fn what_one_may_leave_out_is_left_out_of_the_combination() {
+        let mut other = known("b", "m.other", [0.0, 1.0]);
+        let error = fit(&together(vec![known("a", "m.q", [1.0, 0.0]), other], "cat")).unwrap_err().to_string();
+        assert!(error.contains("m.other"), "{error}");
+        other = known("b", "m.other", [0.0, 1.0]);
+        let second = LoraModule::new("m.q", (1, 2, 2), vec![1.0, 2.0], vec![0.0, 1.0], 1.0);
+        let modules = [&other.adapter.as_ref().unwrap().modules[..], &[second]].concat();
+        let adapter = LoraAdapter::new("b", "b", modules);
+        other.outline = AdapterOutline::from(&adapter);
+        other.adapter = Some(Arc::new(adapter));
+        other.allow.insert(Allowance::UnusedTensors);
+        let both = together(vec![known("a", "m.q", [1.0, 0.0]), other], "cat");
+        let (outlines, report) = fit(&both).unwrap();
+        assert_eq!((outlines[0].0.modules(), report.touched.len()), (1, 1));
+        let (adapters, _) = block_on(both.into_model(&info())).unwrap();
+        assert!(adapters[0].0.module("m.other").is_none() && adapters[0].0.module("m.q").is_some());
+    }
+
+    #[test]
+    fn an_adapter_for_the_vocabulary_is_judged_once_all_others_are_known() {
+        let wide = || {
+            let mut wide = known("wide", "m.embed_tokens", [1.0, 0.0]);
+            let module = LoraModule::new("m.embed_tokens", (1, 2, 3), vec![1.0, 2.0], vec![1.0; 3], 1.0);
+            let adapter = LoraAdapter::new("wide", "wide", vec![module]);
+            wide.outline = AdapterOutline::from(&adapter);
+            wide.adapter = Some(Arc::new(adapter));
+            wide
+        };
+        let mut both = together(vec![wide(), known("a", "m.q", [1.0, 0.0])], "sum");
+        both.is_complete = false;
+        let (outlines, _) = fit(&both).unwrap();
+        assert_eq!(outlines.len(), 1, "the other one alone");
+        both.is_complete = true;
+        assert!(fit(&both).unwrap_err().to_string().contains("(3, 1)"), "it does not fit what is there");
+    }
+
+    #[test]
+    fn values_of_what_is_here_are_looked_at_beside_outlines_of_the_others() {
+        let mut elsewhere = known("b", "m.q", [0.0, 1.0]);
+        elsewhere.adapter = None;
+        let zeros = known("zeros", "m.q", [0.0, 0.0]);
+        let error = fit(&together(vec![elsewhere, zeros], "sum")).unwrap_err().to_string();
+        assert!(error.starts_with("adapter zeros") && error.contains("do nothing"), "{error}");
+    }
+}
