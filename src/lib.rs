@@ -3,6 +3,7 @@
 pub mod adapters;
 pub mod builtin;
 pub mod engine;
+pub mod export;
 pub mod lock;
 pub mod lora;
 pub mod plan;
@@ -11,9 +12,11 @@ pub mod session;
 
 mod blocking;
 mod content;
+mod tensor_file;
 
 pub use adapters::Adapters;
 pub use engine::{AdapterLimits, Engine, EngineBuilder, LoadStats, Model, ModelDigest};
+pub use export::Exported;
 pub use plan::{PinnedBy, Plan, PlannedArtifact};
 pub use policy::Policy;
 pub use session::{SavedCache, Session, Turn, TurnOptions};

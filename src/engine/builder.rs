@@ -33,6 +33,7 @@ pub struct EngineBuilder {
     network: NetworkConfig,
     transfer: TransferConfig,
     offline: bool,
+    keep_merged: bool,
 }
 
 impl EngineBuilder {
@@ -74,6 +75,16 @@ impl EngineBuilder {
     /// go, except those that are pinned or in use ([`crate::Store::evict`]). Without it nothing is ever evicted.
     pub fn cache_quota(mut self, bytes: u64) -> Self {
         self.quota = Some(bytes);
+        self
+    }
+
+    /// Keeps what adapters merged into a base give, so that the next load of the same reads it instead of merging again: one
+    /// file in the store for each base, adapters, weights, policy, backend and type to compute in, with the tensors that
+    /// the adapters change. It counts in the quota, and goes like any other artifact; results are listed with
+    /// [`store::MERGED_SCHEME`](crate::store::MERGED_SCHEME). Where it cannot be written, that is logged, and the load goes
+    /// on. Off without this: a merge takes little more than reading its tensors does, and a result the disk space of these.
+    pub fn keep_merged(mut self, keep: bool) -> Self {
+        self.keep_merged = keep;
         self
     }
 
@@ -153,8 +164,9 @@ impl EngineBuilder {
         let transfer =
             Transfer::new(network, store, config).with_check(move |manifest, sizes| made.check_made(manifest, sizes));
         let (quota, policy, offline, slots) = (self.quota, self.policy, self.offline, Slots::default());
-        let adapter_limits = self.adapter_limits;
-        let inner = Inner { registry, transfer, heads_at_once, quota, policy, adapter_limits, offline, slots };
+        let (adapter_limits, keep_merged) = (self.adapter_limits, self.keep_merged);
+        let inner =
+            Inner { registry, transfer, heads_at_once, quota, policy, adapter_limits, offline, keep_merged, slots };
         Ok(Engine { inner: Arc::new(inner) })
     }
 

@@ -96,6 +96,25 @@ impl Identity {
         self.reading().await
     }
 
+    /// Of each file a line that tells its content from another without reading it: name, size, and the digest that its
+    /// source says; of one without such its path and when it was written now. `None` for a base without files, and where
+    /// the system does not keep times.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn known(&self) -> Result<Option<Vec<String>>> {
+        let line = |file: &IdentityFile| -> Result<Option<String>> {
+            let IdentityFile { name, path, size, .. } = file;
+            if let Some(digest) = &file.digest {
+                return Ok(Some(format!("{name} {size} {digest}")));
+            }
+            let since = modified(path)?.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+            Ok(since.map(|since| format!("{name} {size} {} {}", path.display(), since.as_nanos())))
+        };
+        let lines = self.files.iter().map(line).collect::<Result<Option<Vec<_>>>>()?;
+        Ok(lines.filter(|lines| !lines.is_empty()))
+    }
+
     /// The reading that runs or has succeeded, else a new one.
     fn reading(&self) -> Reading {
         let mut slot = self.base.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,7 @@ use llm_local_core::{
 use super::{
     Inner, Model,
     judge::Weights,
+    merged::{Keeping, KeyOfMerge},
     model::LoadStats,
     prepare::Prepared,
     probe::{Effect, Loads, Probe},
@@ -30,17 +31,20 @@ impl Inner {
         let start = Instant::now();
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let Prepared { plan, weights, identity, adapters, allow, route, mut options, backend, holds, proven } =
+        let Prepared { plan, weights, identity, adapters, allow, route, mut options, backend, mut holds, proven } =
             self.prepare(spec, &cx).await?;
         let prepared = start.elapsed();
         let sets = Sets::new(&plan, &adapters, (spec.adapter_policy, route), weights.info.clone(), self.adapter_limits);
         options.cancel = cx.cancel.clone();
         options.progress = cx.progress.clone().or(options.progress);
         let parts = Parts { backend, base: weights, adapters, allow };
+        let key = self.merge_key(spec, &identity, &parts.adapters, (parts.backend.name(), &options))?;
+        let mut keeping = None;
         tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
         let (loaded, lost) = match route {
             Route::Merged if !parts.adapters.is_empty() => {
-                let weights = self.kept(&parts, &identity, parts.merged().await?).await?;
+                let weights;
+                (weights, keeping) = self.kept(&parts, key, parts.merged().await?).await?;
                 (parts.backend.load(weights, options).await?, None)
             }
             Route::Merged | Route::Beside => (parts.backend.load(parts.beside()?, options).await?, None),
@@ -49,7 +53,8 @@ impl Inner {
                 let mut loads = Loads::new(options, if requantizing.can_be_beside { 2 } else { 3 });
                 let merged = parts.merged().await?.requantized()?;
                 let effect = parts.effect(&probe, requantizing, &mut loads).await?;
-                let weights = self.kept(&parts, &identity, merged).await?;
+                let weights;
+                (weights, keeping) = self.kept(&parts, key, merged).await?;
                 let loaded = parts.backend.load(weights, loads.next()).await?;
                 let lost = parts.lost(&probe, &effect, requantizing, &loaded).await?;
                 (loaded, Some(lost))
@@ -57,6 +62,9 @@ impl Inner {
         };
         // By now the backend has read all that it reads by its path.
         proven.check_unchanged()?;
+        if let Some(keeping) = keeping {
+            holds.extend(keeping.finish(&identity).await);
+        }
         cancel_on_drop.disarm();
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
@@ -65,10 +73,16 @@ impl Inner {
 }
 
 impl Inner {
-    /// What the backend gets of `merged`, which may be kept from an earlier merge.
-    async fn kept(&self, parts: &Parts, base: &Identity, merged: MergedSource) -> Result<ModelWeights> {
+    /// What the backend gets of `merged`, which may be kept from an earlier merge, or be kept now.
+    async fn kept(
+        &self,
+        parts: &Parts,
+        key: Option<KeyOfMerge>,
+        merged: MergedSource,
+    ) -> Result<(ModelWeights, Option<Keeping>)> {
         let info = merged.info().clone();
-        Ok(parts.weights(info, Some(self.merged(base, merged).await?)))
+        let (tensors, keeping) = self.merged(key, merged).await?;
+        Ok((parts.weights(info, Some(tensors)), keeping))
     }
 }
 

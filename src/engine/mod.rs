@@ -16,6 +16,7 @@ mod asked;
 mod builder;
 mod choose;
 mod download;
+mod export;
 mod fetch;
 mod identity;
 mod judge;
@@ -80,6 +81,8 @@ pub(crate) struct Inner {
     pub(crate) policy: Policy,
     adapter_limits: AdapterLimits,
     offline: bool,
+    /// Whether results of merges are kept.
+    keep_merged: bool,
     slots: Slots,
 }
 

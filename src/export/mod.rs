@@ -1,0 +1,133 @@
+//! A model as a Hugging Face folder, which transformers and whatever reads such folders loads
+//! ([`Engine::export`](crate::Engine::export)).
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `config` | config.json, with what a merge changes |
+//! | `weights` | tensors in files of safetensors, and their index |
+//! | `folder` | a new folder that is there whole or not at all |
+
+mod config;
+mod folder;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use std::path::{Path, PathBuf};
+
+use llm_local_core::{ComputeDtype, Error, FloatType, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
+use llm_local_weights::{MODEL_CONFIG, MODEL_TEXT_FILES};
+
+use crate::blocking::Wanted;
+use folder::NewFolder;
+use weights::Layout;
+
+pub(crate) use folder::check_free;
+
+/// The most bytes of tensors in one file, as `save_pretrained` has it, unless a single one has more.
+const LARGEST_FILE: u64 = 5_000_000_000;
+
+/// What [`Engine::export`](crate::Engine::export) wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exported {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The names of its files, config.json first and the weights last.
+    pub files: Vec<String>,
+    /// How many tensors there are.
+    pub tensors: usize,
+    /// How many of these are others than the base's.
+    pub merged_tensors: usize,
+    /// Bytes of all tensors together.
+    pub weight_bytes: u64,
+}
+
+/// A model that is to be written.
+pub(crate) struct Export<'a> {
+    pub(crate) info: &'a ModelInfo,
+    pub(crate) tensors: &'a dyn TensorSource,
+    pub(crate) text: &'a TextFiles,
+    /// What floats become; [`ComputeDtype::Auto`] leaves each as it is.
+    pub(crate) dtype: ComputeDtype,
+    pub(crate) merged_tensors: usize,
+}
+
+/// Who waits for an export.
+pub(crate) struct Watch<'a> {
+    pub(crate) wanted: &'a Wanted,
+    /// Hears how many of how many tensors are written.
+    pub(crate) told: &'a dyn Fn(usize, usize),
+    /// Has the last word, once all tensors were read, and before there is anything to be seen.
+    pub(crate) last: &'a dyn Fn() -> Result<()>,
+}
+
+/// Refuses a model that cannot be written as a Hugging Face folder, by its description alone.
+///
+/// # Errors
+/// [`Error::Unsupported`] that says what could be exported instead.
+pub(crate) fn check(info: &ModelInfo) -> Result<()> {
+    config_of(info).map(drop)
+}
+
+/// The error for the model `id`, whose base is a GGUF file.
+pub(crate) fn of_gguf(id: &str) -> Error {
+    let reason = "its base is a GGUF file, whose tensors have other names and orders than those of a Hugging Face folder; \
+                  give the folder or repository that it was made of as the base";
+    Error::unsupported(format!("the export of {id}"), reason)
+}
+
+/// The config of `info`, if it can be written.
+fn config_of(info: &ModelInfo) -> Result<&serde_json::Value> {
+    let refused = |reason: String| Err(Error::unsupported(format!("the export of {}", info.id), reason));
+    let config = match &info.format {
+        ModelFormat::Safetensors { config } => config,
+        ModelFormat::Gguf { .. } => return Err(of_gguf(&info.id)),
+        _ => return refused("it has no files; give a base that has".into()),
+    };
+    let is_set = |key: &&&str| config.get(**key).is_some_and(|value| !value.is_null());
+    if let Some(key) = config::QUANTIZATION.iter().find(is_set) {
+        let reason = format!(
+            "its config.json has `{key}`, and quantized weights cannot be exported; give the base in f32, f16 or bf16"
+        );
+        return refused(reason);
+    }
+    if let Some(entry) = info.tensors.iter().find(|entry| crate::tensor_file::dtype(entry.encoding).is_none()) {
+        let reason =
+            format!("the tensor `{}` is stored as {}, and only floats and integers can be", entry.name, entry.encoding);
+        return refused(format!("{reason}; give the base in f32, f16 or bf16"));
+    }
+    Ok(config)
+}
+
+/// Writes `model` into the new folder `into`, one tensor after another, as long as it is wanted. Blocks.
+///
+/// # Errors
+/// Those of [`check`] and of [`Watch`]; [`Error::Io`]; what reading a tensor gave. Nothing is left then.
+pub(crate) fn write(model: &Export<'_>, into: &Path, watch: &Watch<'_>) -> Result<Exported> {
+    write_in_files_of(LARGEST_FILE, model, into, watch)
+}
+
+fn write_in_files_of(most: u64, model: &Export<'_>, into: &Path, watch: &Watch<'_>) -> Result<Exported> {
+    let config = config_of(model.info)?;
+    let float = match model.dtype {
+        ComputeDtype::Auto => None,
+        ComputeDtype::F16 => Some(FloatType::F16),
+        ComputeDtype::Bf16 => Some(FloatType::Bf16),
+        _ => Some(FloatType::F32),
+    };
+    let layout = Layout::new(model.tensors.entries(), float, most)?;
+    let mut folder = NewFolder::beside(into)?;
+    let config = config::text(config, float, model.tensors.entries());
+    folder.write(MODEL_CONFIG, config.as_bytes())?;
+    for name in MODEL_TEXT_FILES {
+        if let Some(path) = model.text.files.get(name) {
+            folder.copy(name, path)?;
+        }
+    }
+    layout.write(model.tensors, &mut folder, watch)?;
+    (watch.last)()?;
+    let (files, tensors) = (folder.publish(into, watch.wanted)?, model.tensors.entries().len());
+    let (merged_tensors, weight_bytes) = (model.merged_tensors, layout.bytes());
+    Ok(Exported { folder: into.to_owned(), files, tensors, merged_tensors, weight_bytes })
+}

@@ -1,0 +1,117 @@
+//! Tensors in files of safetensors, and their index.
+
+use std::io::{BufWriter, Write};
+
+use llm_local_core::{Encoding, Error, FloatType, Result, TensorEntry, TensorSource};
+use llm_local_weights::ShardIndex;
+use serde_json::{Map, Value, json};
+
+use super::{Watch, folder::NewFolder};
+use crate::tensor_file::{self, Placed};
+
+/// Which tensor stands where, in which file.
+pub(super) struct Layout {
+    files: Vec<Vec<Placed>>,
+    float: Option<FloatType>,
+}
+
+impl Layout {
+    /// Places the tensors `entries`, in their order, into files of at most `most` bytes of tensors, or of one tensor. Their
+    /// floats become `float`, if that says so.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a tensor that safetensors cannot hold.
+    pub(super) fn new(entries: &[TensorEntry], float: Option<FloatType>, most: u64) -> Result<Self> {
+        let mut files: Vec<Vec<Placed>> = vec![Vec::new()];
+        for entry in entries {
+            let mut given = TensorEntry::new(entry.name.clone(), entry.shape.clone(), entry.encoding);
+            if let (Encoding::Float(_), Some(float)) = (entry.encoding, float) {
+                given.encoding = Encoding::Float(float);
+            }
+            let (Some(dtype), Some(bytes)) = (tensor_file::dtype(given.encoding), given.stored_bytes()) else {
+                let what = format!("the export of the tensor `{}`", entry.name);
+                return Err(Error::unsupported(what, format!("safetensors has no {}", given.encoding)));
+            };
+            let end = files.last().map_or(0, |file| end(file));
+            let start = if end > 0 && (end + bytes) as u64 > most {
+                files.push(Vec::new());
+                0
+            } else {
+                end
+            };
+            let placed = Placed { name: given.name, shape: given.shape, dtype, range: start..start + bytes };
+            files.last_mut().into_iter().for_each(|file| file.push(placed.clone()));
+        }
+        Ok(Self { files, float })
+    }
+
+    /// Bytes of all tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| end(file) as u64).sum()
+    }
+
+    /// Writes all files, and their index if there are several.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Cancelled`] once nobody wants it; [`Error::LoadFailed`] for a tensor that is given in another
+    /// size than its entry says; what reading one gave.
+    pub(super) fn write(
+        &self,
+        tensors: &dyn TensorSource,
+        folder: &mut NewFolder,
+        Watch { wanted, told, .. }: &Watch<'_>,
+    ) -> Result<()> {
+        let (mut done, total) = (0, self.files.iter().map(Vec::len).sum());
+        let mut map = Map::new();
+        for (number, placed) in self.files.iter().enumerate() {
+            let name = self.name(number);
+            let file = folder.create(&name)?;
+            let path = file.path().to_owned();
+            let failed = |e| Error::io("write", &path, e);
+            let mut file = BufWriter::new(file);
+            let head = tensor_file::head(placed.clone(), 0).map_err(|reason| Error::load(path.display(), reason))?;
+            file.write_all(&head).map_err(failed)?;
+            for tensor in placed {
+                wanted.check()?;
+                self.write_tensor(tensors, tensor, |bytes| file.write_all(bytes).map_err(failed))?;
+                map.insert(tensor.name.clone(), json!(name));
+                done += 1;
+                told(done, total);
+            }
+            NewFolder::close(&file.into_inner().map_err(|e| failed(e.into_error()))?)?;
+        }
+        if self.files.len() > 1 {
+            let index = json!({ "metadata": { "total_size": self.bytes() }, "weight_map": Value::Object(map) });
+            folder.write(ShardIndex::FILE, format!("{index:#}\n").as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn write_tensor(
+        &self,
+        tensors: &dyn TensorSource,
+        placed: &Placed,
+        mut write: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let is_float = tensors.entry(&placed.name).is_some_and(|entry| matches!(entry.encoding, Encoding::Float(_)));
+        let data = tensors.read(&placed.name, self.float.filter(|_| is_float))?;
+        if data.byte_len() != placed.range.len() {
+            let reason = format!("it has {} bytes; expected {}", data.byte_len(), placed.range.len());
+            return Err(Error::load(format!("tensor `{}`", placed.name), reason));
+        }
+        tensor_file::each_bytes(&data, |bytes, _| write(bytes))
+    }
+
+    /// The name of a file, as `save_pretrained` has it.
+    fn name(&self, number: usize) -> String {
+        match self.files.len() {
+            1 => "model.safetensors".into(),
+            all => format!("model-{:05}-of-{all:05}.safetensors", number + 1),
+        }
+    }
+}
+
+/// Where the tensors of a file end.
+fn end(file: &[Placed]) -> usize {
+    file.last().map_or(0, |last| last.range.end)
+}

@@ -1,0 +1,97 @@
+//! safetensors files that are written tensor by tensor.
+//!
+//! A file is the length of its header in 8 bytes, the header as JSON, which may end with spaces, and the data of the tensors
+//! without gaps (<https://github.com/huggingface/safetensors#format>). The `safetensors` crate writes the header; its own
+//! functions for files want all tensors in memory, or panic where one cannot be read.
+
+use std::{collections::HashMap, ops::Range};
+
+use llm_local_core::{Encoding, FloatType, IntType, TensorData};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+/// Bytes of values that are turned into little-endian ones at a time.
+const AT_A_TIME: usize = 1 << 16;
+
+/// A tensor in a file.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: Dtype,
+    /// Where its bytes are, counted from the first one after the header.
+    pub(crate) range: Range<usize>,
+}
+
+/// The type that safetensors has for `encoding`: none for what is quantized.
+pub(crate) fn dtype(encoding: Encoding) -> Option<Dtype> {
+    Some(match encoding {
+        Encoding::Float(FloatType::F64) => Dtype::F64,
+        Encoding::Float(FloatType::F32) => Dtype::F32,
+        Encoding::Float(FloatType::F16) => Dtype::F16,
+        Encoding::Float(FloatType::Bf16) => Dtype::BF16,
+        Encoding::Int(IntType::Bool) => Dtype::BOOL,
+        Encoding::Int(IntType::U8) => Dtype::U8,
+        Encoding::Int(IntType::I8) => Dtype::I8,
+        Encoding::Int(IntType::U16) => Dtype::U16,
+        Encoding::Int(IntType::I16) => Dtype::I16,
+        Encoding::Int(IntType::U32) => Dtype::U32,
+        Encoding::Int(IntType::I32) => Dtype::I32,
+        Encoding::Int(IntType::U64) => Dtype::U64,
+        Encoding::Int(IntType::I64) => Dtype::I64,
+        _ => return None,
+    })
+}
+
+/// What stands before the data of `tensors`, filled up to `least` bytes. The error says what is wrong with them.
+pub(crate) fn head(mut tensors: Vec<Placed>, least: usize) -> Result<Vec<u8>, String> {
+    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    let infos = tensors.into_iter().map(|Placed { name, shape, dtype, range }| {
+        (name, TensorInfo { dtype, shape, data_offsets: (range.start, range.end) })
+    });
+    // What transformers asks for.
+    let said = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = Metadata::new(Some(said), infos.collect()).map_err(|e| e.to_string())?;
+    let text = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
+    let length = text.len().next_multiple_of(8).max(least.saturating_sub(8));
+    let mut head = (length as u64).to_le_bytes().to_vec();
+    head.extend(text);
+    head.resize(8 + length, b' ');
+    Ok(head)
+}
+
+/// The most bytes that the head of a file with these tensors takes, wherever they come to stand and whatever float type
+/// they get.
+pub(crate) fn head_room<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>) -> usize {
+    // Beside the name, of which each character may be escaped: its keys and type, two offsets, and each dimension.
+    let of = |(name, shape): (&str, &[usize])| 6 * name.len() + 64 + 2 * 21 + 21 * shape.len();
+    (64 + tensors.map(of).sum::<usize>()).next_multiple_of(8)
+}
+
+/// Hands the bytes of `data`, little-endian, to `each`, some at a time, with where they begin.
+pub(crate) fn each_bytes<E>(
+    data: &TensorData<'_>,
+    mut each: impl FnMut(&[u8], usize) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut buffer = Vec::with_capacity(AT_A_TIME);
+    match data {
+        TensorData::F32(values) => {
+            for (part, values) in values.chunks(AT_A_TIME / 4).enumerate() {
+                buffer.clear();
+                values.iter().for_each(|value| buffer.extend_from_slice(&value.to_le_bytes()));
+                each(&buffer, part * AT_A_TIME)?;
+            }
+            Ok(())
+        }
+        TensorData::Half(bits) => {
+            for (part, bits) in bits.chunks(AT_A_TIME / 2).enumerate() {
+                buffer.clear();
+                bits.iter().for_each(|bits| buffer.extend_from_slice(&bits.to_le_bytes()));
+                each(&buffer, part * AT_A_TIME)?;
+            }
+            Ok(())
+        }
+        TensorData::Borrowed(bytes) => each(bytes, 0),
+        TensorData::Bytes(bytes) => each(bytes, 0),
+        _ => unreachable!("a tensor is given as floats or as bytes"),
+    }
+}
