@@ -300,18 +300,14 @@ fn a_saved_chat_says_which_adapters_answered_and_is_refused_under_others() {
 }
 
 #[test]
-fn a_model_that_was_loaded_merged_refuses_others_and_says_what_to_do() {
+fn a_request_to_a_model_that_was_loaded_merged_names_no_adapters_and_is_told_what_to_do() {
     let engine = engine();
     let merged = tiny(Some("peft")).with_dtype(ComputeDtype::F32);
     let declared = tiny(None).with_adapter_policy(AdapterPolicy::MergeDequantized);
-    let unmerged = load(&engine, &beside(None));
-    let rslora = set(&engine, &unmerged, &[adapter("rslora")]);
     for spec in [merged, declared] {
         let model = load(&engine, &spec);
+        let rslora = set(&engine, &model, &[adapter("rslora")]);
         let says = ["rslora", "adapter_policy = \"keep-unmerged\""];
-        refused(block_on(engine.adapter_set(&model, &[adapter("rslora")])).unwrap_err(), &says);
-        refused(block_on(model.set_adapters(rslora.clone())).unwrap_err(), &says);
-        refused(block_on(model.set_adapters(AdapterSet::new())).unwrap_err(), &says[1..]);
         let request = prompt().with_adapters(rslora.clone());
         refused(block_on(model.generate(request).complete()).unwrap_err(), &says);
         let request = LogitsRequest::new("x").with_adapters(AdapterSet::new());
@@ -449,6 +445,27 @@ fn limits_hold_for_specs_and_for_sets_and_are_named() {
             refused(block_on(model.set_adapters(twice)).unwrap_err(), &says);
         }
     }
+}
+
+#[test]
+fn what_is_above_a_limit_is_not_read() {
+    let (folder, from) = (tempfile::tempdir().unwrap(), fixture("adapters/tiny-llama-lora-peft"));
+    std::fs::copy(from.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
+    let mut bytes = std::fs::read(from.join("adapter_model.safetensors")).unwrap();
+    // The last value is no number, which whoever reads it says.
+    bytes.splice(bytes.len() - 4.., f32::NAN.to_le_bytes());
+    std::fs::write(folder.path().join("adapter_model.safetensors"), bytes).unwrap();
+    let broken = AdapterSpec::new(ArtifactRef::file(folder.path()).unwrap());
+    let made = |limits: AdapterLimits| {
+        let engine = Engine::builder().adapter_limits(limits).cache_dir(env!("CARGO_TARGET_TMPDIR")).build().unwrap();
+        let model = load(&engine, &beside(None));
+        block_on(engine.adapter_set(&model, &[adapter("rslora"), broken.clone()])).unwrap_err()
+    };
+    let name = broken.reference.to_string();
+    refused(made(AdapterLimits::none()), &[&name, "finite values only"]);
+    refused(made(AdapterLimits::none().with_rank(7)), &[&name, "`rank` of 7"]);
+    refused(made(AdapterLimits::none().with_bytes(1000)), &["lora-rslora", "`bytes` of 1000"]);
+    refused(made(AdapterLimits::none().with_bytes(40_000)), &["`bytes` of 40000"]);
 }
 
 #[test]

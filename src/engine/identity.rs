@@ -12,6 +12,7 @@ use futures_util::{
 };
 use llm_local_core::{Digest, Error, Manifest, Result};
 use llm_local_source_common::transfer::Files;
+use llm_local_weights::Checkpoint;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -40,6 +41,8 @@ pub(crate) struct Identity {
     /// What stands for a base without files.
     revision: String,
     files: Vec<IdentityFile>,
+    /// Where they are, each by the name that its source gives it.
+    paths: Files,
     base: Mutex<Option<Reading>>,
 }
 
@@ -83,6 +86,7 @@ impl Identity {
             model,
             revision: format!("{}\0{}", manifest.reference, manifest.revision),
             files: listed,
+            paths: files.clone(),
             base: Mutex::new(None),
         })
     }
@@ -113,6 +117,17 @@ impl Identity {
         };
         let lines = self.files.iter().map(line).collect::<Result<Option<Vec<_>>>>()?;
         Ok(lines.filter(|lines| !lines.is_empty()))
+    }
+
+    /// Opens the base again, as it was opened for the load. Headers are read, weights are not.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`Error::LoadFailed`] if a file has changed since the model was loaded; [`Error::Io`].
+    pub(super) fn open_again(&self) -> Result<Checkpoint> {
+        let opened = Checkpoint::open(&self.model, &self.paths)?;
+        // Behind the opening: what is mapped is what is looked at, or older.
+        self.files.iter().try_for_each(|file| file.check_unchanged(&self.model))?;
+        Ok(opened)
     }
 
     /// The reading that runs or has succeeded, else a new one.
@@ -148,14 +163,24 @@ impl Identity {
 impl IdentityFile {
     fn hash(&self, model: &str, wanted: &Wanted) -> Result<Digest> {
         let (size, digest) = content::hash(&self.path, wanted)?;
-        if size != self.size || modified(&self.path)? != self.modified {
-            let reason = format!(
-                "{} has changed since the model was loaded, so what was loaded can no longer be told; unload it and load it again",
-                self.path.display()
-            );
-            return Err(Error::load(model, reason));
+        if size != self.size {
+            return Err(self.changed(model));
         }
+        self.check_unchanged(model)?;
         Ok(digest)
+    }
+
+    fn check_unchanged(&self, model: &str) -> Result<()> {
+        let meta = fs_err::metadata(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
+        if meta.len() == self.size && meta.modified().ok() == self.modified { Ok(()) } else { Err(self.changed(model)) }
+    }
+
+    fn changed(&self, model: &str) -> Error {
+        let reason = format!(
+            "{} has changed since the model was loaded, so what was loaded can no longer be told; unload it and load it again",
+            self.path.display()
+        );
+        Error::load(model, reason)
     }
 }
 

@@ -34,7 +34,8 @@ impl Inner {
         let Prepared { plan, weights, identity, adapters, allow, route, mut options, backend, mut holds, proven } =
             self.prepare(spec, &cx).await?;
         let prepared = start.elapsed();
-        let sets = Sets::new(&plan, &adapters, (spec.adapter_policy, route), weights.info.clone(), self.adapter_limits);
+        let sets =
+            Sets::new(&plan, &adapters, (spec.adapter_policy, route), weights.info.clone(), self.adapter_limits)?;
         options.cancel = cx.cancel.clone();
         options.progress = cx.progress.clone().or(options.progress);
         let parts = Parts { backend, base: weights, adapters, allow };
@@ -70,9 +71,7 @@ impl Inner {
         tracing::debug!(model = %plan.id, ?stats, "loaded");
         Ok(Model::new(loaded, plan, identity, sets, (stats, lost), holds))
     }
-}
 
-impl Inner {
     /// What the backend gets of `merged`, which may be kept from an earlier merge, or be kept now.
     async fn kept(
         &self,

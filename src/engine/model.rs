@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::StreamExt;
 use llm_local_core::{
-    AdapterSet, Counters, GenerateRequest, Generation, GenerationEvent, LoadedInfo, LoadedModel, LogitsRequest,
+    AdapterSet, Counters, Error, GenerateRequest, Generation, GenerationEvent, LoadedInfo, LoadedModel, LogitsRequest,
     MemoryReport, Result, SessionId, SessionState, TrimLevel, UsedAdapter,
 };
 
@@ -130,15 +130,27 @@ impl Model {
     /// the base alone. It takes its place in the line of requests: those made before keep the adapters that they started
     /// with, to their end, and those made after have the new ones. What [sessions](crate::Session) computed with the ones
     /// before is computed anew. Whoever loads the same spec meanwhile gets this model, with these adapters. Dropping the
-    /// future does not take it back.
+    /// future does not take it back once it is in line.
+    ///
+    /// Where the adapters are merged into the weights, the tensors that the ones before touched and the new ones touch are
+    /// read anew from the base's files, with the new ones merged in, and then replaced at once: nothing is subtracted, and
+    /// the model is to the bit as one that was loaded so. It gets in line once the headers of the base were read. While
+    /// these tensors are read no other request goes on, and they take memory twice, the ones before for as long as requests
+    /// made before run.
     ///
     /// # Errors
     /// [`llm_local_core::Error::AdapterMergeFailed`] for a set that was not made for this model
-    /// ([`crate::Engine::adapter_set`]) or exceeds the [limits](crate::AdapterLimits), for a model that was loaded with its
-    /// adapters merged, or whose backend runs none, and for what the backend refuses;
+    /// ([`crate::Engine::adapter_set`]) or exceeds the [limits](crate::AdapterLimits), for a model whose backend can neither
+    /// run adapters nor replace tensors, and for what the backend refuses; where they are merged, also for a base whose
+    /// files have changed or go wrong, sums that are not finite, too little memory, and a set with which the model would
+    /// have another vocabulary, or a head tied or untied: load another spec for that;
     /// [`llm_local_core::Error::ModelNotLoaded`]. The adapters are then as before.
     pub async fn set_adapters(&self, adapters: AdapterSet) -> Result<()> {
-        self.inner.sets.replace(&self.inner.loaded, adapters).await
+        let Inner { loaded, sets, identity, plan, .. } = &*self.inner;
+        if !self.is_loaded() {
+            return Err(Error::ModelNotLoaded { model: plan.id.clone() });
+        }
+        sets.replace(loaded, identity, adapters).await
     }
 
     /// The adapters that it has where a request names none: those of its spec, merged or beside the weights, until

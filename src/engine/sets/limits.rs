@@ -2,7 +2,7 @@
 
 use llm_local_core::{Error, LoraAdapter, Result};
 
-use crate::lora::FittedAdapter;
+use crate::lora::{AdapterOutline, FittedAdapter};
 
 /// The most that the adapters of one model may be: those of a spec, and those of each set that a loaded model is given or
 /// a request names. What several sets of one model share counts in each.
@@ -92,6 +92,12 @@ impl<'a> From<&'a LoraAdapter> for Size<'a> {
     fn from(adapter: &'a LoraAdapter) -> Self {
         let rank = adapter.modules.iter().map(|module| module.rank).max().unwrap_or(0);
         Self { reference: &adapter.reference, rank, bytes: adapter.byte_len() as u64 }
+    }
+}
+
+impl<'a> From<(&'a str, &'a AdapterOutline)> for Size<'a> {
+    fn from((reference, outline): (&'a str, &'a AdapterOutline)) -> Self {
+        Self { reference, rank: outline.ranks().last().copied().unwrap_or(0), bytes: outline.bytes() }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use llm_local_core::{AdapterSet, AdapterSpec, Error, FetchContext, ModelInfo, Result, Want};
+use llm_local_core::{AdapterSet, AdapterSpec, FetchContext, Result, Want};
 
 use super::{Sets, check_weight, lock, names_of};
 use crate::{
     engine::{Asked, Engine, Inner, Model, Pin},
-    lora::{self, AdapterOutline, FitReport},
+    lora::{self, AdapterOutline},
     plan::PlannedArtifact,
 };
 
@@ -18,9 +18,10 @@ impl Engine {
     /// holds them; their files may go. A lock of the model's spec says nothing of them.
     ///
     /// # Errors
-    /// [`Error::AdapterMergeFailed`] with the cause for whatever is wrong: an adapter that cannot be had, is not allowed, is
-    /// broken, does not fit, can only be merged or exceeds the [limits](crate::AdapterLimits); a model that was loaded with
-    /// its adapters merged, or whose backend runs none. [`Error::Cancelled`].
+    /// [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed) with the cause for whatever is wrong: an adapter that cannot be had, is not allowed, is
+    /// broken, does not fit or exceeds the [limits](crate::AdapterLimits); one that can only be merged, for a model that has
+    /// its adapters beside the weights; a model whose backend can neither run adapters nor replace tensors.
+    /// [`Error::Cancelled`](llm_local_core::Error::Cancelled).
     pub async fn adapter_set(&self, model: &Model, adapters: &[AdapterSpec]) -> Result<AdapterSet> {
         let cx = self.context(None);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
@@ -39,7 +40,7 @@ impl Engine {
 
 impl Inner {
     async fn adapter_set(&self, sets: &Sets, adapters: &[AdapterSpec], cx: &FetchContext) -> Result<AdapterSet> {
-        let info = sets.base(|| names_of(adapters))?;
+        let info = sets.way.info(|| names_of(adapters))?;
         sets.limits.check_count(adapters.len(), || names_of(adapters))?;
         for AdapterSpec { reference, weight, .. } in adapters {
             check_weight(reference, *weight)?;
@@ -54,7 +55,7 @@ impl Inner {
         }
         // Until they are read.
         let _holds = self.hold(&pins).await?;
-        self.check_heads(&pins, adapters, info, cx).await?;
+        self.check_heads(&pins, adapters, sets, info, cx).await?;
         let mut made = Vec::new();
         let fetched = self.fetch_allowed(&pins.iter().map(Pin::job).collect::<Vec<_>>(), cx).await?;
         for ((pin, files), adapter) in pins.iter().zip(fetched).zip(adapters) {
@@ -67,48 +68,14 @@ impl Inner {
         let outlines: Vec<_> =
             weighted.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
         let allow: Vec<_> = adapters.iter().map(|adapter| adapter.allow.clone()).collect();
-        check_beside(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;
-        let fitted = lora::for_backend(&weighted, &allow, info)?;
+        sets.way.check(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;
+        let fitted = sets.way.formed(weighted, &allow, info)?;
         let mut set = AdapterSet::new();
-        for (pin, (adapter, weight)) in pins.iter().zip(fitted) {
+        for ((pin, (adapter, weight)), allow) in pins.iter().zip(fitted).zip(allow) {
             let used = PlannedArtifact::new(pin, true).used(weight);
-            set = set.with(lock(&sets.known).take_up(adapter, used), weight);
+            set = set.with(lock(&sets.known).take_up(adapter, used, allow), weight);
             self.note_selected(pin).await;
         }
         Ok(set)
     }
-
-    /// Checks by their heads those of `pins` that are not here, so that nothing is fetched that cannot be used.
-    async fn check_heads(
-        &self,
-        pins: &[Pin],
-        adapters: &[AdapterSpec],
-        info: &ModelInfo,
-        cx: &FetchContext,
-    ) -> Result<()> {
-        for (pin, adapter) in pins.iter().zip(adapters) {
-            let job = pin.job();
-            if self.transfer.present(&job, cx).await?.is_some() {
-                continue;
-            }
-            if let Some(outline) = self.peek_adapter(&job, &adapter.into(), cx).await? {
-                let outlines = [(outline, adapter.weight)];
-                let allow = [adapter.allow.clone()];
-                check_beside(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Checks that `outlines`, which fit as `report` says, can run beside the weights.
-fn check_beside(outlines: &[(AdapterOutline, f32)], report: &FitReport) -> Result<()> {
-    for ((outline, _), fitted) in outlines.iter().zip(&report.adapters) {
-        if let Some(why) = lora::only_merged(outline, fitted, report) {
-            let reason =
-                format!("it can only be merged, since {why}; name it in the spec of a model that is loaded anew");
-            return Err(Error::adapter(&fitted.reference, reason));
-        }
-    }
-    Ok(())
 }

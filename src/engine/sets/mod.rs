@@ -1,37 +1,46 @@
-//! Adapters of a loaded model that are not in its weights: its own set, which can be replaced while it is loaded, and the
-//! sets that requests name.
+//! Adapters of a loaded model: its own set, which can be replaced while it is loaded, and the sets that requests name.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | `limits` | how much a set may take |
 //! | `make` | [`Engine::adapter_set`](crate::Engine::adapter_set): from refs to a set that fits a model |
+//! | `heads` | what can be told of adapters before they are read |
+//! | `way` | how other adapters get into a model: beside its weights, or into them |
+//! | `swap` | a set that is merged in place of another one |
 //! | `known` | the adapters that were made for a model, and what their refs meant |
 //! | `own` | the set that a model has where a request names none, from one change to the next |
 //!
 //! Adapters are never changed: whoever computes with one holds it, and another version of it is another adapter. They are
 //! held in memory, so their files are needed only while they are read.
 
+mod heads;
 mod known;
 mod limits;
 mod make;
 mod own;
+mod swap;
 #[cfg(test)]
 mod tests;
+mod way;
 
 pub use limits::AdapterLimits;
 
 pub(crate) use own::OwnSet;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use futures_util::FutureExt;
 use llm_local_core::{
-    AdapterPolicy, AdapterSet, AdapterSpec, Error, LoadedModel, LoraAdapter, ModelFormat, ModelInfo, Result,
+    AdapterPolicy, AdapterSet, AdapterSpec, Allowance, Error, LoadedModel, LoraAdapter, ModelFormat, ModelInfo, Result,
 };
 
-use super::route::Route;
+use super::{identity::Identity, route::Route};
 use crate::plan::Plan;
 use known::Known;
+use way::Way;
 
 /// What of the description of a base adapters are checked against: not the metadata of a GGUF file, whose vocabulary alone
 /// takes megabytes for as long as the model is loaded.
@@ -47,8 +56,7 @@ fn for_fit(info: &ModelInfo) -> ModelInfo {
 pub(super) struct Sets {
     /// The model's id, for messages.
     model: String,
-    /// What adapters must fit, or why the model takes no others than it was loaded with.
-    base: Result<Arc<ModelInfo>, String>,
+    way: Way,
     limits: AdapterLimits,
     known: Mutex<Known>,
     own: Mutex<Arc<OwnSet>>,
@@ -59,37 +67,21 @@ impl Sets {
     pub(super) fn new(
         plan: &Plan,
         adapters: &[(Arc<LoraAdapter>, f32)],
-        (policy, route): (AdapterPolicy, Route),
+        how: (AdapterPolicy, Route),
         info: Arc<ModelInfo>,
         limits: AdapterLimits,
-    ) -> Self {
+    ) -> Result<Self> {
         let used = plan.adapters.iter().map(|(adapter, weight)| adapter.used(*weight)).collect();
         let set = adapters.iter().fold(AdapterSet::new(), |set, (adapter, weight)| set.with(adapter.clone(), *weight));
-        let can_run = plan.model.as_ref().is_some_and(|model| model.capabilities.unmerged);
-        let base = if !can_run {
-            Err(format!("backend `{}` cannot run adapters beside the weights of `{}`", plan.backend, plan.id))
-        } else if route != Route::Beside && !adapters.is_empty() {
-            Err(format!("the adapters of `{}` were merged into its weights when it was loaded; {UNMERGED}", plan.id))
-        } else if matches!(policy, AdapterPolicy::MergeDequantized | AdapterPolicy::MergeRequantized { .. }) {
-            Err(format!("`{}` was loaded with `adapter_policy = \"{policy}\"`; {UNMERGED}", plan.id))
-        } else {
-            Ok(Arc::new(for_fit(&info)))
+        let way = Way::new(plan, !adapters.is_empty(), how, &info);
+        let own = OwnSet::new(used, set.digest());
+        // Of a model that takes no others, nobody asks.
+        let own = match &way {
+            Way::Merged(_) => own.touching(way::touched(adapters, &info)?),
+            Way::Beside(_) | Way::Neither(_) => own,
         };
-        Self {
-            model: plan.id.clone(),
-            base,
-            limits,
-            known: Mutex::default(),
-            own: Mutex::new(Arc::new(OwnSet::new(used, set.digest()))),
-        }
-    }
-
-    /// What adapters must fit.
-    ///
-    /// # Errors
-    /// [`Error::AdapterMergeFailed`] of the adapters `names` if the model takes no others than it was loaded with.
-    fn base(&self, names: impl FnOnce() -> String) -> Result<&Arc<ModelInfo>> {
-        self.base.as_ref().map_err(|reason| Error::adapter(names(), reason.clone()))
+        let (known, own) = (Mutex::default(), Mutex::new(Arc::new(own)));
+        Ok(Self { model: plan.id.clone(), way, limits, known, own })
     }
 
     /// What `set` is, if requests may name it: of adapters that were made for this model, within the limits.
@@ -97,21 +89,28 @@ impl Sets {
     /// # Errors
     /// [`Error::AdapterMergeFailed`] that names the adapter and what keeps it from being used.
     pub(super) fn named(&self, set: &AdapterSet) -> Result<Arc<OwnSet>> {
-        self.base(|| names(set.adapters.iter().map(|(adapter, _)| &adapter.reference)))?;
-        let mut used = Vec::with_capacity(set.adapters.len());
+        self.way.check_named(|| names(set.adapters.iter().map(|(adapter, _)| &adapter.reference)))?;
+        Ok(Arc::new(self.made(set)?.0))
+    }
+
+    /// What `set` is, of adapters that were made for this model, within the limits; and what is let pass of each.
+    fn made(&self, set: &AdapterSet) -> Result<(OwnSet, Vec<BTreeSet<Allowance>>)> {
+        let (mut used, mut allow) = (Vec::with_capacity(set.adapters.len()), Vec::new());
         let known = lock(&self.known);
         for (adapter, weight) in &set.adapters {
             check_weight(&adapter.reference, *weight)?;
-            used.push(known.used(adapter, *weight).ok_or_else(|| {
+            let (adapter, allowed) = known.used(adapter, *weight).ok_or_else(|| {
                 let reason = format!(
                     "it was not made for the model `{}` that is loaded now; make it by `Engine::adapter_set`",
                     self.model
                 );
                 Error::adapter(&adapter.reference, reason)
-            })?);
+            })?;
+            used.push(adapter);
+            allow.push(allowed.clone());
         }
         self.limits.check(set.adapters.iter().map(|(adapter, _)| &**adapter))?;
-        Ok(Arc::new(OwnSet::new(used, set.digest())))
+        Ok((OwnSet::new(used, set.digest()), allow))
     }
 
     /// The model's own set now.
@@ -125,13 +124,23 @@ impl Sets {
         (start(), own.clone())
     }
 
-    /// Makes `set` the model's own. Once it is in line it is not taken back, whether or not this future is dropped.
+    /// Makes `set` the own one of the model `loaded`, whose base is `base`. Once it is in line it is not taken back, whether
+    /// or not this future is dropped.
     ///
     /// # Errors
-    /// Those of [`Sets::named`] and [`LoadedModel::set_adapters`].
-    pub(super) async fn replace(&self, loaded: &Arc<dyn LoadedModel>, set: AdapterSet) -> Result<()> {
-        let new = self.named(&set)?;
+    /// Those of [`Sets::named`], [`LoadedModel::set_adapters`] and [`Sets::merge`].
+    pub(super) async fn replace(
+        &self,
+        loaded: &Arc<dyn LoadedModel>,
+        base: &Arc<Identity>,
+        set: AdapterSet,
+    ) -> Result<()> {
         let names = names(set.adapters.iter().map(|(adapter, _)| &adapter.reference));
+        self.way.info(|| names.clone())?;
+        let (new, allow) = self.made(&set)?;
+        if let Way::Merged(_) = &self.way {
+            return self.merge(loaded, base, (set, allow), &new).await;
+        }
         let loaded = loaded.clone();
         let change = async move {
             loaded.set_adapters(set).await.map_err(|error| match error {
@@ -149,9 +158,6 @@ impl Sets {
         change.await
     }
 }
-
-/// What to do where adapters are in the weights.
-const UNMERGED: &str = "load it with `adapter_policy = \"keep-unmerged\"` to change its adapters while it is loaded";
 
 /// The name of a set in messages.
 fn names<T: std::fmt::Display>(references: impl IntoIterator<Item = T>) -> String {

@@ -16,6 +16,8 @@ pub(crate) struct OwnSet {
     used: Vec<UsedAdapter>,
     /// As [`llm_local_core::AdapterSet::digest`].
     digest: String,
+    /// The tensors that it touches, of a set that is in the weights.
+    touched: Vec<String>,
     /// What made it the model's own, and what was its own before and still is if that fails. A request that came behind the
     /// change in line runs with the one or the other, which is known before the request begins.
     change: Option<(Change, Arc<Self>)>,
@@ -24,13 +26,18 @@ pub(crate) struct OwnSet {
 impl OwnSet {
     /// The set of `used`, with this digest.
     pub(super) fn new(used: Vec<UsedAdapter>, digest: String) -> Self {
-        Self { used, digest, change: None }
+        Self { used, digest, touched: Vec::new(), change: None }
+    }
+
+    /// This set, which touches these tensors of the weights that it is merged into.
+    pub(super) fn touching(&self, touched: Vec<String>) -> Self {
+        Self { used: self.used.clone(), digest: self.digest.clone(), touched, change: self.change.clone() }
     }
 
     /// This set, once `change` makes it the model's own instead of `before`.
     pub(super) fn after(&self, change: Change, before: &Arc<Self>) -> Self {
         let change = Some((change, before.known()));
-        Self { used: self.used.clone(), digest: self.digest.clone(), change }
+        Self { change, ..self.touching(self.touched.clone()) }
     }
 
     /// It, or what there is instead since it could not be set. It waits until that is known.
@@ -52,7 +59,7 @@ impl OwnSet {
             None => self.clone(),
             Some((change, before)) => match change.clone().now_or_never() {
                 None => self.clone(),
-                Some(Ok(())) => Arc::new(Self::new(self.used.clone(), self.digest.clone())),
+                Some(Ok(())) => Arc::new(Self { change: None, ..self.touching(self.touched.clone()) }),
                 Some(Err(_)) => before.known(),
             },
         }
@@ -66,6 +73,11 @@ impl OwnSet {
     /// The adapters, as statistics have them. Of a set that [is settled](OwnSet::settled).
     pub(crate) fn used(&self) -> &[UsedAdapter] {
         &self.used
+    }
+
+    /// The tensors that it touches, if it is merged into weights. Of a set that [is settled](OwnSet::settled).
+    pub(super) fn touched(&self) -> &[String] {
+        &self.touched
     }
 
     /// As [`llm_local_core::AdapterSet::digest`]. Of a set that [is settled](OwnSet::settled).

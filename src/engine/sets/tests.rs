@@ -1,7 +1,7 @@
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::FutureExt;
-use llm_local_core::{ArtifactRef, Error, LoraAdapter, Result, UsedAdapter};
+use llm_local_core::{Allowance, ArtifactRef, Error, LoraAdapter, Result, UsedAdapter};
 use tokio::sync::oneshot;
 
 use super::{AdapterLimits, OwnSet, known::Known};
@@ -62,19 +62,23 @@ fn adapters_of_one_version_are_one_while_somebody_holds_it() {
         UsedAdapter::new(reference, revision, None, 1.0)
     };
     let mut known = Known::default();
-    let one = known.take_up(adapter("1"), used("1"));
-    assert!(Arc::ptr_eq(&known.take_up(adapter("1"), used("1")), &one));
+    let one = known.take_up(adapter("1"), used("1"), BTreeSet::new());
+    assert!(Arc::ptr_eq(&known.take_up(adapter("1"), used("1"), BTreeSet::new()), &one));
     // The same content by another revision, and other content.
     for (digest, revision) in [("1", "2"), ("2", "1")] {
-        let other = known.take_up(adapter(digest), used(revision));
+        let other = known.take_up(adapter(digest), used(revision), BTreeSet::new());
         assert!(!Arc::ptr_eq(&other, &one));
-        let known = known.used(&other, 0.5).unwrap();
+        let (known, _) = known.used(&other, 0.5).unwrap();
         assert_eq!((known.revision.as_str(), known.weight), (revision, 0.5));
     }
+    // Another that more is let pass of.
+    let more = known.take_up(adapter("1"), used("1"), [Allowance::UndeclaredTensors].into());
+    assert!(!Arc::ptr_eq(&more, &one));
+    assert_eq!(known.used(&more, 1.0).unwrap().1, &[Allowance::UndeclaredTensors].into());
     assert!(known.used(&adapter("1"), 1.0).is_none());
     drop(one);
     let again = adapter("1");
-    assert!(Arc::ptr_eq(&known.take_up(again.clone(), used("1")), &again));
+    assert!(Arc::ptr_eq(&known.take_up(again.clone(), used("1"), BTreeSet::new()), &again));
 }
 
 #[test]
