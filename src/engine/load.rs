@@ -8,7 +8,7 @@ use llm_local_core::{
 };
 
 use super::{
-    Inner, Model,
+    Identity, Inner, Model,
     judge::Weights,
     merged::{Keeping, KeyOfMerge},
     model::LoadStats,
