@@ -8,7 +8,7 @@ use llm_local_core::{
 };
 
 use super::{
-    Identity, Inner, Model,
+    Inner, Model,
     judge::Weights,
     merged::{Keeping, KeyOfMerge},
     model::LoadStats,
