@@ -309,3 +309,39 @@ fn a_model_that_was_quantized_again_goes_back_to_its_base_and_takes_no_unmeasure
     swap(&engine, &model, &[]);
     assert_eq!((logits(&model), model.memory().weights), expected);
 }
+
+#[test]
+fn a_head_that_is_untied_in_memory_is_swapped_for_one_that_is_untied_too() {
+    let head = adapter("modules-to-save-lm_head");
+    each_is_as_loaded(&merged(None), &[vec![head.clone()], vec![head.clone(), adapter("peft")]]);
+    let engine = engine();
+    let model = load(&engine, &merged(Some("modules-to-save-lm_head")));
+    let before = logits(&model);
+    for set in [vec![], vec![adapter("rslora")]] {
+        let error = block_on(engine.set_adapters(&model, &set)).unwrap_err();
+        refused(error, &["the output head is a tensor apart from the embedding", "another spec"]);
+        assert_eq!(logits(&model), before);
+    }
+}
+
+/// What is mapped counts as memory of the process, and the weights would be there twice.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_files_of_the_base_are_mapped_only_while_they_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&fixture("models/tiny-llama"), folder.path());
+    let path = folder.path().canonicalize().unwrap().display().to_string();
+    let is_mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().contains(&path);
+    let engine = engine();
+    let spec = ModelSpec::new(ArtifactRef::file(folder.path()).unwrap());
+    let model = load(&engine, &spec.with_adapter(adapter("peft").reference));
+    assert!(!is_mapped());
+    for set in [vec![adapter("rslora")], vec![]] {
+        swap(&engine, &model, &set);
+        assert!(!is_mapped());
+    }
+    let source = llm_local_weights::SafetensorsSource::open(&folder.path().join("model.safetensors")).unwrap();
+    assert!(is_mapped());
+    drop(source);
+    assert!(!is_mapped());
+}
