@@ -13,6 +13,7 @@
 //! | `quantized` | tensors that a base holds quantized, and what a merge makes of them |
 //! | `write` | a [`LoraAdapter`] into files of any format that can express it |
 //! | `beside` | adapters that a backend runs beside the weights |
+//! | `rows` | rows of pairs in another order |
 //! | `sound` | whether an adapter is whole |
 //! | `floats` | stored floats to f32 and back |
 //! | `message` | words that messages share |
@@ -30,6 +31,7 @@ mod outline;
 mod quantized;
 mod read;
 mod report;
+mod rows;
 mod sound;
 mod targets;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use llm_local_core::{Allowance, Encoding, ModelInfo, model::Layout};
+use llm_local_core::{Allowance, Encoding, ModelInfo};
 use serde::Serialize;
 
 use super::{
@@ -61,7 +61,7 @@ impl FitReport {
     }
 
     /// Tells the log what was let pass.
-    pub(crate) fn warn(&self, base: &str) {
+    pub(in crate::lora) fn warn(&self, base: &str) {
         for adapter in &self.adapters {
             for defect in &adapter.let_pass {
                 let allowed = defect.allowance.map(tracing::field::display);
@@ -101,8 +101,8 @@ pub struct FittedAdapter {
     pub let_pass: Vec<Defect>,
     /// The names in its `target_modules` that no module of the base matches: lists over several architectures have such.
     pub unmatched_targets: Vec<String>,
-    /// The first of its tensors that the base has in another way, as projections that are split or fused.
-    pub(in crate::lora) resplit: Option<String>,
+    /// The first of its modules whose pair is transposed on its way to the base's weight, if any.
+    pub(in crate::lora) transposed: Option<String>,
     /// Whether it is of plain pairs alone.
     is_plain: bool,
 }
@@ -154,7 +154,7 @@ impl FittedAdapter {
             unmatched_targets: std::mem::take(&mut checked.unmatched),
             unused,
             let_pass,
-            resplit: resplit(adapter, info, &checked.unused()),
+            transposed: transposed(adapter, info),
             is_plain: adapter.replacements.is_empty()
                 && adapter.rows.is_empty()
                 && !adapter.modules.iter().any(|m| m.has_magnitude || m.has_bias),
@@ -162,16 +162,20 @@ impl FittedAdapter {
     }
 }
 
-/// The first tensor of the adapter, but `unused`, that the base does not have by that name.
-fn resplit(adapter: &AdapterOutline, info: &ModelInfo, unused: &[String]) -> Option<String> {
-    let decoder = info.decoder.as_ref().ok()?;
-    let own: BTreeSet<_> = decoder.base_tensors(Layout::HuggingFace).into_iter().map(|tensor| tensor.name).collect();
-    let changed = adapter.modules.iter().map(ModuleOutline::weight_name);
-    let replaced =
-        adapter.replacements.iter().map(|r| r.name.clone()).chain(adapter.rows.iter().map(|r| r.name.clone()));
-    // A tied head is none of its own.
-    let is_head = |name: &String| name.strip_suffix(".weight").is_some_and(BaseModules::is_head);
-    changed.chain(replaced).find(|name| !own.contains(name) && !is_head(name) && !unused.contains(name))
+/// The first module of the adapter whose pair is of a base tensor that is stored (in, out).
+fn transposed(adapter: &AdapterOutline, info: &ModelInfo) -> Option<String> {
+    let is_turned = |module: &&ModuleOutline| {
+        let turned = [module.in_features, module.out_features];
+        let of_base = info.tensor(&module.weight_name()).map(|tensor| tensor.shape == turned);
+        module.transposed
+            && module.experts.is_none()
+            && match &info.decoder {
+                // All matrices are (out, in); of an embedding the pair may be turned.
+                Ok(decoder) => BaseModules::is_embedding(&module.name) && module.in_features == decoder.vocab_size,
+                Err(_) => of_base.unwrap_or(true),
+            }
+    };
+    adapter.modules.iter().find(is_turned).map(|module| module.name.clone())
 }
 
 impl TouchedTensor {
