@@ -5,13 +5,14 @@
 use std::sync::Arc;
 
 use llm_local::{
-    ArtifactRef, builtin,
+    ArtifactRef, ComputeDtype, builtin,
     core::{
         FetchContext, LoadOptions, LoadedModel, ModelWeights, Opened, Want,
         backend::{Capabilities, Support},
     },
+    lora::{self, LoraAdapter, MergedSource},
 };
-use llm_local_testkit::conformance;
+use llm_local_testkit::conformance::{self, UnmergedCase};
 use llm_local_weights::Checkpoint;
 
 fn fixture(path: &str) -> ArtifactRef {
@@ -32,6 +33,15 @@ async fn open(path: &str) -> Checkpoint {
         };
     }
     Checkpoint::open(path, &files).unwrap()
+}
+
+/// An adapter of the fixtures, read.
+fn adapter(path: &str) -> Arc<LoraAdapter> {
+    let reference = fixture(path);
+    let folder = std::path::Path::new(reference.locator());
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path)).collect();
+    Arc::new(lora::read(&reference, &files).unwrap())
 }
 
 /// A model in memory, and what the backend says that it can do with it.
@@ -88,5 +98,36 @@ fn candle_keeps_the_contract_for_every_kind_of_model() {
             conformance::sessions(model.as_ref(), &capabilities, "Once upon a time there was a").await;
             conformance::loaded_model(model.as_ref(), "Once upon a time there was a").await;
         });
+    }
+}
+
+/// Merged, the touched tensors of a quantized base are floats, and their products with activations too; beside the weights,
+/// products with blocks round activations to 8 bits.
+#[test]
+fn candle_keeps_the_contract_of_adapters_beside_the_weights() {
+    let backend = builtin::registry().unwrap().backend("candle").unwrap();
+    for (path, lora, tokens, tolerance, rounding) in [
+        ("models/tiny-llama", "adapters/tiny-llama-lora-peft", 896, 2e-5, 2e-5),
+        // Measured: 0.19, of one token.
+        ("gguf/tiny-llama-q8_0.gguf", "adapters/tiny-llama-lora-peft", 896, 1e-4, 0.25),
+        // Queries, keys and values are one module, and gate and up.
+        ("models/arch-phi3", "adapters/arch-phi3-lora", 380, 2e-5, 2e-5),
+        // No adapter runs where candle-transformers computes.
+        ("models/arch-phi", "adapters/arch-phi-lora", 380, 2e-5, 2e-5),
+    ] {
+        let lora = adapter(lora);
+        let base = || {
+            let checkpoint = pollster::block_on(open(path));
+            ModelWeights::new(checkpoint.info, Some(checkpoint.tensors), checkpoint.text)
+        };
+        let merged = || {
+            let checkpoint = pollster::block_on(open(path));
+            let merged = MergedSource::new(checkpoint.tensors, vec![(lora.clone(), 1.0)], &checkpoint.info).unwrap();
+            ModelWeights::new(merged.info().clone(), Some(Arc::new(merged)), checkpoint.text)
+        };
+        let case = UnmergedCase::new(&base, &merged, lora.clone(), "Once upon a time there was a");
+        let options = LoadOptions::new(96).with_device("cpu").with_dtype(ComputeDtype::F32);
+        let case = case.with_tolerance(tolerance).with_rounding(rounding).with_tokens(tokens);
+        pollster::block_on(conformance::unmerged(backend.as_ref(), &options, &case));
     }
 }

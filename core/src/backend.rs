@@ -226,8 +226,9 @@ pub struct ModelWeights {
     /// Tokenizer, chat template and generation defaults.
     pub text: TextFiles,
     /// Adapters to run beside the weights, each with its weight; empty unless the backend said that it can. They are in
-    /// the names and in the row order of the Hugging Face layout, whatever layout the base has. The set is the model's
-    /// own until [`LoadedModel::set_adapters`] replaces it.
+    /// the names and in the row order of the Hugging Face layout, whatever layout the base has; queries, keys and values, and
+    /// gate and up, may be modules of their own where the base has one for all, and one where the base has several. The set
+    /// is the model's own until [`LoadedModel::set_adapters`] replaces it.
     pub adapters: Vec<(Arc<LoraAdapter>, f32)>,
     /// The memory set aside for this model. Held as long as the model is.
     pub reservation: Option<Box<dyn Any + Send + Sync>>,

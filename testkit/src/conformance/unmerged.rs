@@ -30,6 +30,8 @@ pub struct UnmergedCase<'a> {
     adapter: Arc<LoraAdapter>,
     prompt: &'a str,
     tolerance: f32,
+    rounding: Option<f32>,
+    tokens: usize,
 }
 
 impl<'a> UnmergedCase<'a> {
@@ -42,13 +44,28 @@ impl<'a> UnmergedCase<'a> {
         adapter: Arc<LoraAdapter>,
         prompt: &'a str,
     ) -> Self {
-        Self { base, merged, adapter, prompt, tolerance: 1e-4 }
+        Self { base, merged, adapter, prompt, tolerance: 1e-4, rounding: None, tokens: usize::MAX }
     }
 
-    /// Sets how far apart two logits may be that are computed in two ways; without it 0.0001, which is enough for weights
-    /// and activations in f32. Measure it: on a quantized base it is what rounding the activations costs.
+    /// Sets how far apart two logits may be that are the same sum by other adapters and weights; without it 0.0001, which is
+    /// enough for weights and activations in f32. Measure it.
     pub fn with_tolerance(mut self, tolerance: f32) -> Self {
         self.tolerance = tolerance;
+        self
+    }
+
+    /// Sets how far apart two logits may be that are computed in other steps: beside the weights and merged into them, or the
+    /// same prompt in other chunks; without it, the other tolerance. On a quantized base it is what rounding activations
+    /// costs.
+    pub fn with_rounding(mut self, rounding: f32) -> Self {
+        self.rounding = Some(rounding);
+        self
+    }
+
+    /// Sets how many ids have a token; without it all that have a logit. Rows of a vocabulary beyond its tokens are padding,
+    /// which a backend may never choose.
+    pub fn with_tokens(mut self, tokens: usize) -> Self {
+        self.tokens = tokens;
         self
     }
 }
@@ -58,7 +75,7 @@ impl<'a> UnmergedCase<'a> {
 ///
 /// Where it can ([`llm_local_core::Capabilities::unmerged`]):
 /// - adapters of the load, of a request and of [`LoadedModel::set_adapters`] give the same logits, and those of the merged
-///   model to within the tolerance; the empty set gives those of the base, whatever the model's own set is;
+///   model to within their tolerance; the empty set gives those of the base, whatever the model's own set is;
 /// - twice the weight is twice the delta, weights and adapters add up, and a weight of 0 is the base;
 /// - greedy tokens are the best of the logits under the set of their generation, also where the model's own set was
 ///   replaced while it ran or waited;
@@ -174,11 +191,20 @@ impl<'a> Suite<'a> {
         model.generate(request).complete().await.unwrap_or_else(|e| panic!("{what} failed: {e}"))
     }
 
+    /// How far apart logits may be that are computed in other steps.
+    fn rounding(&self) -> f32 {
+        self.case.rounding.unwrap_or(self.case.tolerance)
+    }
+
     /// Checks that two ways of computing one thing agree.
     fn near(&self, found: &[f32], expected: &[f32], what: &str) {
-        let (apart, tolerance) = (apart(found, expected), self.case.tolerance);
-        assert!(apart <= tolerance, "{what}: logits are up to {apart} apart; {tolerance} is the tolerance");
+        near(found, expected, self.case.tolerance, what);
     }
+}
+
+fn near(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    let apart = apart(found, expected);
+    assert!(apart <= tolerance, "{what}: logits are up to {apart} apart; {tolerance} is the tolerance");
 }
 
 /// The largest difference; infinite where the numbers of logits differ, or one is NaN.

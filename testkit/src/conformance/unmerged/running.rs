@@ -15,10 +15,10 @@ impl Suite<'_> {
         let mut sequence = self.prompt.clone();
         for (place, token) in tokens.iter().enumerate() {
             let logits = self.logits_after(model, sequence.clone(), Some(set)).await;
-            let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let best = logits.iter().take(self.case.tokens).copied().fold(f32::NEG_INFINITY, f32::max);
             let of_token = logits.get(*token as usize).copied().unwrap_or(f32::NEG_INFINITY);
             assert!(
-                of_token >= best - self.case.tolerance,
+                of_token >= best - self.rounding(),
                 "{what}: token {place} is {token}, whose logit under the generation's set is {of_token}; the best is {best}"
             );
             sequence.push(*token);

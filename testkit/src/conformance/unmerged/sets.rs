@@ -2,7 +2,7 @@
 
 use llm_local_core::AdapterSet;
 
-use super::{Suite, unload};
+use super::{Suite, near, unload};
 
 impl Suite<'_> {
     /// One set, by each way in which a model comes to it.
@@ -73,7 +73,8 @@ impl Suite<'_> {
             let tokens = || self.prompt[..length].to_vec();
             let expected = self.logits_after(&*merged, tokens(), None).await;
             let found = self.logits_after(&*beside, tokens(), None).await;
-            self.near(&found, &expected, &format!("beside the weights, {length} tokens are not as merged into them"));
+            let what = format!("beside the weights, {length} tokens are not as merged into them");
+            near(&found, &expected, self.rounding(), &what);
         }
         unload(&*merged).await;
         unload(&*beside).await;
