@@ -1,6 +1,6 @@
 //! Tensors that are read anew, against a model that was loaded with them: equal to the bit, and in bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 use llm_local_backend_common::worker::NewTensors;
@@ -21,6 +21,8 @@ struct Changed {
     seed: usize,
     /// Reading this one fails.
     broken: Option<String>,
+    /// The names of what was read.
+    read: Arc<Mutex<Vec<String>>>,
 }
 
 impl Changed {
@@ -30,7 +32,7 @@ impl Changed {
             entry.encoding = Encoding::Float(FloatType::F16);
         }
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Self { inner: checkpoint.tensors.clone(), entries, names, seed, broken: None }
+        Self { inner: checkpoint.tensors.clone(), entries, names, seed, broken: None, read: Arc::default() }
     }
 
     fn info(&self, of: &Checkpoint) -> ModelInfo {
@@ -46,6 +48,7 @@ impl TensorSource for Changed {
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
+        self.read.lock().unwrap().push(name.to_owned());
         if self.broken.as_deref() == Some(name) {
             return Err(Error::load(format!("tensor `{name}`"), "the disk is gone"));
         }
@@ -177,4 +180,17 @@ fn what_cannot_be_replaced_leaves_the_model_as_it_was() {
         assert!(error.to_string().contains("another spec"), "{error}");
     }
     assert_eq!((logits(&mut model, None), model.weight_bytes()), before);
+}
+
+#[test]
+fn only_what_is_held_in_one_with_a_named_tensor_is_read() {
+    let checkpoint = dense_checkpoint("tiny-llama", None);
+    let mut model = decoder(&checkpoint.info, &*checkpoint.tensors, ComputeDtype::F32);
+    let names = ["model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.down_proj.weight"];
+    let source = Changed::new(&checkpoint, &names, 1);
+    let read = source.read.clone();
+    replace(&mut model, &checkpoint, source, &names).unwrap();
+    let of_one = ["k", "v"].map(|part| format!("model.layers.1.self_attn.{part}_proj.weight"));
+    let expected = [names[0], &of_one[0], &of_one[1], names[1]];
+    assert_eq!(*read.lock().unwrap(), expected);
 }
