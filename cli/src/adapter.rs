@@ -46,7 +46,7 @@ pub(crate) async fn adapter(adapters: &Adapters, command: Adapter) -> Result<Exi
             let deleted = adapters.delete(&reference, version.as_deref()).await?;
             said(&format!("{reference}: {} freed", DecimalBytes(deleted.bytes)))
         }
-        Adapter::Inspect(adapter) => print(&adapters.inspect(&adapter.reference()?.into()).await?.to_string()),
+        Adapter::Inspect(adapter) => print(&adapters.inspect(&adapter.spec()?).await?.to_string()),
         Adapter::Check(how) => check(adapters, &how).await,
         Adapter::Convert(how) => convert(adapters, &how).await,
     }
@@ -54,7 +54,7 @@ pub(crate) async fn adapter(adapters: &Adapters, command: Adapter) -> Result<Exi
 
 /// A report goes to standard output, and fails the program if the adapter does not fit.
 async fn check(adapters: &Adapters, how: &Check) -> Result<ExitCode> {
-    let (base, adapter, cancel) = (how.base()?, how.adapter()?, cancel_on_interrupt()?);
+    let (base, adapter, cancel) = (how.base()?, how.adapter.spec()?, cancel_on_interrupt()?);
     let report = match how.effect {
         true => resumable(adapters.measure(&base, &adapter), &cancel).await?,
         false => resumable(adapters.check(&base, &adapter), &cancel).await?,
@@ -69,13 +69,13 @@ async fn check(adapters: &Adapters, how: &Check) -> Result<ExitCode> {
 
 /// The files that were written go to standard output, what the format says otherwise to standard error.
 async fn convert(adapters: &Adapters, how: &Convert) -> Result<ExitCode> {
-    let (reference, base, cancel) = (how.adapter.reference()?, how.base()?, cancel_on_interrupt()?);
+    let (adapter, base, cancel) = (how.adapter.spec()?, how.base()?, cancel_on_interrupt()?);
     let format = match how.to {
         Format::Peft => WriteFormat::Peft,
         Format::MlxLm => WriteFormat::MlxLm,
         Format::Gguf => WriteFormat::Gguf,
     };
-    let converting = adapters.convert(&reference.into(), format, base.as_ref(), &how.into, Some(bar::progress()));
+    let converting = adapters.convert(&adapter, format, base.as_ref(), &how.into, Some(bar::progress()));
     let written = resumable(converting, &cancel).await?;
     written.notes.iter().for_each(|note| eprintln!("note: {note}"));
     print(&written.files.iter().map(|file| format!("{}\n", file.display())).collect::<String>())

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use llm_local::{
-    AdapterSpec, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result, Sampling,
+    AdapterPolicy, AdapterSpec, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result,
+    Sampling,
     core::Allowance,
+    lora::{BareFormat, Combination},
 };
 
 use crate::sample;
@@ -80,7 +82,7 @@ pub(crate) enum Adapter {
         version: Option<String>,
     },
     /// Show what an adapter is: format, base, rank, scaling, features, targets.
-    Inspect(AdapterRef),
+    Inspect(AdapterSaid),
     /// Show whether an adapter fits a model, and everything that keeps it from that. Of the model headers alone are read.
     Check(Check),
     /// Write an adapter in another format; what that cannot express is refused.
@@ -100,10 +102,66 @@ impl AdapterRef {
     }
 }
 
+/// An adapter, and what is said of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AdapterSaid {
+    #[command(flatten)]
+    adapter: AdapterRef,
+    #[command(flatten)]
+    said: Said,
+}
+
+impl AdapterSaid {
+    pub(crate) fn spec(&self) -> Result<AdapterSpec> {
+        Ok(self.said.of(AdapterSpec::new(self.adapter.reference()?)))
+    }
+}
+
+/// What is said of an adapter that its files do not say, and what is let pass of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Said {
+    /// What B @ A is multiplied by, of an adapter whose files do not say it: alpha / r of PEFT's (alpha / sqrt(r) with
+    /// rsLoRA), the scale of mlx-lm's.
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    scale: Option<f64>,
+    /// How the tensors of a safetensors file without a config are named and laid out.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    adapter_format: Option<Bare>,
+    /// Let something pass that is an error else: unused-tensors, undeclared-tensors, missing-tensors, unknown-fields,
+    /// no-effect. May be given several times.
+    #[arg(long, value_name = "WHAT")]
+    allow: Vec<Allowance>,
+}
+
+impl Said {
+    /// `adapter` with what is said of it.
+    fn of(&self, mut adapter: AdapterSpec) -> AdapterSpec {
+        adapter.scale = self.scale.or(adapter.scale);
+        adapter.format = self.adapter_format.map(BareFormat::from).or(adapter.format);
+        adapter.allow.extend(self.allow.iter().copied());
+        adapter
+    }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Bare {
+    Peft,
+    MlxLm,
+}
+
+impl From<Bare> for BareFormat {
+    fn from(format: Bare) -> Self {
+        match format {
+            Bare::Peft => Self::Peft,
+            Bare::MlxLm => Self::MlxLm,
+        }
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Convert {
     #[command(flatten)]
-    pub(crate) adapter: AdapterRef,
+    pub(crate) adapter: AdapterSaid,
     /// The format to write.
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) to: Format,
@@ -133,11 +191,7 @@ pub(crate) struct Check {
     /// The model: a folder or a ref.
     base: String,
     #[command(flatten)]
-    pub(crate) adapter: AdapterRef,
-    /// Let something pass that is an error else: unused-tensors, undeclared-tensors, missing-tensors, no-effect. May be
-    /// given several times.
-    #[arg(long, value_name = "WHAT")]
-    allow: Vec<Allowance>,
+    pub(crate) adapter: AdapterSaid,
     /// Measure how much the adapter changes, too: reads the weights that it changes, of a model that is on this machine.
     #[arg(long)]
     pub(crate) effect: bool,
@@ -149,11 +203,6 @@ pub(crate) struct Check {
 impl Check {
     pub(crate) fn base(&self) -> Result<ArtifactRef> {
         reference(&self.base, sample::MODEL)
-    }
-
-    pub(crate) fn adapter(&self) -> Result<AdapterSpec> {
-        let adapter = AdapterSpec::new(self.adapter.reference()?);
-        Ok(self.allow.iter().copied().fold(adapter, AdapterSpec::allowing))
     }
 }
 
@@ -257,9 +306,25 @@ pub(crate) struct Spec {
     /// model inside this program.
     #[arg(long, value_name = "REF", default_value = "sample")]
     model: String,
-    /// A LoRA adapter: a folder or a ref; may be given several times. `sample` is the pirate inside this program.
+    /// A LoRA adapter: a folder or a ref, or as in a spec `{"ref": "./x", "weight": 0.5}`, with `scale`, `format` and
+    /// `allow`; may be given several times. `sample` is the pirate inside this program.
     #[arg(long, value_name = "REF")]
     adapter: Vec<String>,
+    #[command(flatten)]
+    said: Said,
+    /// How several adapters become one change: sum, or as PEFT combines them, such as cat, `ties:density=0.5` or
+    /// `svd:rank=8`; or as JSON.
+    #[arg(long, value_name = "HOW", default_value_t)]
+    combination: Combination,
+    /// How adapters get into the model.
+    #[arg(long, value_enum, default_value_t = Policy::Auto)]
+    adapter_policy: Policy,
+    /// The largest part of what the adapters do that merge-requantized may lose, such as 0.1.
+    #[arg(long, value_name = "E", required_if_eq("adapter_policy", "merge-requantized"))]
+    requantize_max_error: Option<f32>,
+    /// A prompt on which merge-requantized measures what is lost; may be given several times. Without it, there are some.
+    #[arg(long, value_name = "TEXT")]
+    probe_prompt: Vec<String>,
     /// The backend, by its name in `llm-local plugins`; without it, the best that can run the model.
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
@@ -272,6 +337,18 @@ pub(crate) struct Spec {
     /// Take exactly what `llm-local lock` wrote into this file, or fail.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Policy {
+    /// What loses nothing: merged into floats, beside quantized weights.
+    Auto,
+    /// Beside the weights.
+    KeepUnmerged,
+    /// Merged; quantized tensors that change become floats.
+    MergeDequantized,
+    /// Merged, and quantized again; what is lost is measured.
+    MergeRequantized,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -291,9 +368,16 @@ impl Spec {
             Dtype::Bf16 => ComputeDtype::Bf16,
         });
         for adapter in &self.adapter {
-            let reference = reference(adapter, sample::ADAPTER).map_err(|e| e.into_adapter(format!("`{adapter}`")))?;
-            spec = spec.with_adapter(reference);
+            spec = spec.with_adapter_spec(self.said.of(adapter_spec(adapter)?));
         }
+        if spec.adapters.len() > 1 && (self.said.scale.is_some() || self.said.adapter_format.is_some()) {
+            let reason = "of which of the adapters it is is not clear; write them as `--adapter '{\"ref\": \"./x\", \
+                          \"scale\": 2, \"format\": \"peft\"}'`";
+            return Err(Error::invalid_spec("--scale or --adapter-format", reason));
+        }
+        let probe_prompts = self.probe_prompt.iter().cloned();
+        spec = spec.with_combination(self.combination).with_adapter_policy(self.policy()?);
+        spec = spec.with_probe_prompts(probe_prompts);
         if let Some(name) = &self.backend {
             spec = spec.with_backend(BackendPreference::from(name.clone()));
         }
@@ -305,6 +389,29 @@ impl Spec {
             None => Ok(spec),
         }
     }
+
+    fn policy(&self) -> Result<AdapterPolicy> {
+        match (self.adapter_policy, self.requantize_max_error) {
+            (Policy::MergeRequantized, Some(max_error)) => Ok(AdapterPolicy::MergeRequantized { max_error }),
+            (Policy::Auto, None) => Ok(AdapterPolicy::Auto),
+            (Policy::KeepUnmerged, None) => Ok(AdapterPolicy::KeepUnmerged),
+            (Policy::MergeDequantized, None) => Ok(AdapterPolicy::MergeDequantized),
+            _ => {
+                let reason = "it goes with `--adapter-policy merge-requantized`, and that with it";
+                Err(Error::invalid_spec("--requantize-max-error", reason))
+            }
+        }
+    }
+}
+
+/// The adapter that `text` is: a ref, or JSON as in a spec.
+fn adapter_spec(text: &str) -> Result<AdapterSpec> {
+    let named = |e: Error| e.into_adapter(format!("`{text}`"));
+    if text.starts_with('{') {
+        let parsed = serde_json::from_str(text);
+        return parsed.map_err(|e| named(Error::invalid_spec("--adapter", e.to_string())));
+    }
+    reference(text, sample::ADAPTER).map(AdapterSpec::new).map_err(named)
 }
 
 /// The ref that `text` is, or that of the sample inside this program.
@@ -330,6 +437,42 @@ mod tests {
         assert_eq!(both.adapters[0].reference.to_string(), sample::ADAPTER);
         assert_eq!(both.adapters[1].reference.to_string(), "file:./x");
         assert_eq!(spec(&["--model", "./sample"]).base.to_string(), "file:./sample");
+    }
+
+    #[test]
+    fn what_is_said_of_adapters_is_in_the_spec() {
+        let json = r#"{"ref": "./y", "weight": 0.5, "scale": 2}"#;
+        let both =
+            spec(&["--adapter", "./x", "--adapter", json, "--allow", "no-effect", "--combination", "ties:density=0.5"]);
+        assert_eq!((both.adapters[0].weight, both.adapters[1].weight, both.adapters[1].scale), (1.0, 0.5, Some(2.0)));
+        assert!(both.adapters.iter().all(|adapter| adapter.allow.contains(&Allowance::NoEffect)));
+        assert_eq!(both.combination.density(), Some(0.5));
+        let bare = spec(&["--adapter", "./x", "--scale", "0.5", "--adapter-format", "mlx-lm"]);
+        assert_eq!((bare.adapters[0].scale, bare.adapters[0].format), (Some(0.5), Some(BareFormat::MlxLm)));
+        assert_eq!(spec(&["--adapter-policy", "keep-unmerged"]).adapter_policy, AdapterPolicy::KeepUnmerged);
+        let requantized =
+            ["--adapter-policy", "merge-requantized", "--requantize-max-error", "0.25", "--probe-prompt", "Hello"];
+        let requantized = spec(&requantized);
+        assert_eq!(requantized.adapter_policy, AdapterPolicy::MergeRequantized { max_error: 0.25 });
+        assert_eq!(requantized.probe_prompts, ["Hello"]);
+        assert_eq!(spec(&[]), ModelSpec::new(sample::MODEL.parse().unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        let parsed = |args: &[&str]| Args::try_parse_from([&["llm-local", "plan"], args].concat());
+        assert!(parsed(&["--adapter-policy", "merge-requantized"]).is_err(), "it needs a limit");
+        assert!(parsed(&["--combination", "ties"]).unwrap_err().to_string().contains("density"));
+        assert!(parsed(&["--allow", "all"]).unwrap_err().to_string().contains("unknown-fields"));
+        for (args, part) in [
+            (&["--requantize-max-error", "0.1"][..], "merge-requantized"),
+            (&["--adapter", "./x", "--adapter", "./y", "--scale", "2"], "which of the adapters"),
+            (&["--adapter", "{"], "--adapter"),
+        ] {
+            let Command::Plan(spec) = parsed(args).unwrap().command else { panic!("not plan") };
+            let error = spec.spec().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -66,3 +66,56 @@ fn what_is_missing_or_in_the_way_is_said_and_nothing_is_written() {
     let said = fail(folder, &["adapter", "convert", "sample", "--to", "gguf", "--base", "./none", "x.gguf"]);
     assert!(said.contains("sample:pirate") && said.contains("none"), "{said}");
 }
+
+#[test]
+fn tensors_without_a_config_are_run_and_converted_with_what_is_said_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/pirate");
+    std::fs::copy(sample.join("adapter_model.safetensors"), folder.join("bare.safetensors")).unwrap();
+    let config = std::fs::read_to_string(sample.join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let scale = (config["lora_alpha"].as_f64().unwrap() / config["r"].as_f64().unwrap()).to_string();
+    let said = ["--scale", &scale, "--adapter-format", "peft"];
+    let pirate = answer(folder, "sample");
+
+    let report = run(folder, &["adapter", "inspect", "./bare.safetensors"]);
+    assert!(report.contains("unusable") && report.contains("`--scale` and `--adapter-format`"), "{report}");
+    let report = run(folder, &[&["adapter", "inspect", "./bare.safetensors"], &said[..]].concat());
+    assert!(report.contains(&format!("{scale}, as stored")) && !report.contains("unusable"), "{report}");
+    let error = fail(folder, &["run", "--adapter", "./bare.safetensors", QUESTION]);
+    assert!(
+        error.contains("bare.safetensors") && error.contains("`scale` and `format` of the adapter in a spec"),
+        "{error}"
+    );
+    let bare = ["run", "--adapter", "./bare.safetensors", "--max-tokens", "24", QUESTION];
+    assert_eq!(run(folder, &[&bare, &said[..]].concat()), pirate);
+    let json = format!(r#"{{"ref": "./bare.safetensors", "scale": {scale}, "format": "peft"}}"#);
+    assert_eq!(run(folder, &["run", "--adapter", &json, "--max-tokens", "24", QUESTION]), pirate);
+    run(folder, &[&["adapter", "check", "sample", "./bare.safetensors"], &said[..]].concat());
+    let convert = ["adapter", "convert", "./bare.safetensors", "--to", "mlx-lm", "--base", "sample", "mlx"];
+    run(folder, &[&convert, &said[..]].concat());
+    assert_eq!(answer(folder, "./mlx"), pirate);
+    // One half is not enough, and what files say is not overruled.
+    let error = fail(folder, &["adapter", "convert", "./bare.safetensors", "--to", "mlx-lm", "other", "--scale", "2"]);
+    assert!(error.contains("no format is given"), "{error}");
+    let error = fail(folder, &["run", "--adapter", "sample", "--scale", "2", QUESTION]);
+    assert!(error.contains("has its own"), "{error}");
+}
+
+#[test]
+fn adapters_are_combined_and_put_into_the_model_as_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let pirate = answer(folder, "sample");
+    let half = r#"{"ref": "sample:pirate", "weight": 0.5}"#;
+    let plan = |args: &[&str]| run(folder, &[&["plan", "--adapter", half, "--adapter", half], args].concat());
+    let halves = ["run", "--adapter", half, "--adapter", half, "--max-tokens", "24"];
+    // Two halves side by side are the whole; of values with one sign, half of all are not.
+    for how in [&["--combination", "cat"][..], &["--combination", "sum", "--adapter-policy", "keep-unmerged"]] {
+        assert_eq!(run(folder, &[&halves, how, &[QUESTION]].concat()), pirate, "{how:?}");
+    }
+    assert_ne!(run(folder, &[&halves[..], &["--combination", "ties:density=0.05", QUESTION]].concat()), pirate);
+    assert!(plan(&["--combination", r#"{"ties":{"density":0.5}}"#]).contains("combined ties:density=0.5"));
+    assert!(plan(&["--adapter-policy", "keep-unmerged"]).contains("beside   28 tensors"));
+}
