@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Chat(Chat),
     /// Show what a run would use, and why.
     Plan(Spec),
+    /// Write a model, its adapters merged in, as a Hugging Face folder.
+    Export(Export),
     /// Fetch models, or adapters, without running them. What was interrupted goes on where it was.
     Pull(Pull),
     /// List what was fetched.
@@ -213,6 +215,15 @@ pub(crate) struct Lock {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Export {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// A new folder.
+    #[arg(value_name = "OUT")]
+    pub(crate) into: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,6 +7,7 @@ mod answer;
 mod args;
 mod bar;
 mod chat;
+mod export;
 mod run;
 mod sample;
 mod stored;
@@ -48,6 +49,7 @@ async fn execute(args: Args) -> Result<ExitCode> {
         Command::Run(run) => run::run(&engine, run).await,
         Command::Chat(chat) => chat::chat(&engine, chat).await,
         Command::Plan(spec) => print(&engine.plan(&spec.spec()?).await?.to_string()),
+        Command::Export(export) => export::export(&engine, export).await,
         Command::Pull(pull) => stored::pull(&engine, pull).await,
         Command::List => stored::list(engine.store()),
         Command::Rm { references } => {
