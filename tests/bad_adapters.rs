@@ -73,6 +73,53 @@ fn every_defect_is_named_and_nothing_is_loaded() {
     assert_eq!(seen, 20);
 }
 
+/// Kinds of adapters as PEFT itself saves them, and why they are refused.
+const REFUSED: &[(&str, &[&str])] = &[
+    ("adalora", &["ADALORA", "another rule than LoRA"]),
+    ("adaption-prompt", &["ADAPTION_PROMPT", "LLaMA-Adapter"]),
+    ("alora", &["`alora_invocation_tokens`", "aLoRA", "after certain tokens"]),
+    ("arrow", &["`arrow_config`", "Arrow", "for each token"]),
+    ("bdlora", &["`use_bdlora`", "BD-LoRA", "blocks"]),
+    ("boft", &["BOFT", "another rule than LoRA"]),
+    ("convolution", &["conv.lora_A", "(2, 3, 3, 3)", "convolution"]),
+    ("corda", &["`corda_config`", "CorDA", "changed base"]),
+    ("kasa", &["`kasa_config`", "KaSA", "changes the base"]),
+    ("layer-replication", &["`layer_replication`", "another model of the base"]),
+    ("ln-tuning", &["LN_TUNING", "another rule than LoRA"]),
+    ("loftq", &["`loftq_config`", "LoftQ", "changed base"]),
+    ("loha", &["LOHA", "another rule than LoRA"]),
+    ("lokr", &["LOKR", "another rule than LoRA"]),
+    ("lora-ga", &["`lora_ga_config`", "LoRA-GA", "changed base"]),
+    ("monteclora", &["`monteclora_config`", "MonteCLoRA", "noise"]),
+    ("oft", &["OFT", "another rule than LoRA"]),
+    ("olora", &["`init_lora_weights` is \"olora\"", "changes the base's weights"]),
+    ("p-tuning", &["P_TUNING", "vectors before the prompt"]),
+    ("pickle", &["adapter_model.bin", "pickle"]),
+    ("pissa", &["`init_lora_weights` is \"pissa\"", "changes the base's weights"]),
+    ("prefix-tuning", &["PREFIX_TUNING", "before the keys and values"]),
+    ("prompt-tuning", &["PROMPT_TUNING", "vectors before the prompt"]),
+    ("qalora", &["`use_qalora`", "QA-LoRA", "groups of inputs"]),
+    ("trainable-tokens", &["TRAINABLE_TOKENS", "another rule than LoRA"]),
+    ("velora", &["`velora_config`", "VeLoRA"]),
+    ("vera", &["VERA", "another rule than LoRA"]),
+];
+
+#[test]
+fn kinds_of_peft_that_cannot_be_merged_are_refused_by_name_and_why() {
+    let engine = engine(0);
+    let folders = fs::read_dir(fixture("refused-adapters")).unwrap();
+    let mut names: Vec<_> = folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, REFUSED.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    for (name, words) in REFUSED {
+        let error = load(&engine, fixture_ref(&format!("refused-adapters/{name}")));
+        assert_eq!(error.code(), "adapter_merge_failed", "{name}: {error}");
+        for word in *words {
+            assert!(error.to_string().contains(word), "{name}: `{word}` is not in: {error}");
+        }
+    }
+}
+
 #[test]
 fn the_control_reaches_the_backend() {
     let error = load(&engine(1), fixture_ref("bad-adapters/_control-good"));

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 mod layouts;
+mod linear;
 mod naive;
 mod peft;
 #[cfg(feature = "candle")]

@@ -83,7 +83,7 @@ pub(super) fn unknown(base: &Tensors) -> ModelInfo {
     of_type("test", base)
 }
 
-fn of_type(kind: &str, base: &Tensors) -> ModelInfo {
+pub(super) fn of_type(kind: &str, base: &Tensors) -> ModelInfo {
     let config = Arc::new(json!({"model_type": kind}));
     ModelInfo::new("base", ModelFormat::Safetensors { config }, base.entries().to_vec())
 }
