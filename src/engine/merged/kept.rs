@@ -1,11 +1,11 @@
 //! A merge whose tensors are read from what was kept.
 
-use llm_local_core::{Encoding, FloatType, Result, TensorData, TensorEntry, TensorSource};
+use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry, TensorSource};
 use llm_local_source_common::store::{Hold, MergeKey, Store};
 use llm_local_weights::SafetensorsSource;
 
 use super::computed;
-use crate::lora::MergedSource;
+use crate::{blocking::Wanted, content, lora::MergedSource};
 
 /// Tensors that an earlier merge gave, and the merge for those that it did not.
 pub(super) struct Kept {
@@ -15,15 +15,23 @@ pub(super) struct Kept {
 
 impl Kept {
     /// What is kept under `key` of `merged`, which comes back if there is nothing that can be used. Size and header are
-    /// checked, which takes no reading of tensors.
+    /// checked, which takes no reading of tensors; with `prove` its digest too, as long as that is wanted.
     pub(super) fn open(
         store: &Store,
         key: &MergeKey,
         merged: MergedSource,
+        prove: Option<&Wanted>,
     ) -> std::result::Result<(Self, Hold), MergedSource> {
         let found = store.kept_merge(key).and_then(|found| {
             let Some(found) = found else { return Ok(None) };
             let kept = SafetensorsSource::open(&found.path)?;
+            if let Some(wanted) = prove {
+                let (_, digest) = content::hash(&found.path, wanted)?;
+                if digest != found.digest {
+                    let (what, expected) = (found.path.display().to_string(), found.digest.to_string());
+                    return Err(Error::IntegrityFailed { what, expected, found: digest.to_string() });
+                }
+            }
             Ok(Some((kept, found.hold)))
         });
         let is_of_it = |kept: &SafetensorsSource| {

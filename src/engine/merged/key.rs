@@ -15,6 +15,8 @@ pub(in crate::engine) struct KeyOfMerge {
     pub(super) key: MergeKey,
     /// What it says of the base, as [`Identity::known`].
     pub(super) base: Vec<String>,
+    /// Whether all that is used is held to its digest, as the files of a spec that has a lock are.
+    pub(super) is_locked: bool,
 }
 
 impl Inner {
@@ -51,7 +53,7 @@ impl Inner {
         let refs = std::iter::once(&spec.base).chain(spec.adapters.iter().map(|adapter| &adapter.reference));
         let name = refs.map(short).collect::<Vec<_>>().join("+");
         let key = MergeKey::new(&name, parts.iter().map(String::as_str))?;
-        Ok(Some(KeyOfMerge { key, base: known }))
+        Ok(Some(KeyOfMerge { key, base: known, is_locked: spec.lock.is_some() }))
     }
 }
 

@@ -24,7 +24,10 @@ use llm_local_source_common::store::{Hold, Store};
 pub(super) use self::key::KeyOfMerge;
 use self::{keep::Writing, kept::Kept};
 use super::{Identity, Inner};
-use crate::{blocking::blocking, lora::MergedSource};
+use crate::{
+    blocking::{Wanted, blocking, blocking_while_wanted},
+    lora::MergedSource,
+};
 
 /// What is left to do for a result once a backend has read the tensors.
 pub(super) enum Keeping {
@@ -44,17 +47,18 @@ impl Inner {
     ) -> Result<(Arc<dyn TensorSource>, Option<Keeping>)> {
         let Some(key) = key else { return Ok((Arc::new(merged), None)) };
         let (store, quota) = (self.transfer.store().clone(), self.quota);
-        blocking("merged", move || Ok(open(&store, quota, key, merged))).await
+        blocking_while_wanted("merged", move |wanted| Ok(open(&store, quota, key, merged, wanted))).await
     }
 }
 
 fn open(
     store: &Store,
     quota: Option<u64>,
-    KeyOfMerge { key, base }: KeyOfMerge,
+    KeyOfMerge { key, base, is_locked }: KeyOfMerge,
     merged: MergedSource,
+    wanted: &Wanted,
 ) -> (Arc<dyn TensorSource>, Option<Keeping>) {
-    let merged = match Kept::open(store, &key, merged) {
+    let merged = match Kept::open(store, &key, merged, is_locked.then_some(wanted)) {
         Ok((kept, hold)) => return (Arc::new(kept), Some(Keeping::Kept(hold))),
         Err(merged) => merged,
     };

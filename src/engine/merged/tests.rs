@@ -7,8 +7,11 @@ use llm_local_source_common::store::{MergeKey, Store};
 use llm_local_testkit::fakes::CountingTensorSource;
 use llm_local_weights::Checkpoint;
 
-use super::{Keeping, key::KeyOfMerge, open};
-use crate::lora::{MergedSource, read};
+use super::{Keeping, key::KeyOfMerge};
+use crate::{
+    blocking::Wanted,
+    lora::{MergedSource, read},
+};
 
 fn files(path: &str) -> (ArtifactRef, BTreeMap<String, PathBuf>) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
@@ -28,7 +31,16 @@ fn merged() -> (MergedSource, Arc<CountingTensorSource>) {
 }
 
 fn key() -> KeyOfMerge {
-    KeyOfMerge { key: MergeKey::new("tiny-llama+peft", ["one"]).unwrap(), base: vec!["base".into()] }
+    KeyOfMerge { key: MergeKey::new("tiny-llama+peft", ["one"]).unwrap(), base: vec!["base".into()], is_locked: false }
+}
+
+fn open(
+    store: &Store,
+    quota: Option<u64>,
+    key: KeyOfMerge,
+    merged: MergedSource,
+) -> (Arc<dyn TensorSource>, Option<Keeping>) {
+    super::open(store, quota, key, merged, &Wanted::new())
 }
 
 /// All bytes of all tensors of `source`, read as `want`.
@@ -108,6 +120,29 @@ fn what_is_kept_and_damaged_is_made_again() {
         assert_eq!(bytes_of(&*kept, None), expected);
         assert_eq!((fs::read(&path).unwrap(), store.list().unwrap().artifacts.len()), (whole.clone(), 1));
     }
+}
+
+#[test]
+fn where_the_spec_has_a_lock_other_bytes_of_the_same_size_are_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path());
+    let (writing, keeping) = open(&store, None, key(), merged().0);
+    let expected = bytes_of(&*writing, None);
+    assert!(finish(keeping, "base"));
+    let path = store.list().unwrap().artifacts[0].files[0].1.clone();
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let (kept, _hold) = open(&store, None, key(), merged().0);
+    assert_ne!(bytes_of(&*kept, None), expected);
+    let locked = || KeyOfMerge { is_locked: true, ..key() };
+    let (writing, keeping) = open(&store, None, locked(), merged().0);
+    assert_eq!(bytes_of(&*writing, None), expected);
+    assert!(finish(keeping, "base"));
+    let (kept, keeping) = open(&store, None, locked(), merged().0);
+    assert!(matches!(keeping, Some(Keeping::Kept(_))));
+    assert_eq!(bytes_of(&*kept, None), expected);
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub struct MergeKey {
 pub struct KeptMerge {
     /// The file.
     pub path: PathBuf,
+    /// What its bytes had when they were written.
+    pub digest: Digest,
     /// Keeps it from deletion.
     pub hold: Hold,
 }
@@ -88,14 +90,15 @@ impl Store {
         let Some(record) = self.ledger()?.records.into_iter().find(is_it) else { return Ok(None) };
         let hold = self.hold_as(record.clone())?;
         // Looked at once it is held: what is there then stays there.
-        let Some(path) = record.own_files().next().map(|file| record.used_path(self.root(), file)) else {
+        let file = record.own_files().next();
+        let Some((path, digest)) = file.and_then(|f| Some((record.used_path(self.root(), f), f.digest?))) else {
             return Ok(None);
         };
         if !record.is_whole(self.root()) {
             return Ok(None);
         }
         self.touch(&record.reference, &record.revision, self.now())?;
-        Ok(Some(KeptMerge { path, hold }))
+        Ok(Some(KeptMerge { path, digest, hold }))
     }
 
     /// Begins to write the result of about `bytes` bytes that is to be kept under `key`: `None` if somebody else is at it.
@@ -150,6 +153,6 @@ impl MergeWriter {
         let hold = store.hold_as(record.clone())?;
         publish_temporary(file, &path, &Folders::default())?;
         store.keep_noted(record, &BTreeMap::from([(FILE.to_owned(), Came::Fetched)]), store.now())?;
-        Ok(KeptMerge { path, hold })
+        Ok(KeptMerge { path, digest, hold })
     }
 }
