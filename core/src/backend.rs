@@ -354,8 +354,8 @@ pub trait LoadedModel: Send + Sync {
         Err(no_sessions(from))
     }
 
-    /// What the session has computed with the model's own adapters: nothing, if it has not begun or was trimmed. A
-    /// running generation of it is waited for.
+    /// What the session has computed with the model's own adapters of now: nothing, if it has not begun or was trimmed, or if
+    /// these are replaced meanwhile. A running generation of it is waited for.
     ///
     /// # Errors
     /// [`Error::Unsupported`] unless the backend keeps sessions; [`Error::ModelNotLoaded`].
@@ -363,8 +363,9 @@ pub trait LoadedModel: Send + Sync {
         Err(no_sessions(s))
     }
 
-    /// Gives the session what [`LoadedModel::export_session`] gave, of the same model with the same adapters: the caller
-    /// answers for that. What it had is forgotten.
+    /// Gives the session what [`LoadedModel::export_session`] gave, of the same model with the same adapters, which the
+    /// model has now: the caller answers for that. What it had is forgotten; of adapters that are replaced meanwhile, so is
+    /// what is given.
     ///
     /// # Errors
     /// [`Error::Unsupported`] unless the backend keeps sessions; [`Error::InvalidSpec`] if the state is not one of this
