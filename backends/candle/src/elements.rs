@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16, vec::HalfBitsVecExt};
-use llm_local_core::{Error, FloatType, Result, TensorData, TensorSource};
+use llm_local_core::{Error, FloatType, Result, TensorData, TensorSource, model::RowOrder};
 
 /// What a row of a tensor's data is made of: a float, or a byte of a block.
 pub(crate) trait Element: Copy + 'static {
@@ -76,23 +76,8 @@ float!(f32, F32, F32, |v| v);
 float!(f16, F16, Half, |v: Vec<u16>| v.reinterpret_into::<f16>());
 float!(bf16, Bf16, Half, |v: Vec<u16>| v.reinterpret_into::<bf16>());
 
-/// The order of rows that turns GGUF's permuted heads back: there, dimensions `i` and `i + head_dim / 2` of each head
-/// stand side by side (llama.cpp, `convert_hf_to_gguf.py`, `permute`).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RowOrder {
-    pub(crate) head_dim: usize,
-}
-
-impl RowOrder {
-    /// The stored row that becomes row `row`.
-    fn stored(self, row: usize) -> usize {
-        let (head, within) = (row / self.head_dim, row % self.head_dim);
-        let (half, i) = (within / (self.head_dim / 2), within % (self.head_dim / 2));
-        head * self.head_dim + 2 * i + half
-    }
-}
-
-/// Appends the rows of `data`, each of `row` elements, to `all`. Owned data that is all there is to be is moved.
+/// Appends the rows of `data`, each of `row` elements, to `all`; with `order` they come in that of GGUF files, and are put
+/// back. Owned data that is all there is to be is moved.
 pub(crate) fn append<T: Element>(
     all: &mut Vec<T>,
     name: &str,
@@ -195,7 +180,7 @@ mod tests {
         // Two heads of four dimensions, rows of two bytes: 0 2 1 3 is how llama.cpp's converter stores 0 1 2 3.
         let stored: Vec<u8> = [0, 2, 1, 3, 4, 6, 5, 7].iter().flat_map(|r| [10 * r, 10 * r + 1]).collect();
         let back: Vec<u8> = (0..8).flat_map(|r| [10 * r, 10 * r + 1]).collect();
-        let order = Some(RowOrder { head_dim: 4 });
+        let order = Some(RowOrder::new(4));
         assert_eq!(read::<u8>(TensorData::Borrowed(&stored), 2, order), back);
         assert_eq!(read::<u8>(TensorData::Bytes(stored.clone()), 2, order), back);
         let floats = |bytes: &[u8]| bytes.iter().map(|b| f32::from(*b)).collect::<Vec<_>>();

@@ -9,12 +9,12 @@ use candle_core::{
 use half::{bf16, f16};
 use llm_local_core::{
     Error, FloatType, Result, TensorData, TensorSource,
-    model::{BaseTensor, Layout, ModuleRole},
+    model::{BaseTensor, Layout, ModuleRole, RowOrder},
 };
 
 use super::linear::{Linear, Matrix};
 use crate::{
-    elements::{Float, RowOrder, append},
+    elements::{Float, append},
     errors::load_error,
     load::Loading,
     support::{Held, Supported},
@@ -170,11 +170,9 @@ impl<'a> Weights<'a> {
         Ok(data)
     }
 
-    /// The order in which GGUF files of some architectures hold the rows of queries and keys.
+    /// The order in which the source holds the rows of the module `role`, if it is another than the decoder's.
     fn order(&self, role: ModuleRole) -> Option<RowOrder> {
-        let permuted = self.s.layout == Layout::Gguf && self.s.decoder.architecture.permutes_query_key_in_gguf();
-        (permuted && matches!(role, ModuleRole::Query | ModuleRole::Key))
-            .then_some(RowOrder { head_dim: self.s.decoder.head_dim })
+        (self.s.layout == Layout::Gguf).then(|| self.s.decoder.gguf_row_order(role)).flatten()
     }
 }
 

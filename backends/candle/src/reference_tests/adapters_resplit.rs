@@ -89,12 +89,11 @@ fn fused_pairs_on_split_projections_agree() {
 /// Against PEFT's logits. Measured: 2.4e-5, as with fused pairs.
 #[test]
 fn split_pairs_on_fused_projections_agree() {
-    for name in ["arch-phi3"] {
-        let mut model = load(&dense_checkpoint(name, None), ComputeDtype::F32);
-        let adapter = split(&twice(&format!("{name}-lora")), &description(name, None));
-        assert_eq!(adapter.modules.len() % 7, 0);
-        agrees_with(&mut model, adapter, &format!("{name}__{name}-lora"), 1e-4);
-    }
+    let name = "arch-phi3";
+    let mut model = load(&dense_checkpoint(name, None), ComputeDtype::F32);
+    let adapter = split(&twice(&format!("{name}-lora")), &description(name, None));
+    assert_eq!(adapter.modules.len() % 7, 0);
+    agrees_with(&mut model, adapter, &format!("{name}__{name}-lora"), 1e-4);
 }
 
 /// On blocks, where PEFT's logits are of the dequantized weights.
@@ -204,7 +203,7 @@ fn pair(name: &str, width: usize, out: usize, seed: usize) -> LoraModule {
     LoraModule::new(name, (rank, width, out), numbers(rank * width, seed, 0.3), numbers(out * rank, seed + 1, 0.3), 0.5)
 }
 
-/// Magnitudes, and whole tensors and rows that are replaced below pairs. Measured: 2e-6 to 1e-5.
+/// Magnitudes, and whole tensors and rows that are replaced below pairs. Measured: at most 4e-6.
 #[test]
 fn what_is_not_plain_goes_to_its_rows_too() {
     for name in ["arch-phi3", "tiny-llama"] {
@@ -227,7 +226,6 @@ fn what_is_not_plain_goes_to_its_rows_too() {
         let fused = LoraAdapter::new("fused", "fused", fused).with_rows(vec![some]);
         is_merged(name, &set(split.clone()));
         is_merged(name, &set(fused.clone()));
-        // A checkpoint has names of one kind, so the merge of both is that of its own on top of the other.
         let weight =
             ReplacementTensor::new(at("self_attn.qkv_proj.weight"), vec![all, hidden], numbers(all * hidden, 4, 0.2));
         let whole = LoraAdapter::new("whole", "whole", Vec::new()).with_replacements(vec![weight]);
@@ -236,7 +234,7 @@ fn what_is_not_plain_goes_to_its_rows_too() {
     }
 }
 
-/// The bias of a fused pair, and a fused bias that was trained.
+/// The bias of a fused pair, and a fused bias that was trained. Measured: 4e-6.
 #[test]
 fn fused_biases_go_to_their_rows() {
     let c = description("arch-qwen2", None);

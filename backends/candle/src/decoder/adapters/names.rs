@@ -10,7 +10,7 @@ use llm_local_core::model::{BaseTensor, DecoderConfig, Layout, ModuleRole as R};
 use crate::tied::TIED_HEAD;
 
 /// The modules whose rows a fused one has, in this order; only itself for any other.
-pub(super) fn apart<'r>(role: &'r [R]) -> &'r [R] {
+pub(super) fn apart(role: &[R]) -> &[R] {
     match role {
         [R::QueryKeyValue] => &[R::Query, R::Key, R::Value],
         [R::GateUp] => &[R::Gate, R::Up],
