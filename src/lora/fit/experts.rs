@@ -37,20 +37,39 @@ pub(super) fn rename_routers(adapter: &BTreeSet<&str>, tensors: &mut BTreeMap<St
     }
 }
 
+/// A module of one expert, as checkpoints name it.
+pub(in crate::lora) struct Expert<'a> {
+    layer: &'a str,
+    block: &'static str,
+    projection: &'static str,
+    /// The expert's index.
+    pub(in crate::lora) index: usize,
+}
+
+impl<'a> Expert<'a> {
+    /// That of the module `name`, if it is one.
+    pub(in crate::lora) fn of(name: &'a str) -> Option<Self> {
+        NAMINGS.iter().find_map(|naming| {
+            let (layer, rest) = name.split_once(naming.block)?;
+            let (index, last) = rest.strip_prefix('.')?.split_once('.')?;
+            let projections = [(naming.gate, "gate_proj"), (naming.up, "up_proj"), (naming.down, "down_proj")];
+            let (_, projection) = projections.into_iter().find(|(own, _)| *own == last)?;
+            Some(Self { layer, block: naming.block.strip_suffix("experts")?, projection, index: index.parse().ok()? })
+        })
+    }
+
+    /// The name of the module that mlx-lm stacks it into.
+    pub(in crate::lora) fn switch(&self) -> String {
+        format!("{}{}switch_mlp.{}", self.layer, self.block, self.projection)
+    }
+}
+
 /// The names that transformers gives, in memory, to the weights that the experts among `tensors` become.
 pub(super) fn stacked_names<'a>(tensors: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     let stacked = |name: &'a str| {
-        NAMINGS.iter().find_map(|naming| {
-            let (layer, rest) = name.split_once(naming.block)?;
-            let (index, projection) = rest.strip_prefix('.')?.split_once('.')?;
-            index.parse::<usize>().ok()?;
-            let last = match projection.strip_suffix(".weight")? {
-                projection if projection == naming.down => "down_proj",
-                projection if projection == naming.gate || projection == naming.up => "gate_up_proj",
-                _ => return None,
-            };
-            Some(format!("{layer}mlp.experts.{last}"))
-        })
+        let Expert { layer, projection, .. } = Expert::of(name.strip_suffix(".weight")?)?;
+        let last = if projection == "down_proj" { projection } else { "gate_up_proj" };
+        Some(format!("{layer}mlp.experts.{last}"))
     };
     tensors.filter_map(stacked).collect()
 }

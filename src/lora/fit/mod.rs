@@ -36,6 +36,7 @@ pub use self::report::{Defect, FitReport, FittedAdapter, TouchedTensor};
 pub(super) use self::{
     change::{Change, Placement, Term, TermKind},
     check::CheckedPart,
+    experts::Expert,
     place::MisfitKind,
 };
 use self::{

@@ -43,6 +43,7 @@ use super::{message::some_of, sound};
 pub(crate) use declared::{declare, declare_if_builtin};
 pub(crate) use formats::config_format;
 pub(crate) use gguf::gguf_base;
+pub(super) use mlx::DECODER as MLX_DECODER;
 pub use options::ReadOptions;
 pub(super) use peft::{PREFIX as PEFT_PREFIX, in_order_of_registration};
 

@@ -101,15 +101,18 @@ pub fn write(
         return Err(refused("it holds no pairs and no tensors, so there is nothing to write".into()));
     }
     super::sound::check(adapter).map_err(refused)?;
+    let prefix = base.map_or("", mlx::prefix);
     let base = base.map(order::Described::of);
     order::check(adapter, &base).map_err(refused)?;
     let ordered = order::as_hugging_face(adapter, &base).map_err(refused)?;
+    let written = |reason| refused(format!("cannot be written as {format}: {reason}"));
+    let ordered = if format == WriteFormat::MlxLm { mlx::stacked(ordered).map_err(written)? } else { ordered };
     let files = match format {
         WriteFormat::Peft => peft::files(&ordered),
-        WriteFormat::MlxLm => mlx::files(&ordered, &base),
+        WriteFormat::MlxLm => mlx::files(&ordered, &base, prefix),
         WriteFormat::Gguf => gguf::files(&ordered, &base),
     };
-    let files = files.map_err(|reason| refused(format!("cannot be written as {format}: {reason}")))?;
+    let files = files.map_err(written)?;
     let is_file = format == WriteFormat::Gguf && into.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let written = if is_file { folder::publish_file(&files, into) } else { folder::publish(&files, into) };
     written.map(|written| WrittenAdapter { files: written, notes: files.notes })

@@ -58,7 +58,7 @@ impl Spelling {
 }
 
 /// What MLX's models with several parts call the decoder, whose modules are named as those of a decoder alone behind it.
-const DECODER: &str = "language_model.";
+pub(in crate::lora) const DECODER: &str = "language_model.";
 
 /// The name of a module, or tensor, in the Hugging Face layout of a decoder.
 pub(super) fn canonical(name: &str) -> &str {

@@ -19,6 +19,7 @@ use llm_local_weights::SafetensorsSource;
 use serde_json::{Map, Value};
 
 use self::config::MlxConfig;
+pub(in crate::lora) use self::keys::DECODER;
 use super::{CONFIG, MLX_LM, MLX_VLM, digest::digest, files::AdapterFiles, options::ReadOptions, plan::Plan};
 use crate::lora::outline::AdapterOutline;
 

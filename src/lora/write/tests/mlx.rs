@@ -121,3 +121,84 @@ fn full_tensors_alone_are_a_full_fine_tune() {
     let (back, _) = there_and_back(&adapter, WriteFormat::MlxLm, None).unwrap();
     assert_same_values(&back, &adapter, "full");
 }
+
+/// Pairs of `count` experts of a layer, one by one, as checkpoints of Mixtral and of Qwen name them.
+fn one_by_one(block: &str, projection: &str, count: usize) -> Vec<LoraModule> {
+    let one = |expert: usize| {
+        let values = |first: usize| (0..2 * 3).map(|i| (first + expert * 7 + i) as f32).collect::<Vec<_>>();
+        let name = format!("model.layers.1.{block}.experts.{expert}.{projection}");
+        LoraModule::new(name, (2, 3, 3), values(1), values(50), 0.5)
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn experts_that_have_pairs_one_by_one_are_stacked_as_mlx_lm_names_them() {
+    for (block, names) in [
+        ("block_sparse_moe", [("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")]),
+        ("mlp", [("gate_proj", "gate_proj"), ("up_proj", "up_proj"), ("down_proj", "down_proj")]),
+    ] {
+        for (stored, stacked) in names {
+            // Twelve, of which names sort otherwise than numbers.
+            let experts = one_by_one(block, stored, 12);
+            let router =
+                LoraModule::new(format!("model.layers.1.{block}.gate"), (2, 3, 2), vec![1.0; 6], vec![1.0; 4], 0.5);
+            let adapter = LoraAdapter::new("x", "", experts.iter().cloned().chain([router.clone()]).collect());
+            let (back, _) = there_and_back(&adapter, WriteFormat::MlxLm, None).unwrap();
+            assert_eq!(back.modules.len(), 2);
+            assert_eq!(back.module(&router.name), Some(&router));
+            let switch = back.module(&format!("model.layers.1.{block}.switch_mlp.{stacked}")).unwrap();
+            assert_eq!((switch.experts, switch.rank, switch.scale), (Some(12), 2, 0.5));
+            assert_eq!(delta(switch), experts.iter().flat_map(delta).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn experts_that_mlx_lm_cannot_stack_are_refused_with_the_module() {
+    let refused = |change: &dyn Fn(&mut Vec<LoraModule>), words: &[&str]| {
+        let mut experts = one_by_one("mlp", "up_proj", 3);
+        change(&mut experts);
+        let error =
+            there_and_back(&LoraAdapter::new("x", "", experts), WriteFormat::MlxLm, None).unwrap_err().to_string();
+        for word in words.iter().chain(&["cannot be written as mlx-lm", "`model.layers.1.mlp.switch_mlp.up_proj`"]) {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    };
+    refused(&|all| drop(all.remove(1)), &["`model.layers.1.mlp.experts.2.up_proj`", "no pair of expert 1"]);
+    refused(&|all| all[2].scale = 1.0, &["experts.2.up_proj`", "one scale"]);
+    refused(&|all| all[1] = all[1].clone().with_magnitude(vec![1.0; 3]), &["experts.1.up_proj`", "DoRA"]);
+    refused(&|all| all[1] = all[1].clone().with_bias(vec![1.0; 3]), &["experts.1.up_proj`", "lora_bias"]);
+    refused(&|all| all[1].a = Floats::Bf16(vec![1; 6]), &["experts.1.up_proj`", "one type"]);
+}
+
+#[test]
+fn modules_have_the_names_of_a_base_whose_decoder_is_a_part_of_it() {
+    let mut info = base("tiny-llama");
+    let entry = |name: &str| {
+        let encoding = llm_local_core::Encoding::Float(llm_local_core::FloatType::F32);
+        llm_local_core::TensorEntry::new(name, vec![128, 128], encoding)
+    };
+    info.tensors = vec![entry("language_model.model.layers.0.self_attn.q_proj.weight")].into();
+    let read_names = |adapter: &LoraAdapter| -> (Vec<String>, Value) {
+        let folder = TempDir::new().unwrap();
+        let written = write(adapter, WriteFormat::MlxLm, Some(&info), &folder.path().join("into")).unwrap();
+        let config: Value = serde_json::from_slice(&fs::read(&written.files[0]).unwrap()).unwrap();
+        let source = llm_local_weights::SafetensorsSource::open(&written.files[1]).unwrap();
+        let names = llm_local_core::TensorSource::entries(&source).iter().map(|entry| entry.name.clone()).collect();
+        assert_same_values(&read_files(&written.files).unwrap(), adapter, "prefix");
+        (names, config["lora_parameters"]["keys"].clone())
+    };
+    // Keys within a layer are relative to it; whole paths are not.
+    let (names, keys) = read_names(&adapter("tiny-llama-lora-mlx"));
+    assert!(
+        !names.is_empty() && names.iter().all(|name| name.starts_with("language_model.model.layers.")),
+        "{names:?}"
+    );
+    assert!(keys.as_array().unwrap().iter().all(|key| !key.as_str().unwrap().contains("language_model")), "{keys}");
+    let mut holes = adapter("tiny-llama-lora-mlx");
+    (holes.targets, holes.modules) = (None, vec![holes.modules[0].clone()]);
+    let name = format!("language_model.{}", holes.modules[0].name);
+    let (names, keys) = read_names(&holes);
+    assert_eq!((names[0].clone(), keys), (format!("{name}.lora_a"), json!([name])));
+}
