@@ -29,6 +29,7 @@ const FLOATS: Encoding = Encoding::Float(FloatType::Bf16);
 const UNKNOWN: Encoding = Encoding::Ggml(GgmlType::IQ4_NL);
 const REQUANTIZED: AdapterPolicy = AdapterPolicy::MergeRequantized { max_error: 0.1 };
 const AFFINE: Encoding = Encoding::MlxAffine { bits: 4, group_size: 64 };
+const ODD_AFFINE: Encoding = Encoding::MlxAffine { bits: 7, group_size: 64 };
 
 #[test]
 fn floats_are_merged_unless_they_are_to_be_kept() {
@@ -55,7 +56,7 @@ fn quantized_weights_keep_adapters_beside_them_where_nothing_else_is_asked_for()
 
 #[test]
 fn formats_that_nothing_dequantizes_are_refused_with_all_that_is_in_the_way() {
-    for encoding in [UNKNOWN, AFFINE] {
+    for encoding in [UNKNOWN, ODD_AFFINE] {
         let error = decide(AdapterPolicy::MergeDequantized, encoding, None).unwrap_err().to_string();
         for word in ["hf:some/adapter", "`m.weight`", &encoding.to_string(), "`merge-dequantized`", "checkpoint"] {
             assert!(error.contains(word), "`{word}` is not in: {error}");
@@ -65,7 +66,7 @@ fn formats_that_nothing_dequantizes_are_refused_with_all_that_is_in_the_way() {
             assert!(error.contains(word), "`{word}` is not in: {error}");
         }
     }
-    for encoding in [UNKNOWN, AFFINE] {
+    for encoding in [UNKNOWN, ODD_AFFINE] {
         let error = decide(REQUANTIZED, encoding, None).unwrap_err().to_string();
         for word in ["`m.weight`", &encoding.to_string(), "`merge-requantized, at most 0.1 lost`", "`keep-unmerged`"] {
             assert!(error.contains(word), "`{word}` is not in: {error}");

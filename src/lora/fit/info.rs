@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use llm_local_core::{ModelFormat, ModelInfo, TensorEntry, model::GgufValue};
+use llm_local_core::{ModelFormat, ModelInfo, model::GgufValue};
 use serde_json::json;
 
 use super::FitReport;
-use crate::lora::quantized::Given;
+use crate::lora::quantized::{Given, merged_entries};
 
 impl FitReport {
     /// The description of the base with the adapters merged in: that of the base, unless its embedding and its head are
-    /// untied, its vocabulary grows, or a tensor of ggml's blocks changes, which then is of floats. For the first two
+    /// untied, its vocabulary grows, or a quantized tensor changes, which then is of floats. For the first two
     /// config.json, or the metadata of a GGUF file, says so too.
     pub fn merged_info(&self, info: &Arc<ModelInfo>) -> Arc<ModelInfo> {
         self.merged_info_as(info, Given::Dequantized)
@@ -23,22 +23,11 @@ impl FitReport {
 
     /// [`Self::merged_info`], with touched tensors as `given` says.
     pub(in crate::lora) fn merged_info_as(&self, info: &Arc<ModelInfo>, given: Given) -> Arc<ModelInfo> {
-        let is_dequantized = self.touched.iter().any(|touched| given.of(touched) != touched.stored);
-        if !self.unties_embeddings && self.vocab_size.is_none() && !is_dequantized {
+        let tensors = merged_entries(&info.tensors, &self.touched, given);
+        if !self.unties_embeddings && self.vocab_size.is_none() && tensors.is_none() {
             return info.clone();
         }
-        let mut tensors = info.tensors.to_vec();
-        for touched in &self.touched {
-            match tensors.iter_mut().find(|entry| entry.name == touched.name) {
-                Some(entry) => {
-                    entry.shape.clone_from(&touched.shape);
-                    entry.encoding = given.of(touched);
-                }
-                None => {
-                    tensors.push(TensorEntry::new(touched.name.clone(), touched.shape.clone(), given.of(touched)));
-                }
-            }
-        }
+        let tensors = tensors.unwrap_or_else(|| info.tensors.to_vec());
         Arc::new(ModelInfo::new(info.id.clone(), self.format(info), tensors))
     }
 

@@ -33,19 +33,22 @@ use llm_local_core::{
 };
 
 pub(super) use self::scan::{difference, squares};
-use self::{kernel::Touched, output::Exact, stored::ReadTensor};
+use self::{
+    kernel::Touched,
+    output::{AffinePart, Exact, Factors},
+    stored::ReadTensor,
+};
 use super::{
     fit::{Change, FitReport, fit_changes},
     message::shape_text,
-    quantized::{self, Given, Quantizer},
+    quantized::{self, AffineQuantizer, Given, Packing, Quantizer, merged_entries},
 };
 
 /// A base with adapters merged in while it is read.
 ///
 /// An untouched tensor is passed through as the base gives it. A touched one is computed when it is read, in f32, and
-/// rounded once to the type asked for. One that the base stores in ggml's blocks is dequantized for that, a few rows at a
-/// time, and its entry then says f16; read as f32 it is not rounded at all. ([`MergedSource::requantized`] gives it in blocks
-/// instead.) With the weight w of each adapter it is, in this
+/// rounded once to the type asked for. One that the base stores quantized is dequantized for that, a few rows at a time, and its entry then says f16; read as f32 it is not rounded at all. ([`MergedSource::requantized`] gives it
+/// quantized instead.) With the weight w of each adapter it is, in this
 /// order:
 ///
 /// 1. `W + sum of w * (R - W)` for tensors R that replace it; a single one of weight 1 is taken as it is,
@@ -59,6 +62,8 @@ pub struct MergedSource {
     base: Arc<dyn TensorSource>,
     adapters: Vec<(Arc<LoraAdapter>, f32)>,
     changes: HashMap<String, Change>,
+    /// By the name of a part of a changed tensor of the base: the tensor's name, and which part it is.
+    parts: HashMap<String, (String, AffinePart)>,
     /// The base's entries, where some are others.
     entries: Option<Vec<TensorEntry>>,
     report: FitReport,
@@ -94,11 +99,12 @@ impl MergedSource {
         let base_info = Arc::new(info.clone());
         let info = report.merged_info(&base_info);
         let given = Given::Dequantized;
-        let mut merged = Self { base, adapters, changes, entries: None, report, base_info, info, given };
+        let parts = changed_parts(&*base, &changes);
+        let mut merged = Self { base, adapters, changes, parts, entries: None, report, base_info, info, given };
         for touched in &merged.report.touched {
             let change = &merged.changes[&touched.name];
-            if !change.terms.is_empty() {
-                quantized::check(change.stored).map_err(|why| {
+            if !change.terms.is_empty() || merged.given_as(change) != change.stored {
+                quantized::check(change.stored).and_then(|()| merged.check_parts(change)).map_err(|why| {
                     let hint = "keep the adapter unmerged, or use a checkpoint in f32, f16 or bf16";
                     merged.error(change, format!("{why}: {hint}"))
                 })?;
@@ -116,7 +122,7 @@ impl MergedSource {
                 }
             }
         }
-        merged.entries = merged.changed_entries();
+        merged.entries = merged_entries(merged.base.entries(), &merged.report.touched, merged.given);
         Ok(merged)
     }
 
@@ -141,7 +147,7 @@ impl MergedSource {
         }
         self.given = Given::Requantized;
         self.info = self.report.merged_info_as(&self.base_info, self.given);
-        self.entries = self.changed_entries();
+        self.entries = merged_entries(self.base.entries(), &self.report.touched, self.given);
         Ok(self)
     }
 
@@ -156,27 +162,6 @@ impl MergedSource {
         &self.info
     }
 
-    /// The base's entries with those that have another shape, are floats now or are new, if there are such.
-    fn changed_entries(&self) -> Option<Vec<TensorEntry>> {
-        let is_own = |change: &Change| {
-            let entry = self.base.entry(&change.name);
-            entry.is_some_and(|entry| entry.shape == change.shape && entry.encoding == self.given_as(change))
-        };
-        if self.changes.values().all(is_own) {
-            return None;
-        }
-        let mut entries = self.base.entries().to_vec();
-        for touched in &self.report.touched {
-            let encoding = self.given.of(touched);
-            let changed = TensorEntry::new(touched.name.clone(), touched.shape.clone(), encoding);
-            match entries.iter_mut().find(|entry| entry.name == touched.name) {
-                Some(entry) => *entry = changed,
-                None => entries.push(changed),
-            }
-        }
-        Some(entries)
-    }
-
     /// An error of all adapters that touch a tensor; `reason` continues a sentence that starts with its name.
     fn error(&self, change: &Change, reason: impl std::fmt::Display) -> Error {
         let mut adapters: Vec<_> = change.terms.iter().map(|term| term.adapter).collect();
@@ -185,7 +170,9 @@ impl MergedSource {
         Error::adapter(adapters.join(" + "), format!("the base tensor `{}` {reason}", change.name))
     }
 
-    fn merge(&self, change: &Change, want: Option<FloatType>) -> Result<TensorData<'static>> {
+    /// Gives what `write` makes of the tensor that `change` is of. Its error continues a sentence that starts with the
+    /// tensor's name.
+    fn merge<T>(&self, change: &Change, write: impl FnOnce(&Touched<'_>) -> Result<T, String>) -> Result<T> {
         let (count, rows, columns) = factors::matrices(&change.shape);
         let overlays = factors::overlays(change, &self.adapters);
         let is_of_all = !overlays[0].is_empty() && overlays[0].iter().all(|overlay| overlay.is_of_all(count * rows));
@@ -196,7 +183,7 @@ impl MergedSource {
         let stored = read.as_ref().map(ReadTensor::stored).transpose()?;
         let sums = factors::sums(change, &self.adapters);
         let touched = Touched { stored, base_rows, rows, columns, overlays, sums };
-        self.write(change, &touched, want).map_err(|reason| self.error(change, reason))
+        write(&touched).map_err(|reason| self.error(change, reason))
     }
 
     /// What `touched` becomes. The error continues a sentence that starts with the tensor's name.
@@ -210,14 +197,73 @@ impl MergedSource {
             (Encoding::Float(own), want) => output::floats(touched, &Exact, want.unwrap_or(own)),
             (Encoding::Ggml(kind), None) => Ok(TensorData::Bytes(kernel::merge(touched, &Quantizer::new(kind)?)?)),
             (Encoding::Ggml(kind), Some(want)) => output::floats(touched, &Quantizer::new(kind)?, want),
+            (Encoding::MlxAffine { .. }, None) => {
+                Ok(TensorData::Bytes(kernel::merge(touched, &self.quantizer(change)?.0)?))
+            }
+            (Encoding::MlxAffine { .. }, Some(want)) => output::floats(touched, &self.quantizer(change)?.0, want),
             (other, _) => Err(format!("is stored as {other}, which cannot be merged into")),
         }
     }
 
+    /// The scales or biases of what `touched` becomes.
+    fn write_part(
+        &self,
+        change: &Change,
+        touched: &Touched<'_>,
+        part: AffinePart,
+        want: Option<FloatType>,
+    ) -> Result<TensorData<'static>, String> {
+        let (quantizer, own) = self.quantizer(change)?;
+        let (values, want) = (kernel::merge(touched, &Factors(quantizer, part))?, want.unwrap_or(own));
+        output::narrowed(values, want).ok_or_else(|| format!("was asked for as {want}, which the merge cannot give"))
+    }
+
+    /// What packs a tensor as MLX does, and the type of its scales and biases.
+    fn quantizer(&self, change: &Change) -> Result<(AffineQuantizer, FloatType), String> {
+        let scales = self.base.entry(&change.from).and_then(|entry| self.base.entry(entry.parts.first()?));
+        match (change.stored, scales.map(|scales| scales.encoding)) {
+            (Encoding::MlxAffine { bits, group_size }, Some(Encoding::Float(factors))) => {
+                Ok((AffineQuantizer::new(Packing::new(bits, group_size)?, factors), factors))
+            }
+            (stored, _) => Err(format!("is stored as {stored}, but has no scales of floats")),
+        }
+    }
+
+    /// Checks that the base has what belongs to the encoding of a tensor.
+    fn check_parts(&self, change: &Change) -> Result<(), String> {
+        let Encoding::MlxAffine { .. } = change.stored else { return Ok(()) };
+        let parts = self.base.entry(&change.from).map_or(&[][..], |entry| &entry.parts);
+        let has = |part: &String| self.base.entry(part).is_some_and(|part| matches!(part.encoding, Encoding::Float(_)));
+        if parts.len() == 2 && parts.iter().all(has) {
+            return Ok(());
+        }
+        Err(format!("is stored as {}, but the base does not have its scales and biases", change.stored))
+    }
+
     /// How a tensor is given.
     fn given_as(&self, change: &Change) -> Encoding {
-        self.given.encoding(change.stored, !change.terms.is_empty())
+        let is_new = self.base.entry(&change.name).is_none();
+        self.given.encoding(change.stored, !change.terms.is_empty(), is_new)
     }
+
+    /// Whether parts of the tensors that change are there no more.
+    fn without_parts(&self) -> bool {
+        self.given == Given::Dequantized
+    }
+}
+
+/// The parts of the tensors of `base` that change.
+fn changed_parts(base: &dyn TensorSource, changes: &HashMap<String, Change>) -> HashMap<String, (String, AffinePart)> {
+    let changed = changes.values().filter(|change| !change.terms.is_empty());
+    let entries = changed.filter_map(|change| base.entry(&change.name));
+    let named = entries.flat_map(|entry| {
+        entry
+            .parts
+            .iter()
+            .zip([AffinePart::Scales, AffinePart::Biases])
+            .map(|(part, kind)| (part.clone(), (entry.name.clone(), kind)))
+    });
+    named.collect()
 }
 
 impl TensorSource for MergedSource {
@@ -226,16 +272,29 @@ impl TensorSource for MergedSource {
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
+        if let Some((tensor, part)) = self.parts.get(name) {
+            if self.without_parts() {
+                let reason =
+                    format!("`{tensor}`, of which it is a part, is of floats once an adapter is merged into it");
+                return Err(Error::load(format!("tensor `{name}`"), reason));
+            }
+            let change = &self.changes[tensor];
+            return self.merge(change, |touched| self.write_part(change, touched, *part, want));
+        }
         match self.changes.get(name) {
             None => self.base.read(name, want),
-            Some(change) if change.terms.is_empty() => self.base.read(&change.from, want),
-            Some(change) => self.merge(change, want),
+            Some(change) if change.terms.is_empty() && self.given_as(change) == change.stored => {
+                self.base.read(&change.from, want)
+            }
+            Some(change) => self.merge(change, |touched| self.write(change, touched, want)),
         }
     }
 
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
         match &self.entries {
-            Some(entries) if self.changes.contains_key(name) => entries.iter().find(|entry| entry.name == name),
+            Some(entries) if self.changes.contains_key(name) || self.parts.contains_key(name) => {
+                entries.iter().find(|entry| entry.name == name)
+            }
             _ => self.base.entry(name),
         }
     }

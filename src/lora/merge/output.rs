@@ -1,4 +1,4 @@
-//! What a merged tensor is given as: floats, or the blocks that the base has.
+//! What a merged tensor is given as: floats, or in the encoding that the base has.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,10 @@ use super::{
     kernel::{Touched, all_finite, merge},
     stored::fill,
 };
-use crate::lora::{floats::narrow_bf16, quantized::Quantizer};
+use crate::lora::{
+    floats::narrow_bf16,
+    quantized::{AffineQuantizer, Quantizer},
+};
 
 /// How f32 becomes what is given.
 pub(super) trait Output: Sync {
@@ -167,6 +170,93 @@ impl Rounding for Quantizer {
     fn beyond(&self) -> String {
         format!("the sum is beyond what {} can hold, or its values beyond the type asked for", self.kind())
     }
+}
+
+/// Weights that MLX packs.
+impl Output for AffineQuantizer {
+    type Item = u8;
+
+    fn unit(&self) -> (usize, usize) {
+        self.packing().group()
+    }
+
+    fn write(&self, values: &[f32], out: &mut [u8]) -> bool {
+        self.pack(values, out);
+        let mut given = vec![0.0; values.len()];
+        self.round(values, &mut given);
+        all_finite(&given)
+    }
+
+    fn beyond(&self) -> String {
+        BEYOND_FACTORS.into()
+    }
+}
+
+impl Rounding for AffineQuantizer {
+    fn unit(&self) -> usize {
+        self.packing().group().0
+    }
+
+    fn rounded<'a>(&self, values: &'a [f32]) -> Option<Cow<'a, [f32]>> {
+        let mut given = vec![0.0; values.len()];
+        self.round(values, &mut given);
+        all_finite(&given).then_some(Cow::Owned(given))
+    }
+
+    fn beyond(&self) -> String {
+        format!("{BEYOND_FACTORS}, or its values beyond the type asked for")
+    }
+}
+
+const BEYOND_FACTORS: &str = "the sum is beyond what the scales and biases of its groups can hold";
+
+/// What belongs to packed weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AffinePart {
+    /// A scale for each group.
+    Scales,
+    /// A bias for each group.
+    Biases,
+}
+
+/// Scales or biases, in f32.
+pub(super) struct Factors(pub(super) AffineQuantizer, pub(super) AffinePart);
+
+impl Output for Factors {
+    type Item = f32;
+
+    fn unit(&self) -> (usize, usize) {
+        (self.0.packing().group().0, 1)
+    }
+
+    fn write(&self, values: &[f32], out: &mut [f32]) -> bool {
+        let (elements, _) = self.0.packing().group();
+        for (group, out) in values.chunks(elements).zip(&mut *out) {
+            let (scale, bias) = self.0.factors(group);
+            *out = if self.1 == AffinePart::Scales { scale } else { bias };
+        }
+        all_finite(out)
+    }
+
+    fn beyond(&self) -> String {
+        BEYOND_FACTORS.into()
+    }
+}
+
+/// Values in a float type; `None` if there is no such type here.
+pub(super) fn narrowed(values: Vec<f32>, want: FloatType) -> Option<TensorData<'static>> {
+    fn all<N: Narrow>(values: &[f32], narrow: &N) -> Vec<N::Item> {
+        let mut out = vec![N::Item::default(); values.len()];
+        narrow.write(values, &mut out);
+        out
+    }
+    Some(match want {
+        FloatType::F32 => TensorData::F32(values),
+        FloatType::F64 => TensorData::Bytes(all(&values, &ToF64).into_flattened()),
+        FloatType::F16 => TensorData::Half(all(&values, &ToF16)),
+        FloatType::Bf16 => TensorData::Half(all(&values, &ToBf16)),
+        _ => return None,
+    })
 }
 
 /// What `touched` becomes, after `rounding` rounded once to `want`. The error continues a sentence that starts with the

@@ -6,7 +6,11 @@ use half::{
 };
 use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry, TensorSource};
 
-use crate::lora::{floats::widen_bf16, message::shape_text, quantized::Blocks};
+use crate::lora::{
+    floats::widen_bf16,
+    message::shape_text,
+    quantized::{Affine, Blocks, Packing},
+};
 
 /// Floats that are converted at a time.
 const AT_A_TIME: usize = 768;
@@ -17,6 +21,8 @@ pub(super) struct ReadTensor<'a> {
     pub(super) elements: usize,
     bytes: usize,
     data: TensorData<'a>,
+    /// The values of its parts.
+    parts: Vec<Vec<f32>>,
 }
 
 impl<'a> ReadTensor<'a> {
@@ -31,7 +37,8 @@ impl<'a> ReadTensor<'a> {
             let shape = shape_text(&entry.shape);
             return Err(error(format!("has the shape {shape}, whose rows are not whole blocks of {}", entry.encoding)));
         };
-        Ok(Self { entry, elements, bytes, data: base.read(name, None)? })
+        let parts = entry.parts.iter().map(|part| values(base, part)).collect::<Result<_>>()?;
+        Ok(Self { entry, elements, bytes, data: base.read(name, None)?, parts })
     }
 
     /// Its values.
@@ -39,9 +46,35 @@ impl<'a> ReadTensor<'a> {
     /// # Errors
     /// [`Error::LoadFailed`] if what was read is not what its entry says.
     pub(super) fn stored(&self) -> Result<Stored<'_>> {
-        let stored = Stored::new(&self.data, self.entry.encoding, self.bytes);
+        let stored = match (self.entry.encoding, &self.parts[..]) {
+            (Encoding::MlxAffine { bits, group_size }, [scales, biases]) => self
+                .packed()
+                .and_then(|bytes| Affine::new(Packing::new(bits, group_size)?, bytes, scales, biases))
+                .map(Stored::Affine),
+            (encoding, _) => Stored::new(&self.data, encoding, self.bytes),
+        };
         stored.map_err(|reason| Error::load(format!("tensor `{}`", self.entry.name), reason))
     }
+
+    fn packed(&self) -> Result<&[u8], String> {
+        match &self.data {
+            TensorData::Borrowed(bytes) if bytes.len() == self.bytes => Ok(bytes),
+            TensorData::Bytes(bytes) if bytes.len() == self.bytes => Ok(bytes),
+            data => Err(format!("has {} bytes; expected {} as they are packed", data.byte_len(), self.bytes)),
+        }
+    }
+}
+
+/// The values of the tensor `name` of floats.
+fn values(base: &dyn TensorSource, name: &str) -> Result<Vec<f32>> {
+    let error = |reason: String| Error::load(format!("tensor `{name}`"), reason);
+    let entry = base.entry(name).ok_or_else(|| error("the base does not have it".into()))?;
+    let count = entry.elements().ok_or_else(|| error(format!("has the shape {}", shape_text(&entry.shape))))?;
+    let data = base.read(name, Some(FloatType::F32))?;
+    let stored = Stored::new(&data, Encoding::Float(FloatType::F32), 4 * count).map_err(error)?;
+    let mut values = vec![0.0; count];
+    stored.widen(0, &mut values);
+    Ok(values)
 }
 
 /// The base tensor as it is stored.
@@ -54,6 +87,8 @@ pub(super) enum Stored<'a> {
     Half(FloatType, &'a [u16]),
     /// Quantized: what is asked for is dequantized then, so that there is never more of it than a tile's rows.
     Blocks(Blocks<'a>),
+    /// The same, as MLX packs it.
+    Affine(Affine<'a>),
 }
 
 impl<'a> Stored<'a> {
@@ -83,6 +118,7 @@ impl<'a> Stored<'a> {
         let end = start + out.len();
         match self {
             Self::Blocks(blocks) => blocks.widen(start, out),
+            Self::Affine(affine) => affine.widen(start, out),
             Self::F32(values) => out.copy_from_slice(&values[start..end]),
             Self::Half(FloatType::Bf16, bits) => fill(out, bits[start..end].iter().map(|b| widen_bf16(*b))),
             Self::Half(_, bits) => bits[start..end].reinterpret_cast::<f16>().convert_to_f32_slice(out),

@@ -10,6 +10,7 @@ use serde_json::json;
 
 mod layouts;
 mod linear;
+mod mlx;
 mod naive;
 mod peft;
 #[cfg(feature = "candle")]

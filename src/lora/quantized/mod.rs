@@ -2,10 +2,14 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `affine` | MLX's packed weights to f32 and back |
 //! | `blocks` | ggml's blocks to f32 and back, by candle; without the feature `candle`, the error that names it |
+//! | `entries` | the tensors that a merged base says it has |
 
+mod affine;
 #[cfg_attr(not(feature = "candle"), path = "without_candle.rs")]
 mod blocks;
+mod entries;
 
 #[cfg(all(test, feature = "candle"))]
 mod tests;
@@ -14,16 +18,21 @@ use llm_local_core::{Encoding, FloatType, GgmlType};
 
 #[cfg(all(test, feature = "candle"))]
 pub(super) use self::blocks::dtype;
-pub(super) use self::blocks::{Blocks, Quantizer};
+pub(super) use self::{
+    affine::{Affine, AffineQuantizer, Packing},
+    blocks::{Blocks, Quantizer},
+    entries::merged_entries,
+};
 use super::fit::{FitReport, TouchedTensor};
 
-/// What a tensor of blocks is given in once an adapter is merged into it.
+/// What a quantized tensor is given in once an adapter is merged into it.
 ///
 /// f16 takes half of f32's memory, and a backend reads half as much for each token. Its rounding moves a weight by at most
 /// 2^-11 of itself: an eighth of the half step that Q8_0, the finest of the block formats, is off by at a block's largest
 /// weight, and it does not depend on the delta, so that no delta is lost in it. bf16 would be off by as much as Q8_0 is. Who
 /// wants no rounding at all reads f32, which the merge computes in and gives as it is: a backend does so where the spec asks
-/// for f32.
+/// for f32. The same holds of MLX's weights in 8 bits, whose half step is an eighth of bf16's too, in which most have their
+/// scales.
 const MERGED: FloatType = FloatType::F16;
 
 /// How a merged base gives the tensors that it has quantized and an adapter changes; any other is given as it is stored.
@@ -36,17 +45,22 @@ pub(super) enum Given {
 }
 
 impl Given {
-    /// How a tensor is given.
-    pub(super) fn encoding(self, stored: Encoding, is_changed: bool) -> Encoding {
+    /// How a tensor is given; `is_new` tells that the base has none of its name, which is then a head that is not tied any
+    /// more.
+    pub(super) fn encoding(self, stored: Encoding, is_changed: bool, is_new: bool) -> Encoding {
         match stored {
-            Encoding::Ggml(_) if is_changed && self == Self::Dequantized => Encoding::Float(MERGED),
+            // The parts of an embedding are its own: a head that leaves it has none.
+            Encoding::MlxAffine { .. } if is_new => Encoding::Float(MERGED),
+            Encoding::Ggml(_) | Encoding::MlxAffine { .. } if is_changed && self == Self::Dequantized => {
+                Encoding::Float(MERGED)
+            }
             stored => stored,
         }
     }
 
     /// How this one is given.
-    pub(super) fn of(self, touched: &TouchedTensor) -> Encoding {
-        self.encoding(touched.stored, !touched.adapters.is_empty())
+    pub(super) fn of(self, touched: &TouchedTensor, is_new: bool) -> Encoding {
+        self.encoding(touched.stored, !touched.adapters.is_empty(), is_new)
     }
 }
 
@@ -56,6 +70,7 @@ pub(super) fn check(stored: Encoding) -> Result<(), String> {
     match stored {
         Encoding::Float(_) => Ok(()),
         Encoding::Ggml(kind) => blocks::check(kind),
+        Encoding::MlxAffine { bits, group_size } => Packing::new(bits, group_size).map(drop),
         stored => Err(format!("is stored as {stored}, which cannot be dequantized here")),
     }
 }
@@ -66,6 +81,7 @@ pub(super) fn check_again(stored: Encoding) -> Result<(), String> {
     match stored {
         Encoding::Float(_) => Ok(()),
         Encoding::Ggml(kind) => Quantizer::new(kind).map(drop),
+        Encoding::MlxAffine { bits, group_size } => Packing::new(bits, group_size).map(drop),
         stored => Err(format!("is stored as {stored}, to which floats cannot be quantized here")),
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{
 use llm_local_core::{Encoding, FloatType, GgmlType, TensorData, TensorSource};
 use llm_local_weights::GgufSource;
 
-use super::{Blocks, Given, blocks::dtype, check, is_known};
+use super::{Blocks, Given, blocks::dtype, check, check_again, is_known};
 use crate::lora::testing::fixture;
 
 /// All of a tensor, as candle dequantizes it.
@@ -35,20 +35,27 @@ fn blocks_are_of_the_size_that_candle_takes_them_for_and_others_are_refused_by_n
         }
     }
     assert_eq!(known, 12);
-    let affine = Encoding::MlxAffine { bits: 4, group_size: 64 };
-    assert!(check(affine).unwrap_err().contains("mlx-affine(4 bits, group 64)"));
+    let affine = |bits, group_size| Encoding::MlxAffine { bits, group_size };
+    assert_eq!(check(affine(4, 64)), Ok(()));
+    assert!(check(affine(7, 64)).unwrap_err().contains("mlx-affine(7 bits, group 64)"));
+    assert!(check_again(affine(4, 16)).unwrap_err().contains("mlx-affine(4 bits, group 16)"));
+    assert!(check_again(Encoding::Ggml(GgmlType::IQ4_NL)).unwrap_err().contains("IQ4_NL, which candle cannot"));
 }
 
 #[test]
 fn what_does_not_change_stays_in_blocks() {
-    let blocks = Encoding::Ggml(GgmlType::Q4_K);
-    let bf16 = Encoding::Float(FloatType::Bf16);
-    for given in [Given::Dequantized, Given::Requantized] {
-        assert_eq!(given.encoding(blocks, false), blocks);
-        assert_eq!(given.encoding(bf16, true), bf16);
+    let affine = Encoding::MlxAffine { bits: 4, group_size: 64 };
+    let (bf16, f16) = (Encoding::Float(FloatType::Bf16), Encoding::Float(FloatType::F16));
+    for blocks in [Encoding::Ggml(GgmlType::Q4_K), affine] {
+        for given in [Given::Dequantized, Given::Requantized] {
+            assert_eq!(given.encoding(blocks, false, false), blocks);
+            assert_eq!(given.encoding(bf16, true, false), bf16);
+        }
+        assert_eq!(Given::Dequantized.encoding(blocks, true, false), f16);
+        assert_eq!(Given::Requantized.encoding(blocks, true, false), blocks);
     }
-    assert_eq!(Given::Dequantized.encoding(blocks, true), Encoding::Float(FloatType::F16));
-    assert_eq!(Given::Requantized.encoding(blocks, true), blocks);
+    // A head that leaves its embedding takes no scales along.
+    assert_eq!(Given::Requantized.encoding(affine, false, true), f16);
 }
 
 #[test]
