@@ -19,6 +19,7 @@ use llm_local::{
         DeviceInfo, Generation, InferenceBackend, LoadOptions, LoadedInfo, LoadedModel, MemoryEstimate, MemoryReport,
         ModelInfo, ModelWeights, Result, Support, async_trait,
     },
+    lora::Combination,
 };
 use llm_local_testkit::fakes::{FakeBackend, Gate};
 use pollster::block_on;
@@ -138,6 +139,22 @@ fn the_limit_is_kept_to_the_last_bit() {
         if f64::from(nearest) < measured { (nearest, nearest.next_up()) } else { (nearest.next_down(), nearest) };
     assert_eq!(lost(&requantized("q4_0", above)), measured);
     refused(&load(&requantized("q4_0", below)).unwrap_err(), &["it loses 0.", "at most"]);
+}
+
+#[test]
+fn several_adapters_are_measured_as_the_one_change_that_they_are() {
+    let two = spec("q8_0", AdapterPolicy::MergeRequantized { max_error: 0.05 })
+        .with_weighted_adapter(fixture_ref("adapters/tiny-llama-lora-rslora"), 0.5);
+    let losses = [Combination::Sum, Combination::Cat].map(|combination| {
+        let spec = two.clone().with_combination(combination);
+        let lost = lost(&spec);
+        println!("{combination}: {lost} lost");
+        let strict = spec.with_adapter_policy(AdapterPolicy::MergeRequantized { max_error: 1e-4 });
+        refused(&load(&strict).unwrap_err(), &["tiny-llama-lora-peft", "tiny-llama-lora-rslora", "at most 0.0001"]);
+        lost
+    });
+    // PEFT's `cat` is the exact sum.
+    assert!((losses[0] - losses[1]).abs() < 1e-4, "{losses:?}");
 }
 
 #[test]

@@ -54,8 +54,8 @@ impl Inner {
                 let mut loads = Loads::new(options, if requantizing.can_be_beside { 2 } else { 3 });
                 let merged = parts.merged().await?.requantized()?;
                 let effect = parts.effect(&probe, requantizing, &mut loads).await?;
-                let weights;
-                (weights, keeping) = self.kept(&parts, key, merged).await?;
+                // Tensors that are quantized are not kept.
+                let weights = parts.weights(merged.info().clone(), Some(Arc::new(merged)));
                 let loaded = parts.backend.load(weights, loads.next()).await?;
                 let lost = parts.lost(&probe, &effect, requantizing, &loaded).await?;
                 (loaded, Some(lost))
