@@ -1,28 +1,32 @@
-//! Rows of pairs in another order, in the type they are stored in.
+//! Rows in another order, in the type they are stored in.
 
 use llm_local_core::{LoraModule, lora::Floats};
 
-/// Puts in each row of the module's output that which `from` says.
-pub(super) fn permute(module: &mut LoraModule, from: impl Fn(usize) -> usize) {
-    let (rank, rows) = (module.rank, module.out_features);
-    module.b = match &module.b {
-        Floats::F32(v) => Floats::F32(permuted(v, rank, rows, &from)),
-        Floats::F16(v) => Floats::F16(permuted(v, rank, rows, &from)),
-        Floats::Bf16(v) => Floats::Bf16(permuted(v, rank, rows, &from)),
-        other => unreachable!("{} is not a type of `Floats`", other.float_type()),
-    };
-    for vector in [&mut module.magnitude, &mut module.bias].into_iter().flatten() {
-        *vector = permuted(vector, 1, rows, &from);
-    }
+use super::floats::gathered;
+
+/// The rows of a matrix of `columns` columns, of which `from` says what row each is.
+pub(super) fn rows_of(values: &Floats, columns: usize, from: impl Fn(usize) -> usize) -> Floats {
+    gathered(values, values.len(), |i| Some(from(i / columns) * columns + i % columns))
 }
 
-fn permuted<T: Copy>(values: &[T], width: usize, rows: usize, from: impl Fn(usize) -> usize) -> Vec<T> {
-    (0..rows).map(from).flat_map(|row| values[row * width..(row + 1) * width].iter().copied()).collect()
+/// Puts in each row of the module's output that which `from` says.
+pub(super) fn permute(module: &mut LoraModule, from: impl Fn(usize) -> usize) {
+    module.b = rows_of(&module.b, module.rank, &from);
+    for vector in [&mut module.magnitude, &mut module.bias].into_iter().flatten() {
+        *vector = (0..vector.len()).map(|row| vector[from(row)]).collect();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_are_moved_in_their_type() {
+        let values = Floats::Bf16(vec![1, 2, 3, 4]);
+        assert_eq!(rows_of(&values, 2, |row| 1 - row), Floats::Bf16(vec![3, 4, 1, 2]));
+        assert_eq!(gathered(&values, 3, |i| (i != 1).then_some(3 - i)), Floats::Bf16(vec![4, 0, 2]));
+    }
 
     #[test]
     fn rows_of_b_and_numbers_of_each_row_are_moved_together() {

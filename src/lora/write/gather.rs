@@ -1,16 +1,9 @@
-//! Values in another order, padded, or multiplied; in the type they are stored in where that is exact.
+//! Values multiplied, in the type they are stored in where that is exact.
 
 use std::borrow::Cow;
 
 use half::{bf16, f16};
 use llm_local_core::lora::Floats;
-
-use crate::lora::floats::gathered;
-
-/// The rows of a matrix of `columns` columns, of which `from` says what row each is.
-pub(super) fn rows_of(values: &Floats, columns: usize, from: impl Fn(usize) -> usize) -> Floats {
-    gathered(values, values.len(), |i| Some(from(i / columns) * columns + i % columns))
-}
 
 /// Each value times `factor`: in their type if all products are exact in it, else in f32, each rounded once. `None` if one
 /// is beyond f32.
@@ -49,13 +42,6 @@ pub(super) fn multiplied(values: &Floats, factor: f64) -> Option<Cow<'_, Floats>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn values_are_picked_and_padded_in_their_type() {
-        let values = Floats::Bf16(vec![1, 2, 3, 4]);
-        assert_eq!(gathered(&values, 3, |i| (i != 1).then_some(3 - i)), Floats::Bf16(vec![4, 0, 2]));
-        assert_eq!(rows_of(&Floats::F32(vec![1., 2., 3., 4.]), 2, |row| 1 - row), Floats::F32(vec![3., 4., 1., 2.]));
-    }
 
     #[test]
     fn powers_of_two_keep_a_type_and_other_factors_make_f32_of_it() {

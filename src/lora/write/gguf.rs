@@ -13,11 +13,10 @@ use llm_local_core::{
 
 use super::{
     files::{Container, Files, Tensor},
-    gather::rows_of,
     order::{Base, required},
     scale::{folded, most_common},
 };
-use crate::lora::{floats, message::some_of};
+use crate::lora::{floats, message::some_of, rows::rows_of};
 
 /// `adapter` as llama.cpp's converter writes it. The error names the module and what GGUF cannot express.
 pub(super) fn files<'a>(adapter: &'a LoraAdapter, base: &Base<'_>) -> Result<Files<'a>, String> {

@@ -5,7 +5,7 @@
 //! | `order` | the base, and rows of queries and keys, from GGUF's order to that of the Hugging Face layout |
 //! | `peft`, `mlx`, `gguf` | what a format says, and what it cannot say |
 //! | `scale` | scales that differ, where the format has one for all |
-//! | `gather` | values in another order, padded, or multiplied |
+//! | `gather` | values multiplied |
 //! | `files` | tensors and metadata, as bytes of a file |
 //! | `folder` | a new folder, or file, that is there whole or not at all |
 

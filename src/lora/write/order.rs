@@ -7,8 +7,7 @@ use llm_local_core::{
     model::{BaseTensor, DecoderConfig, Layout, ModuleRole},
 };
 
-use super::gather::rows_of;
-use crate::lora::message::shape_text;
+use crate::lora::{message::shape_text, rows::permute};
 
 /// The base, if one is given, and if it can be described.
 pub(super) type Base<'a> = Option<Result<Described<'a>, &'a Error>>;
@@ -78,12 +77,4 @@ pub(super) fn as_hugging_face<'a>(adapter: &'a LoraAdapter, base: &Base<'_>) -> 
         }
     }
     Ok(Cow::Owned(ordered))
-}
-
-/// Puts in each row of the output that which `from` says.
-fn permute(module: &mut LoraModule, from: impl Fn(usize) -> usize) {
-    module.b = rows_of(&module.b, module.rank, &from);
-    for vector in [&mut module.magnitude, &mut module.bias].into_iter().flatten() {
-        *vector = (0..vector.len()).map(|row| vector[from(row)]).collect();
-    }
 }
