@@ -58,10 +58,9 @@ fn open(
     merged: MergedSource,
     wanted: &Wanted,
 ) -> (Arc<dyn TensorSource>, Option<Keeping>) {
-    let merged = match Kept::open(store, &key, merged, is_locked.then_some(wanted)) {
-        Ok((kept, hold)) => return (Arc::new(kept), Some(Keeping::Kept(hold))),
-        Err(merged) => merged,
-    };
+    if let Some((kept, hold)) = kept::find(store, &key, &merged, is_locked.then_some(wanted)) {
+        return (Arc::new(Kept { merged, kept }), Some(Keeping::Kept(hold)));
+    }
     let bytes = merged.report().touched.iter().filter_map(|touched| merged.entry(&touched.name)?.stored_bytes());
     match store.begin_merge(&key, bytes.map(|bytes| bytes as u64).sum(), quota) {
         Ok(Some(writer)) => {
