@@ -72,7 +72,10 @@ fn the_effect_is_measured_only_where_it_is_asked_for() {
 
 #[cfg(feature = "candle")]
 mod run {
-    use llm_local::{AdapterPolicy, LogitsRequest, ModelSpec};
+    use std::path::Path;
+
+    use llm_local::{AdapterPolicy, ArtifactRef, LogitsRequest, ModelSpec};
+    use serde_json::{Map, Value, json};
 
     use super::*;
 
@@ -94,6 +97,68 @@ mod run {
             let all = Allowance::ALL.into_iter().fold(unknown.clone(), AdapterSpec::allowing);
             assert!(check(all.clone()).unwrap().fits);
             assert_eq!(logits(Some(all), policy).unwrap(), logits(None, policy).unwrap());
+        }
+    }
+
+    /// The adapter `tiny-llama-lora-peft` in `folder`, with `field` in its config, and with zeros as its values if it is to do
+    /// nothing.
+    fn changed(folder: &Path, field: Option<(&str, Value)>, is_zero: bool) -> AdapterSpec {
+        let from = fixture("adapters/tiny-llama-lora-peft");
+        let config = fs::read_to_string(from.join("adapter_config.json")).unwrap();
+        let mut config: Map<String, Value> = serde_json::from_str(&config).unwrap();
+        config.extend(field.map(|(name, value)| (name.to_owned(), value)));
+        fs::write(folder.join("adapter_config.json"), Value::Object(config).to_string()).unwrap();
+        let mut weights = fs::read(from.join("adapter_model.safetensors")).unwrap();
+        if is_zero {
+            let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+            weights[8 + header..].fill(0);
+        }
+        fs::write(folder.join("adapter_model.safetensors"), weights).unwrap();
+        AdapterSpec::new(ArtifactRef::file(folder).unwrap())
+    }
+
+    const POLICIES: [AdapterPolicy; 2] = [AdapterPolicy::Auto, AdapterPolicy::KeepUnmerged];
+
+    #[test]
+    fn fields_that_are_not_known_are_reported_and_pass_where_they_are_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let adapter = changed(folder.path(), Some(("use_tomorrow", json!([3]))), false);
+        let report = check(adapter.clone()).unwrap();
+        let unknown = report.defects.iter().find(|defect| defect.allowance == Some(Allowance::UnknownFields));
+        let reason = &unknown.unwrap_or_else(|| panic!("{report}")).reason;
+        assert!(!report.fits && reason.contains("`use_tomorrow` is [3]"), "{reason}");
+        let allowed = adapter.clone().allowing(Allowance::UnknownFields);
+        let report = check(allowed.clone()).unwrap();
+        assert!(report.fits && report.defects.len() == 1, "{report}");
+        assert!(report.to_string().contains("let pass (unknown-fields)  the unknown field `use_tomorrow`"), "{report}");
+        let whole = AdapterSpec::new(fixture_ref("adapters/tiny-llama-lora-peft"));
+        for policy in POLICIES {
+            let error = logits(Some(adapter.clone()), policy).unwrap_err().to_string();
+            for part in ["`use_tomorrow` is [3]", "remove it", "`unknown-fields`"] {
+                assert!(error.contains(part), "{error}");
+            }
+            assert_eq!(logits(Some(allowed.clone()), policy).unwrap(), logits(Some(whole.clone()), policy).unwrap());
+        }
+        // What is false, null or empty asks for nothing.
+        for nothing in [json!(null), json!(false), json!([]), json!({}), json!("")] {
+            let report = check(changed(folder.path(), Some(("use_tomorrow", nothing)), false)).unwrap();
+            assert!(report.fits && report.defects.is_empty(), "{report}");
+        }
+    }
+
+    #[test]
+    fn an_adapter_of_zeros_is_reported_and_passes_where_it_is_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let zeros = changed(folder.path(), None, true);
+        let report = check(zeros.clone()).unwrap();
+        let allowances: Vec<_> = report.defects.iter().map(|defect| defect.allowance).collect();
+        assert!(!report.fits && allowances == [Some(Allowance::NoEffect)], "{report}");
+        let allowed = zeros.clone().allowing(Allowance::NoEffect);
+        assert!(check(allowed.clone()).unwrap().fits);
+        for policy in POLICIES {
+            let error = logits(Some(zeros.clone()), policy).unwrap_err().to_string();
+            assert!(error.contains("would do nothing"), "{error}");
+            assert_eq!(logits(Some(allowed.clone()), policy).unwrap(), logits(None, policy).unwrap());
         }
     }
 }

@@ -91,6 +91,10 @@ const _: fn(&dyn ArtifactSource, &dyn ModelSource, &dyn AdapterSource) = |_, _, 
 pub struct FetchContext {
     /// When set, no request may be made.
     pub offline: bool,
+    /// Whether an adapter may be of files that the source does not know for one: of a plugin's format, or tensors of which
+    /// somebody says what they are. Where a source that looks for names of files finds none that it knows, it lists those
+    /// that there are, but for pickles and models; whether they are an adapter is then known once they are read.
+    pub any_adapter: bool,
     /// When cancelled, the call ends soon with [`Error::Cancelled`].
     pub cancel: CancellationToken,
     /// Who hears of progress.
@@ -106,6 +110,12 @@ impl FetchContext {
     /// Sets whether requests are forbidden.
     pub fn with_offline(mut self, offline: bool) -> Self {
         self.offline = offline;
+        self
+    }
+
+    /// Sets whether an adapter may be of files that the source does not know for one.
+    pub fn with_any_adapter(mut self, any_adapter: bool) -> Self {
+        self.any_adapter = any_adapter;
         self
     }
 

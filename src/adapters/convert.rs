@@ -9,7 +9,7 @@ use super::Adapters;
 use crate::{
     blocking::blocking,
     engine::Asked,
-    lora::{self, WriteFormat, WrittenAdapter},
+    lora::{self, ReadOptions, WriteFormat, WrittenAdapter},
 };
 
 impl Adapters {
@@ -34,9 +34,10 @@ impl Adapters {
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         let (inner, reference) = (&self.engine.inner, &adapter.reference);
         let reading = async {
-            let asked = &mut Asked::default();
-            let pin = inner.pin(self.source(reference)?, reference, Want::Adapter, None, asked, &cx).await?;
-            inner.read_adapter(reference, inner.fetch(&pin, &cx).await?, adapter.into()).await
+            let (asked, options) = (&mut Asked::default(), ReadOptions::from(adapter));
+            let (source, asking) = (self.source(reference)?, options.context(&cx));
+            let pin = inner.pin(source, reference, Want::Adapter, None, asked, &asking).await?;
+            inner.read_adapter(reference, inner.fetch(&pin, &cx).await?, options).await
         };
         let adapter = reading.await.map_err(|e| e.into_adapter(reference))?;
         let base = match base {

@@ -31,8 +31,10 @@ impl Adapters {
     }
 
     async fn report(&self, adapter: &AdapterSpec, cx: &FetchContext) -> Result<AdapterReport> {
-        let (inner, reference, options) = (&self.engine.inner, &adapter.reference, &adapter.into());
-        let pin = inner.pin(self.source(reference)?, reference, Want::Adapter, None, &mut Asked::default(), cx).await?;
+        let (inner, reference, options) = (&self.engine.inner, &adapter.reference, &ReadOptions::from(adapter));
+        let asking = &options.context(cx);
+        let pin =
+            inner.pin(self.source(reference)?, reference, Want::Adapter, None, &mut Asked::default(), asking).await?;
         let job = pin.job();
         let is_archive = !pin.manifest.unpack.is_empty();
         let look = match inner.transfer.present(&job, cx).await? {

@@ -45,7 +45,9 @@ impl Engine {
 
     /// What a call may do, and who hears of it.
     pub(crate) fn context(&self, progress: Option<Arc<dyn ProgressHandler>>) -> FetchContext {
-        let cx = FetchContext::new().with_offline(self.inner.offline);
+        // What is wrong with a plugin's format shows where it is used.
+        let has_formats = self.inner.registry.adapter_formats().is_ok_and(|formats| !formats.is_empty());
+        let cx = FetchContext::new().with_offline(self.inner.offline).with_any_adapter(has_formats);
         match progress {
             Some(progress) => cx.with_progress(progress),
             None => cx,

@@ -13,7 +13,7 @@ use super::{
     prepare::{Pinned, resolving},
     versions::{Versions, could_not_ask, names},
 };
-use crate::{adapters::Copies, plan::PinnedBy};
+use crate::{adapters::Copies, lora::ReadOptions, plan::PinnedBy};
 
 /// A ref that was resolved.
 #[derive(Clone)]
@@ -60,7 +60,8 @@ impl Inner {
             let reference = &adapter.reference;
             let pinning = async {
                 let lock = locked(reference, Want::Adapter)?;
-                self.pin(source.clone(), reference, Want::Adapter, lock, &mut asked, cx).await
+                let cx = ReadOptions::from(adapter).context(cx);
+                self.pin(source.clone(), reference, Want::Adapter, lock, &mut asked, &cx).await
             };
             adapters.push(pinning.await.map_err(|e| e.into_adapter(reference))?);
         }

@@ -21,4 +21,5 @@ mod policy_kept;
 mod reports;
 mod room;
 mod together;
+mod unnamed;
 mod world;

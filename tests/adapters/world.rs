@@ -80,6 +80,15 @@ impl World {
         Self { hub: hub.start(), github: github.start(), folder: tempfile::tempdir().unwrap() }
     }
 
+    /// As [`World::new`], and with the repository `org/unnamed` of the Hub, which has one file.
+    pub(crate) fn with_repository(release: Release, name: &str, bytes: &[u8]) -> Self {
+        let hub = Hub::builder()
+            .with_repo(repo("org/tiny", "models/tiny-llama"))
+            .with_repo(repo("org/pirate", "adapters/tiny-llama-lora-peft"))
+            .with_repo(Repo::new("org/unnamed").with_lfs(name, bytes.to_vec()));
+        Self { hub: hub.start(), ..Self::new(release) }
+    }
+
     pub(crate) fn builder(&self) -> EngineBuilder {
         let folder = self.folder.path();
         let hub = HuggingFace::builder().endpoint(self.hub.endpoint()).token("").cache_dir(folder.join("hub"));

@@ -25,7 +25,8 @@ pub(crate) struct Chosen<'a> {
     pub(crate) unpack: Vec<Unpack>,
 }
 
-/// The assets of `release` that `want` needs.
+/// The assets of `release` that `want` needs. Where none is an adapter by its name, the one that is named or alone is one if
+/// `any` may be.
 ///
 /// # Errors
 /// [`Error::NotFound`] where nothing of what is wanted is there or a part is missing, [`Error::LoadFailed`] where one of
@@ -35,6 +36,7 @@ pub(crate) fn choose<'a>(
     reference: &ArtifactRef,
     at: &ReleaseRef,
     want: Want,
+    any: bool,
     release: &'a Release,
 ) -> Result<Chosen<'a>> {
     let pinned = match &at.which {
@@ -48,6 +50,12 @@ pub(crate) fn choose<'a>(
     let at = at.at_tag(&release.tag_name);
     let listing = Listing::new(reference, &at, &assets);
     let units = match (want, &at.asset) {
+        (Want::Adapter, Some(name)) if any => {
+            listing.asked(want, name).or_else(|error| listing.any(Some(name)).ok_or(error))?
+        }
+        (Want::Adapter, None) if any && listing.adapters().is_empty() => {
+            listing.only(want, Vec::new()).or_else(|error| listing.any(None).ok_or(error))?
+        }
         (Want::Adapter | Want::Model, Some(name)) => listing.asked(want, name)?,
         (Want::Adapter, None) => listing.only(want, listing.adapters())?,
         (Want::Model, None) => listing.only(want, listing.models())?,
@@ -216,6 +224,16 @@ impl<'r, 'a> Listing<'r, 'a> {
         }
     }
 
+    /// The file `name`, or the one there is, as an adapter of a format that is not known here. No pickle is one.
+    fn any(&self, name: Option<&String>) -> Option<Vec<&Unit<'a>>> {
+        let unit = match (name, &self.units[..]) {
+            (Some(name), _) => self.get(name)?,
+            (None, [one]) => one,
+            _ => return None,
+        };
+        (!is_pickle(&unit.name)).then(|| vec![unit])
+    }
+
     /// The one of `found`, if there is one alone.
     fn only<'b>(&'b self, want: Want, mut found: Vec<Vec<&'b Unit<'a>>>) -> Result<Vec<&'b Unit<'a>>> {
         let what = called(want);
@@ -303,7 +321,7 @@ mod tests {
     fn names(text: &str, want: Want, assets: &[&str]) -> Result<(Vec<String>, usize)> {
         let reference: ArtifactRef = text.parse()?;
         let (at, release) = (ReleaseRef::parse(&reference)?, release(assets));
-        let chosen = choose(&reference, &at, want, &release)?;
+        let chosen = choose(&reference, &at, want, false, &release)?;
         Ok((chosen.assets.iter().map(|asset| asset.name.clone()).collect(), chosen.unpack.len()))
     }
 

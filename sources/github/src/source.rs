@@ -136,10 +136,11 @@ impl GitHub {
         &self,
         reference: &ArtifactRef,
         want: Want,
+        any: bool,
         asked: &Asked,
         release: &Release,
     ) -> Result<Manifest> {
-        let chosen = choose(reference, &asked.at, want, release)?;
+        let chosen = choose(reference, &asked.at, want, any, release)?;
         let mut digests = Digests::new(&self.0.api, asked, release);
         let mut files = Vec::with_capacity(chosen.assets.len());
         let mut told = Vec::new();
@@ -177,12 +178,13 @@ impl ArtifactSource for GitHub {
             return Err(Error::Offline { what: reference.to_string() });
         }
         let (asked, source, reference) = (self.asked(reference, &at), self.clone(), reference.clone());
+        let any = cx.any_adapter;
         self.run(cx, async move {
             let release = source.0.api.release(&asked).await?;
             if release.draft {
                 return Err(asked.draft(&release.tag_name));
             }
-            let manifest = source.manifest(&reference, want, &asked, &release).await?;
+            let manifest = source.manifest(&reference, want, any, &asked, &release).await?;
             let manifest = match release.repository().and_then(|repository| repository.split('/').next()) {
                 Some(owner) => manifest.with_owner(owner),
                 None => manifest,
@@ -232,11 +234,12 @@ impl ArtifactSource for GitHub {
             return Err(Error::Offline { what: format!("the list of releases of {reference}") });
         }
         let (asked, source, reference) = (self.asked(reference, &at), self.clone(), reference.clone());
+        let any = cx.any_adapter;
         self.run(cx, async move {
             let releases = source.0.api.releases(&asked).await?;
             let published: Vec<_> = releases.iter().filter(|release| !release.draft).collect();
             let revision = |release: &Release, want| {
-                let chosen = choose(&reference, &at.at_tag(&release.tag_name), want, release).ok()?;
+                let chosen = choose(&reference, &at.at_tag(&release.tag_name), want, any, release).ok()?;
                 Some(Revision::new(&release.tag_name, chosen.pinned(release).to_string()))
             };
             let of = |want| published.iter().filter_map(|release| revision(release, want)).collect::<Vec<_>>();

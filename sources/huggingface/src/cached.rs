@@ -26,12 +26,18 @@ pub(crate) struct Cached {
 ///
 /// # Errors
 /// [`Error::Offline`] that names what is missing; what else [`choose`] gives.
-pub(crate) fn resolve(cache: &RepoCache, reference: &ArtifactRef, at: &HubRef, want: Want) -> Result<Cached> {
+pub(crate) fn resolve(
+    cache: &RepoCache,
+    reference: &ArtifactRef,
+    at: &HubRef,
+    want: Want,
+    any: bool,
+) -> Result<Cached> {
     let offline = |what: String| Error::Offline { what };
     let commit = cache.commit(&at.revision).filter(|commit| cache.has_snapshot(commit));
     let Some(commit) = commit else { return Err(offline(reference.to_string())) };
     let tree = cache.tree(&commit);
-    let files = match needed(cache, reference, at, want, &commit, tree.as_ref())? {
+    let files = match needed(cache, reference, at, (want, any), &commit, tree.as_ref())? {
         Needed::Files(files) => files,
         Needed::More(what) => {
             return Err(offline(format!("the cache has some files of {reference}; the rest ({what})")));
@@ -61,15 +67,15 @@ fn needed(
     cache: &RepoCache,
     reference: &ArtifactRef,
     at: &HubRef,
-    want: Want,
+    (want, any): (Want, bool),
     commit: &str,
     tree: Option<&Tree>,
 ) -> Result<Needed> {
     let choice = match tree {
-        Some(tree) => choose(reference, at, want, &tree.files())?,
+        Some(tree) => choose(reference, at, want, any, &tree.files())?,
         None => {
             let found = cache.found(commit);
-            match choose(reference, at, want, &found) {
+            match choose(reference, at, want, false, &found) {
                 // Without a list, what is not there may be in the repository.
                 Err(Error::NotFound { .. }) => {
                     let what = match (&at.gguf, RepoCache::has_weights(&found, at)) {

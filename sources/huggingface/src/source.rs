@@ -81,7 +81,13 @@ impl HuggingFace {
     }
 
     /// The manifest, as the Hub has it now.
-    async fn ask(&self, reference: ArtifactRef, at: HubRef, want: Want, impatient: bool) -> Result<Manifest> {
+    async fn ask(
+        &self,
+        reference: ArtifactRef,
+        at: HubRef,
+        (want, any): (Want, bool),
+        impatient: bool,
+    ) -> Result<Manifest> {
         let (asked, cache, api) = (self.asked(&reference, &at), self.cache(&at), &self.0.api);
         let info = api.info(&asked, impatient).await?;
         if info.repo != at.repo {
@@ -99,7 +105,7 @@ impl HuggingFace {
                 tree
             }
         };
-        let files = match choose(&reference, &at, want, &tree.files())? {
+        let files = match choose(&reference, &at, want, any, &tree.files())? {
             Choice::Files(files) => files,
             Choice::Indexed(indexed) => {
                 let (repo, commit, file) = (&info.repo, &info.commit, indexed.index());
@@ -152,7 +158,7 @@ impl ArtifactSource for HuggingFace {
             return Err(Error::Cancelled);
         }
         let at = HubRef::parse(reference)?;
-        let cached = cached::resolve(&self.cache(&at), reference, &at, want);
+        let cached = cached::resolve(&self.cache(&at), reference, &at, want, cx.any_adapter);
         if self.is_offline(cx) {
             return cached.map(|cached| cached.manifest);
         }
@@ -161,7 +167,8 @@ impl ArtifactSource for HuggingFace {
             cached => cached.ok(),
         };
         let (source, asked, impatient) = (self.clone(), reference.clone(), cached.is_some());
-        let asking = self.run(cx, async move { source.ask(asked, at, want, impatient).await });
+        let wanted = (want, cx.any_adapter);
+        let asking = self.run(cx, async move { source.ask(asked, at, wanted, impatient).await });
         match (asking.await, cached) {
             (Err(error), Some(Cached { manifest, .. })) if is_unreachable(&error) => {
                 tracing::warn!(

@@ -14,9 +14,20 @@ use crate::{
 };
 
 /// The names of the files that are the adapter in the folder at `path`: config and weights, whoever wrote them, or the
-/// one GGUF file. Headers are checked here; what the config means is the reader's to judge.
-pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
+/// one GGUF file. Headers are checked here; what the config means is the reader's to judge. Of a folder that has none of
+/// these, and no model, it is all files but pickles where `any` may be one.
+pub(crate) fn in_folder(path: &Path, any: bool) -> Result<Vec<String>> {
     let folder = Folder::read(path)?;
+    let known = known(path, &folder);
+    if known.is_ok() || !any || folder.has(MODEL_CONFIG) {
+        return known;
+    }
+    let names: Vec<_> =
+        folder.files.keys().filter(|name| !name.starts_with('.') && !is_pickle(name)).cloned().collect();
+    if names.is_empty() { known } else { Ok(names) }
+}
+
+fn known(path: &Path, folder: &Folder) -> Result<Vec<String>> {
     let weights: Vec<_> = ADAPTER_WEIGHTS.into_iter().filter(|n| folder.has(n)).collect();
     match (folder.has(ADAPTER_CONFIG), weights.first()) {
         (true, Some(_)) => {
@@ -32,10 +43,11 @@ pub(crate) fn in_folder(path: &Path) -> Result<Vec<String>> {
         (false, Some(weights)) => Err(Error::load(
             path.display(),
             format!(
-                "the folder has {weights} but no {ADAPTER_CONFIG}, which holds the adapter's rank and scale; add it"
+                "the folder has {weights} but no {ADAPTER_CONFIG}, which holds the adapter's rank and scale; add it, or say \
+                 `scale` and `format` of the adapter in a spec (`--scale` and `--adapter-format` of the program)"
             ),
         )),
-        (false, None) => without_config(path, &folder),
+        (false, None) => without_config(path, folder),
     }
 }
 
@@ -44,7 +56,7 @@ fn without_config(path: &Path, folder: &Folder) -> Result<Vec<String>> {
         return Err(Error::unsupported_format(path.display(), "it is a model, not an adapter; pass it as model"));
     }
     match folder.ggufs()[..] {
-        [name] => return file(&path.join(name)),
+        [name] => return file(&path.join(name), false),
         [] => {}
         ref several => return Err(folder.several(several)),
     }
@@ -62,8 +74,8 @@ fn without_config(path: &Path, folder: &Folder) -> Result<Vec<String>> {
 }
 
 /// The names of the files that are the adapter whose weights are the file at `path`: itself, and for safetensors the
-/// config beside it, if there is one.
-pub(crate) fn file(path: &Path) -> Result<Vec<String>> {
+/// config beside it, if there is one. A file of another kind is one where `any` may be.
+pub(crate) fn file(path: &Path, any: bool) -> Result<Vec<String>> {
     let name = path::name(path)?;
     if is_gguf(&name) {
         if !GgufSource::open(path)?.is_adapter() {
@@ -81,6 +93,9 @@ pub(crate) fn file(path: &Path) -> Result<Vec<String>> {
     }
     if is_pickle(&name) {
         return Err(pickle(path));
+    }
+    if any {
+        return Ok(vec![name]);
     }
     Err(Error::unsupported_format(
         path.display(),

@@ -45,8 +45,8 @@ impl ArtifactSource for LocalSource {
         let names = match (want, is_folder) {
             (Want::Model, true) => model::in_folder(&path)?,
             (Want::Model, false) => model::file(&path)?,
-            (Want::Adapter, true) => adapter::in_folder(&path)?,
-            (Want::Adapter, false) => adapter::file(&path)?,
+            (Want::Adapter, true) => adapter::in_folder(&path, cx.any_adapter)?,
+            (Want::Adapter, false) => adapter::file(&path, cx.any_adapter)?,
             (other, _) => {
                 return Err(Error::unsupported(format!("{other:?} from a path"), "a path gives a model or an adapter"));
             }

@@ -7,7 +7,7 @@ use llm_local_core::{AdapterSet, AdapterSpec, FetchContext, Result, Want};
 use super::{Sets, check_weight, lock, names_of};
 use crate::{
     engine::{Asked, Engine, Inner, Model, Pin},
-    lora::{self, AdapterOutline},
+    lora::{self, AdapterOutline, ReadOptions},
     plan::PlannedArtifact,
 };
 
@@ -46,10 +46,10 @@ impl Inner {
             check_weight(reference, *weight)?;
         }
         let (mut pins, mut asked) = (Vec::new(), Asked::default());
-        for AdapterSpec { reference, .. } in adapters {
+        for adapter @ AdapterSpec { reference, .. } in adapters {
             let pinning = async {
-                let source = self.registry.adapter_source(reference)?;
-                self.pin(source, reference, Want::Adapter, None, &mut asked, cx).await
+                let (source, cx) = (self.registry.adapter_source(reference)?, ReadOptions::from(adapter).context(cx));
+                self.pin(source, reference, Want::Adapter, None, &mut asked, &cx).await
             };
             pins.push(pinning.await.map_err(|e| e.into_adapter(reference))?);
         }

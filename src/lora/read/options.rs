@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use llm_local_core::{AdapterSpec, Allowance, lora::BareFormat};
+use llm_local_core::{AdapterSpec, Allowance, FetchContext, lora::BareFormat};
 
 /// What is known of an adapter that its files do not say, and what is let pass of them. What they do say is never overruled:
 /// giving it too is an error.
@@ -47,6 +47,12 @@ impl ReadOptions {
     pub(crate) fn lenient(mut self) -> Self {
         self.allow.extend([Allowance::UnknownFields, Allowance::NoEffect]);
         self
+    }
+
+    /// `cx` for a source that is asked for an adapter of which this is said: if somebody says what bare tensors are, they may
+    /// be one.
+    pub(crate) fn context(&self, cx: &FetchContext) -> FetchContext {
+        cx.clone().with_any_adapter(cx.any_adapter || self.is_of_bare())
     }
 
     /// Whether files without a config can be read by what is said here.

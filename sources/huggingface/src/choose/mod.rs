@@ -36,18 +36,26 @@ pub(crate) enum Choice {
     Indexed(Indexed),
 }
 
-/// The files that `want` needs of those in the repository, with their paths below the folder of `at`, sorted.
+/// The files that `want` needs of those in the repository, with their paths below the folder of `at`, sorted. Where there is
+/// no adapter that is known by its names, and no model, all files of the folder but pickles are one if `any` may be.
 ///
 /// # Errors
 /// [`Error::NotFound`] where nothing of what is wanted is there, [`Error::LoadFailed`] where it is not complete or one of
 /// several must be meant, [`Error::UnsupportedModelFormat`] for pickles, split GGUF files, and an adapter for a model or
 /// the other way around.
-pub(crate) fn choose(reference: &ArtifactRef, at: &HubRef, want: Want, repository: &[RepoFile]) -> Result<Choice> {
+pub(crate) fn choose(
+    reference: &ArtifactRef,
+    at: &HubRef,
+    want: Want,
+    any: bool,
+    repository: &[RepoFile],
+) -> Result<Choice> {
     let folder = Folder::new(reference, at, repository)?;
     let paths = match (want, &at.gguf) {
         (Want::Model, Some(asked)) => folder.with_texts(folder.asked_gguf(asked)?),
         (Want::Adapter, Some(asked)) => vec![folder.asked_gguf(asked)?],
         (Want::Model, None) => return folder.model(),
+        (Want::Adapter, None) if any => folder.adapter().or_else(|error| folder.any_adapter().ok_or(error))?,
         (Want::Adapter, None) => folder.adapter()?,
         (other, _) => {
             return Err(Error::unsupported(
@@ -153,7 +161,10 @@ impl<'a> Folder<'a> {
             (None, Some(weights)) => {
                 return Err(Error::load(
                     self.reference,
-                    format!("it has {weights} but no {ADAPTER_CONFIG}, which holds the adapter's rank and scale"),
+                    format!(
+                        "it has {weights} but no {ADAPTER_CONFIG}, which holds the adapter's rank and scale; say `scale` and \
+                         `format` of the adapter in a spec (`--scale` and `--adapter-format` of the program)"
+                    ),
                 ));
             }
             (None, None) => {}
@@ -172,6 +183,13 @@ impl<'a> Folder<'a> {
                 ADAPTER_CONFIG,
             ),
         })
+    }
+
+    /// All that could be an adapter of a format that is not known here: no model, and no pickle.
+    fn any_adapter(&self) -> Option<Vec<&'a str>> {
+        let is_part = |name: &&str| !name.starts_with('.') && !name.ends_with(".md") && !is_pickle(name);
+        let names: Vec<_> = self.names().filter(is_part).collect();
+        (!self.has(MODEL_CONFIG) && !names.is_empty()).then_some(names)
     }
 
     /// The name of a pickle that holds weights, if there is one.

@@ -7,7 +7,7 @@ fn choice(tail: &str, want: Want, files: &[&str]) -> Result<Choice> {
     let reference: ArtifactRef = format!("hf:org/name{tail}").parse().unwrap();
     let file = |path: &&str| RepoFile { path: (*path).into(), size: path.len() as u64 * 1_000_000, digest: None };
     let files: Vec<_> = files.iter().map(file).collect();
-    choose(&reference, &HubRef::parse(&reference).unwrap(), want, &files)
+    choose(&reference, &HubRef::parse(&reference).unwrap(), want, false, &files)
 }
 
 /// What is chosen where names are enough.

@@ -1,0 +1,131 @@
+//! Adapters whose names and files do not say what they are: tensors without a config, and formats of plugins, by every
+//! source.
+
+use std::{collections::BTreeSet, fs, sync::Arc};
+
+use llm_local::{
+    AdapterPolicy, AdapterSpec, ArtifactRef, Engine, LogitsRequest, ModelSpec, Result,
+    core::{
+        Error, LoraAdapter,
+        lora::{AdapterFiles, AdapterFormat},
+    },
+    lora::{self, BareFormat, ReadOptions},
+};
+use llm_local_testkit::github::Release;
+use pollster::block_on;
+
+use crate::world::{World, adapter_files};
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+fn weights() -> Vec<u8> {
+    adapter_files("peft").into_iter().find(|(name, _)| name == WEIGHTS).unwrap().1
+}
+
+fn logits(engine: &Engine, adapter: AdapterSpec, policy: AdapterPolicy) -> Result<Vec<f32>> {
+    let spec = ModelSpec::new("hf:org/tiny".parse().unwrap()).with_adapter_spec(adapter).with_adapter_policy(policy);
+    block_on(engine.logits(&spec, LogitsRequest::new(vec![1, 5, 9])))
+}
+
+/// The logits with the whole adapter.
+fn expected(engine: &Engine) -> Vec<f32> {
+    logits(engine, AdapterSpec::new("hf:org/pirate".parse().unwrap()), AdapterPolicy::Auto).unwrap()
+}
+
+/// The refs by which `files` are had: a folder of this machine, a repository of the Hub, the first as an asset of a release.
+fn refs(world: &mut World, files: &[(&str, Vec<u8>)]) -> [ArtifactRef; 3] {
+    let folder = world.folder.path().join("mine");
+    fs::create_dir_all(&folder).unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+    [ArtifactRef::file(&folder).unwrap(), "hf:org/unnamed".parse().unwrap(), "github:acme/lora@v1".parse().unwrap()]
+}
+
+fn world(name: &str, bytes: &[u8]) -> (World, [ArtifactRef; 3]) {
+    let mut world = World::with_repository(Release::new("v1").with_file(name, bytes.to_vec()), name, bytes);
+    let refs = refs(&mut world, &[(name, bytes.to_vec())]);
+    (world, refs)
+}
+
+#[test]
+fn tensors_without_a_config_are_used_from_everywhere_as_the_spec_says() {
+    let (world, refs) = world(WEIGHTS, &weights());
+    let engine = world.engine();
+    let expected = expected(&engine);
+    for reference in refs {
+        let bare = AdapterSpec::new(reference.clone());
+        let said = bare.clone().with_scale(2.0).with_format(BareFormat::Peft);
+        // Before it is here its header is enough, and what is not said is refused.
+        let spec = ModelSpec::new("hf:org/tiny".parse().unwrap());
+        let plan = block_on(engine.plan(&spec.clone().with_adapter_spec(said.clone()))).unwrap();
+        assert_eq!(plan.adapters[0].0.present, reference.is_file(), "{reference}");
+        assert_eq!(plan.model.unwrap().merged_tensors, 28, "{reference}");
+        let error = block_on(engine.plan(&spec.clone().with_adapter_spec(bare.with_scale(2.0)))).unwrap_err();
+        assert!(error.to_string().contains("no format is given"), "{reference}: {error}");
+        let other = ModelSpec::new("hf:org/tiny".parse().unwrap())
+            .with_adapter_spec(said.clone().with_format(BareFormat::MlxLm));
+        let error = block_on(engine.plan(&other)).unwrap_err().to_string();
+        assert!(error.contains("as PEFT does"), "{reference}: {error}");
+        let report = block_on(engine.adapters().inspect(&said)).unwrap();
+        assert_eq!((report.unusable, &report.scales[..]), (None, &[2.0][..]), "{reference}");
+        assert!(block_on(engine.adapters().check(&spec.base, &said)).unwrap().fits, "{reference}");
+        for policy in [AdapterPolicy::Auto, AdapterPolicy::KeepUnmerged] {
+            let found = logits(&engine, said.clone(), policy).unwrap();
+            let difference = found.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max);
+            // Merged to the bit; beside, sums are in another order. Found: 3e-6.
+            assert!(
+                difference <= if policy == AdapterPolicy::Auto { 0.0 } else { 2e-5 },
+                "{reference}: {difference:e}"
+            );
+        }
+    }
+}
+
+/// A format of one file, `voice.factors`: the tensors of PEFT's adapter behind a line of text.
+struct Factors;
+
+const MARK: &[u8] = b"factors\n";
+
+impl AdapterFormat for Factors {
+    fn name(&self) -> &str {
+        "factors"
+    }
+
+    fn recognizes(&self, files: &AdapterFiles<'_>) -> Result<bool> {
+        let Some(path) = files.files.get("voice.factors") else { return Ok(false) };
+        Ok(fs::read(path).map_err(|e| Error::io("read", path, e))?.starts_with(MARK))
+    }
+
+    fn read(&self, files: &AdapterFiles<'_>) -> Result<LoraAdapter> {
+        let path = &files.files["voice.factors"];
+        let content = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let folder = tempfile::tempdir().unwrap();
+        let bare = folder.path().join(WEIGHTS);
+        fs::write(&bare, &content[MARK.len()..]).unwrap();
+        let options = ReadOptions::new().with_scale(2.0).with_format(BareFormat::Peft);
+        lora::read_with(files.reference, &[(WEIGHTS.to_owned(), bare)].into(), options, &[])
+    }
+}
+
+#[test]
+fn adapters_in_a_plugins_format_are_used_from_everywhere() {
+    let (world, refs) = world("voice.factors", &[MARK, &weights()].concat());
+    let engine = world.builder().adapter_format(Arc::new(Factors)).build().unwrap();
+    let expected = expected(&engine);
+    let file = ArtifactRef::file(world.folder.path().join("mine/voice.factors")).unwrap();
+    let asset = "github:acme/lora@v1#voice.factors".parse().unwrap();
+    let mut digests = BTreeSet::new();
+    for reference in refs.into_iter().chain([file, asset]) {
+        let spec = ModelSpec::new("hf:org/tiny".parse().unwrap()).with_adapter(reference.clone());
+        block_on(engine.plan(&spec)).unwrap_or_else(|e| panic!("{reference}: {e}"));
+        assert_eq!(logits(&engine, reference.clone().into(), AdapterPolicy::Auto).unwrap(), expected, "{reference}");
+        assert_eq!(block_on(engine.adapters().inspect(&reference.into())).unwrap().format.to_string(), "factors");
+        digests.insert(block_on(block_on(engine.load(&spec)).unwrap().digest()).unwrap().adapters);
+    }
+    assert_eq!(digests.len(), 1, "they are one adapter: {digests:?}");
+    // Nobody else knows it for an adapter.
+    let error = logits(&world.engine(), "hf:org/unnamed".parse().unwrap(), AdapterPolicy::Auto).unwrap_err();
+    assert_eq!(error.code(), "adapter_merge_failed", "{error}");
+    assert!(error.to_string().contains("adapter_config.json"), "{error}");
+}
