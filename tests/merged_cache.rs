@@ -14,6 +14,7 @@ use common::{fixture, fixture_ref};
 use llm_local::{
     AdapterPolicy, ArtifactRef, ComputeDtype, Engine, LogitsRequest, ModelSpec, Store,
     core::CancellationToken,
+    lora::Combination,
     store::{MERGED_SCHEME, Outcome},
 };
 use pollster::block_on;
@@ -120,6 +121,8 @@ fn whatever_a_result_depends_on_makes_another() {
         spec(base.path(), "rslora"),
         both("peft", "rslora"),
         both("rslora", "peft"),
+        both("peft", "rslora").with_combination(Combination::Cat),
+        both("peft", "rslora").with_combination(Combination::Svd { rank: Some(4), clamp: None }),
         one.clone().with_dtype(ComputeDtype::F16),
         one.clone().with_adapter_policy(AdapterPolicy::MergeDequantized),
         spec(base.path(), "modules-to-save-lm_head"),
