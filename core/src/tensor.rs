@@ -36,7 +36,8 @@ pub struct TensorEntry {
     pub shape: Vec<usize>,
     /// How it is stored.
     pub encoding: Encoding,
-    /// Names of the tensors that belong to its encoding: scales and biases of [`Encoding::MlxAffine`].
+    /// Names of the tensors that belong to its encoding: scales and biases of [`Encoding::MlxAffine`], in this order. They are
+    /// entries of their own.
     pub parts: Vec<String>,
 }
 

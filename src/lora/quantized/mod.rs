@@ -13,6 +13,9 @@ mod entries;
 
 #[cfg(all(test, feature = "candle"))]
 mod tests;
+#[cfg(all(test, not(feature = "candle")))]
+#[path = "tests_without_candle.rs"]
+mod tests;
 
 use llm_local_core::{Encoding, FloatType, GgmlType};
 

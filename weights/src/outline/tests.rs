@@ -45,7 +45,11 @@ fn opened(content: &Content) -> Result<Arc<ModelInfo>> {
 }
 
 fn tiny() -> Content {
-    let entries = fs::read_dir(fixture("models/tiny-llama")).unwrap().map(|e| e.unwrap());
+    folder("models/tiny-llama")
+}
+
+fn folder(path: &str) -> Content {
+    let entries = fs::read_dir(fixture(path)).unwrap().map(|e| e.unwrap());
     let files = entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap()));
     files.filter(|(name, _)| !is_gguf(name)).collect()
 }
@@ -73,7 +77,7 @@ fn heads_describe_a_model_as_its_files_do() {
         &[("1.safetensors", &["a", "extra"]), ("2.safetensors", &["b"])],
         &[("a", "1.safetensors"), ("b", "2.safetensors")],
     );
-    for content in [tiny(), gguf, shards] {
+    for content in [tiny(), folder("models/tiny-llama-mlx-4bit"), gguf, shards] {
         let ((heads, read), whole) = (outlined(&content).unwrap(), opened(&content).unwrap());
         assert_eq!(format!("{:?}", heads.decoder), format!("{:?}", whole.decoder));
         assert_eq!(heads.tensors, whole.tensors);
