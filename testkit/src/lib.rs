@@ -3,7 +3,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models and their sessions |
+//! | [`conformance`] | suites over `&dyn` traits: sources, tensor sources, loaded models and their sessions, adapters beside the weights |
 //! | [`fakes`] | small, deterministic implementations that count what is asked of them |
 //! | `github` (feature `github`) | a server on the loopback that speaks the API of GitHub's releases and fails as told |
 //! | `hub` (feature `hub`) | a server on the loopback that speaks the protocol of the Hugging Face Hub and fails as told |
