@@ -187,6 +187,9 @@ fn declared(placing: &Placing<'_>, base: &BaseModules<'_>, found: &mut Checked) 
 
 /// Adds the bare parameters of the base that the adapter, which has pairs for `seen`, says it applies to.
 fn parameters(targets: &Targets, base: &BaseModules<'_>, seen: &BTreeSet<&str>, found: &mut Checked) {
+    if !targets.has_parameters() {
+        return;
+    }
     // Experts that a checkpoint stores one by one are stacked in memory, and have names of parameters there.
     let mut names = stacked_names(base.tensors());
     names.extend(base.tensors().map(str::to_owned));

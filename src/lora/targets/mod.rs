@@ -222,6 +222,11 @@ impl Targets {
         Ok(covered.into_iter().filter(|(_, covered)| *covered).map(|(name, _)| name).collect())
     }
 
+    /// Whether bare parameters are declared.
+    pub(super) fn has_parameters(&self) -> bool {
+        !self.parameters.is_empty()
+    }
+
     /// Whether the adapter says that it applies to the bare parameter `name`. Nothing else that it says confines those.
     pub(super) fn has_parameter(&self, name: &str) -> bool {
         self.parameters.iter().any(|end| ends_with_path(name, end))
