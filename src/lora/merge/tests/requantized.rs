@@ -176,3 +176,16 @@ fn a_sum_beyond_the_scales_of_a_format_is_an_error_and_nothing_is_given() {
         }
     }
 }
+
+#[test]
+fn rows_that_are_not_whole_blocks_are_said_to_be_so() {
+    let mut base = Base::new(GgmlType::Q4_0, [2, 32]);
+    base.entries[0].shape = vec![2, 33];
+    let error = crate::lora::merge::squares(&base, "m.weight", &[(0, 2)]).unwrap_err();
+    assert_eq!(error.code(), "load_failed");
+    for word in ["`m.weight`", "(2, 33)", "not whole blocks of Q4_0"] {
+        assert!(error.to_string().contains(word), "`{word}` is not in: {error}");
+    }
+    let error = crate::lora::merge::squares(&base, "n.weight", &[(0, 2)]).unwrap_err().to_string();
+    assert!(error.contains("`n.weight`") && error.contains("does not have it"), "{error}");
+}
