@@ -66,7 +66,7 @@ pub(crate) fn for_backend(
 }
 
 /// `adapter` without what it has for the tensors `unused`.
-fn without(adapter: &Arc<LoraAdapter>, unused: &[String]) -> Arc<LoraAdapter> {
+pub(crate) fn without(adapter: &Arc<LoraAdapter>, unused: &[String]) -> Arc<LoraAdapter> {
     if unused.is_empty() {
         return adapter.clone();
     }

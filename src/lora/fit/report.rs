@@ -61,7 +61,7 @@ impl FitReport {
     }
 
     /// Tells the log what was let pass.
-    pub(in crate::lora) fn warn(&self, base: &str) {
+    pub(crate) fn warn(&self, base: &str) {
         for adapter in &self.adapters {
             for defect in &adapter.let_pass {
                 let allowed = defect.allowance.map(tracing::field::display);
