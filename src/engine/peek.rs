@@ -65,8 +65,9 @@ impl Inner {
         blocking("checkpoint", describe).await.map(|info| Some(Arc::new(info)))
     }
 
-    /// The adapter in `job` without its values, by its config, what is said of it and the head of its weights. `None` if nothing can be told
-    /// before the files are here: offline, of an archive, and of what may be of a plugin's format, which tells by content.
+    /// The adapter in `job` without its values, by its config, what is said of it and the head of its weights. `None` if
+    /// nothing can be told before the files are here: offline, of an archive, and of what may be of a plugin's format, which
+    /// tells by content.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] as [`lora::read`], as far as they tell, and around those of the transfer.
