@@ -129,3 +129,23 @@ fn is_empty(value: &GgufValue) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_refused_with_a_fix_and_a_short_value_unless_it_is_allowed() {
+        let mut metadata = GgufMetadata::default();
+        for (key, value) in [(TYPE, "adapter"), (KIND, "lora"), (ARCHITECTURE, "llama")] {
+            metadata.insert(key, GgufValue::String(value.into()));
+        }
+        metadata.insert("adapter.new", GgufValue::Ints(vec![7; 1000]));
+        metadata.insert("adapter.empty", GgufValue::Ints(Vec::new()));
+        let error = GgufConfig::new(&metadata, &BTreeSet::new()).unwrap_err();
+        assert!(error.contains("`adapter.new`") && error.contains("`unknown-fields`"), "{error}");
+        assert!(error.len() < 300 && !error.contains("adapter.empty"), "{error}");
+        let config = GgufConfig::new(&metadata, &BTreeSet::from([Allowance::UnknownFields])).unwrap();
+        assert_eq!(config.unknown_fields.len(), 1);
+    }
+}
