@@ -7,7 +7,7 @@ use super::{
     output::Output,
     overlay::Overlay,
     product::{Tile, add_product},
-    stored::Stored,
+    stored::{Stored, all},
 };
 
 /// Rows of one task. Many enough that a product of them pays for packing A.
@@ -184,7 +184,7 @@ fn one<O: Output, M: Tiles>(matrix: &M, columns: usize, out: &mut [O::Item], out
     })
 }
 
-/// Whether no value is NaN or infinite; without a branch, so that it is vectorized.
+/// Whether no value is NaN or infinite.
 pub(super) fn all_finite(values: &[f32]) -> bool {
-    values.iter().fold(true, |finite, v| finite & (v.to_bits() & 0x7f80_0000 != 0x7f80_0000))
+    all(values, |value| value.to_bits() & 0x7f80_0000 != 0x7f80_0000)
 }

@@ -10,7 +10,7 @@ use llm_local_core::{FloatType, TensorData};
 
 use super::{
     kernel::{Touched, all_finite, merge},
-    stored::fill,
+    stored::{all, fill},
 };
 use crate::lora::{
     floats::narrow_bf16,
@@ -70,7 +70,7 @@ impl Narrow for ToF16 {
 
     fn write(&self, values: &[f32], out: &mut [u16]) -> bool {
         out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
-        out.iter().fold(true, |finite, bits| finite & (bits & 0x7c00 != 0x7c00))
+        all(out, |bits| bits & 0x7c00 != 0x7c00)
     }
 }
 
@@ -81,7 +81,7 @@ impl Narrow for ToBf16 {
 
     fn write(&self, values: &[f32], out: &mut [u16]) -> bool {
         fill(out, values.iter().map(|v| narrow_bf16(*v)));
-        out.iter().fold(true, |finite, bits| finite & (bits & 0x7f80 != 0x7f80))
+        all(out, |bits| bits & 0x7f80 != 0x7f80)
     }
 }
 

@@ -5,6 +5,7 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
 use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry, TensorSource};
+use pulp::Arch;
 
 use crate::lora::{
     floats::widen_bf16,
@@ -145,8 +146,17 @@ impl<'a> Stored<'a> {
     }
 }
 
+/// Writes as many values as there are of both.
 pub(super) fn fill<T>(out: &mut [T], values: impl Iterator<Item = T>) {
-    for (out, value) in out.iter_mut().zip(values) {
-        *out = value;
-    }
+    // The loop with the widest vectors that the processor has, as the products have them: the crate is built for old ones.
+    Arch::new().dispatch(|| {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = value;
+        }
+    });
+}
+
+/// Whether all of `values` are; without a branch, so that it is vectorized.
+pub(super) fn all<T: Copy>(values: &[T], is: impl Fn(T) -> bool) -> bool {
+    Arch::new().dispatch(|| values.iter().fold(true, |all, value| all & is(*value)))
 }
