@@ -27,6 +27,7 @@ pub use llm_local_core::{
     ContextLength, DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
     InferenceBackend, Input, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler,
     Registry, Result, Role, Sampling, SpecLock, Usage, UsedAdapter,
+    lora::{BareFormat, Combination},
 };
 pub use llm_local_source_common::{
     network::NetworkConfig,

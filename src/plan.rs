@@ -4,8 +4,7 @@ use std::fmt;
 
 use llm_local_core::{
     ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, MemoryEstimate, ModelSpec, Resolution, UsedAdapter,
-    lora::Combination,
-    registry::PassedOver,
+    lora::Combination, registry::PassedOver,
 };
 use llm_local_source_common::{store::HoldKind, transfer::Files};
 

@@ -15,7 +15,6 @@ use common::{engine, fixture, fixture_ref, tiny};
 use futures_util::FutureExt;
 use llm_local::{
     AdapterPolicy, ArtifactRef, ComputeDtype, Error, Exported, LogitsRequest, ModelSpec, ProgressEvent, Result,
-    lora::Combination,
 };
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};

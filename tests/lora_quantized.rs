@@ -135,7 +135,6 @@ fn what_can_only_be_merged_is_merged_dequantized_by_default() {
     let again = base.clone().with_adapter_policy(AdapterPolicy::MergeRequantized { max_error: 0.05 });
     let again = block_on(engine().load(&again)).unwrap();
     let lost = again.requantized_error().unwrap();
-    println!("{lost} lost");
     assert!(lost > 0.0, "{lost}");
     let found = block_on(again.logits(LogitsRequest::new(vec![3, 99, 250]))).unwrap();
     assert_eq!(found[vocabulary..], [0.0; 2]);

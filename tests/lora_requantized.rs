@@ -86,7 +86,6 @@ fn eight_bits_lose_little_and_answer_as_the_unmerged_model_does() {
     for case in reference("tiny-llama-q8_0.dequantized__tiny-llama-lora-peft").cases {
         let ask = |model: &Model| block_on(model.logits(LogitsRequest::new(case.prompt_ids.clone()))).unwrap();
         let difference = max_difference(&ask(&model), &ask(&unmerged));
-        println!("difference {difference}, margin {}", case.min_margin);
         assert!(difference < 0.1, "{difference}");
         if case.min_margin > 2.0 * difference {
             let request = GenerateRequest::new(case.prompt_ids.clone()).with_max_tokens(case.greedy_ids.len());
@@ -107,9 +106,7 @@ fn four_bits_are_refused_by_a_limit_that_eight_bits_keep() {
         let policy = AdapterPolicy::MergeRequantized { max_error: 0.1 };
         base(kind).with_weighted_adapter(fixture_ref(ADAPTER), 0.1).with_adapter_policy(policy)
     };
-    println!("weak: {} lost", lost(&weak("q8_0")));
     let error = load(&weak("q4_0")).unwrap_err();
-    println!("{error}");
     refused(&error, &["tiny-llama-lora-peft", "quantized again, it loses 0.", "8 probe prompts", "at most 0.1"]);
     refused(&error, &["`keep-unmerged`", "`merge-dequantized`", "`max_error`"]);
 }
@@ -120,12 +117,10 @@ fn what_is_measured_is_what_the_definition_says() {
     for kind in ["q8_0", "q4_0"] {
         let found = lost(&requantized(kind, 10.0).with_probe_prompts(PROMPTS));
         let expected = measured(kind, AdapterPolicy::KeepUnmerged, &PROMPTS);
-        println!("{kind}: {found} lost");
         assert!((found - expected).abs() < 1e-9, "{kind}: {found}, by the definition {expected}");
         // On other prompts it is another number: the library's own, and one of these.
         for other in [requantized(kind, 10.0), requantized(kind, 10.0).with_probe_prompts([PROMPTS[0]])] {
             let other = lost(&other);
-            println!("{kind}: {other} lost on other prompts");
             assert!((found - other).abs() > 1e-6, "{kind}: {found} and {other}");
         }
     }
@@ -148,7 +143,6 @@ fn several_adapters_are_measured_as_the_one_change_that_they_are() {
     let losses = [Combination::Sum, Combination::Cat].map(|combination| {
         let spec = two.clone().with_combination(combination);
         let lost = lost(&spec);
-        println!("{combination}: {lost} lost");
         let strict = spec.with_adapter_policy(AdapterPolicy::MergeRequantized { max_error: 1e-4 });
         refused(&load(&strict).unwrap_err(), &["tiny-llama-lora-peft", "tiny-llama-lora-rslora", "at most 0.0001"]);
         lost
@@ -209,7 +203,6 @@ fn one_model_at_a_time_is_loaded_and_a_backend_that_runs_no_adapters_is_measured
         let model = block_on(engine.load(&spec)).unwrap();
         let found = model.requantized_error().unwrap();
         let expected = measured("q4_0", against, &PROMPTS);
-        println!("{found} lost, measured against {against}");
         assert!((found - expected).abs() < 1e-9, "{against}: {found}, by the definition {expected}");
         assert_eq!((watched.loads(), watched.live(), watched.most()), (loads, 1, 1));
         block_on(engine.unload(&spec)).unwrap();
