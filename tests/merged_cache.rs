@@ -50,11 +50,10 @@ fn kept(store: &Store) -> Vec<(String, u64)> {
     merged.map(|artifact| (artifact.reference.locator().to_owned(), artifact.bytes)).collect()
 }
 
-/// Overwrites the data of every tensor of the base, in place, as nothing that looks at size and time would see.
-fn spoil(base: &Path) {
-    let path = base.join("model.safetensors");
-    let modified = fs::metadata(&path).unwrap().modified().unwrap();
-    let mut bytes = fs::read(&path).unwrap();
+/// Zeroes the data of the projections in the file at `path`, which keeps its size and the time of its writing.
+fn spoil(path: &Path) {
+    let modified = fs::metadata(path).unwrap().modified().unwrap();
+    let mut bytes = fs::read(path).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let spans: Vec<_> = tensors
@@ -70,13 +69,13 @@ fn spoil(base: &Path) {
     assert_eq!(spans.len(), 28);
     spans.into_iter().for_each(|span| bytes[span].fill(0));
     // Another file under the same name: the old one may be mapped.
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, bytes).unwrap();
-    fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
 }
 
 #[test]
-fn a_second_load_reads_what_was_kept_and_none_of_the_base_s_changed_tensors() {
+fn a_second_load_reads_what_was_kept() {
     let (cache, base) = (tempfile::tempdir().unwrap(), base());
     let spec = spec(base.path(), "peft");
     let plain = Engine::builder().cache_dir(cache.path()).build().unwrap();
@@ -93,11 +92,46 @@ fn a_second_load_reads_what_was_kept_and_none_of_the_base_s_changed_tensors() {
     assert!((values * 4..values * 4 + 20_000).contains(&results[0].1), "{results:?}");
     drop(first);
 
-    spoil(base.path());
     assert_eq!(logits(&engine(cache.path()), &spec), expected);
-    // To be sure that the base is spoilt.
+    // It was not merged again: who changes what is kept changes the model.
+    let store = Store::new(cache.path());
+    spoil(&store.list().unwrap().artifacts[0].files[0].1);
+    let spoilt = logits(&engine(cache.path()), &spec);
+    assert_ne!(spoilt, expected);
+    assert_eq!(kept(&store).len(), 1);
+    // As if the base's projections were zero, and nothing added to them.
+    spoil(&base.path().join("model.safetensors"));
+    assert_eq!(spoilt, logits(&plain, &ModelSpec::new(spec.base.clone()).with_dtype(ComputeDtype::F32)));
+}
+
+#[cfg(unix)]
+#[test]
+fn another_base_of_the_same_size_and_time_makes_another_result() {
+    let (cache, base) = (tempfile::tempdir().unwrap(), base());
+    let spec = spec(base.path(), "peft");
+    let before = logits(&engine(cache.path()), &spec);
+    spoil(&base.path().join("model.safetensors"));
     let plain = Engine::builder().cache_dir(cache.path()).build().unwrap();
-    assert_ne!(logits(&plain, &spec), expected);
+    let after = logits(&plain, &spec);
+    assert_ne!(after, before);
+    let engine = engine(cache.path());
+    assert_eq!(logits(&engine, &spec), after);
+    assert_eq!(kept(engine.store()).len(), 2);
+}
+
+#[test]
+fn a_spec_with_a_lock_uses_what_was_made_of_files_that_were_held_to_it() {
+    let (cache, base) = (tempfile::tempdir().unwrap(), base());
+    let spec = spec(base.path(), "peft");
+    let expected = logits(&engine(cache.path()), &spec);
+    let engine = engine(cache.path());
+    let locked = spec.clone().with_lock(block_on(engine.lock(&spec)).unwrap());
+    let store = engine.store().clone();
+    spoil(&store.list().unwrap().artifacts[0].files[0].1);
+    assert_eq!(logits(&engine, &locked), expected);
+    assert_eq!(kept(&store).len(), 2);
+    assert_eq!(logits(&self::engine(cache.path()), &locked), expected);
+    assert_eq!(kept(&store).len(), 2);
 }
 
 #[test]

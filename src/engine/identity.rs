@@ -3,7 +3,6 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
-    time::SystemTime,
 };
 
 use futures_util::{
@@ -15,6 +14,7 @@ use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
 use sha2::{Digest as _, Sha256};
 
+use super::seen::{Seen, Stamp};
 use crate::{
     blocking::{Wanted, blocking_while_wanted},
     content,
@@ -31,6 +31,7 @@ pub struct ModelDigest {
     /// `revision:` and that of its ref and revision.
     pub base: String,
     /// Of the adapters that the model has, as [`llm_local_core::AdapterSet::digest`]: digest and weight of each in order; empty for the base alone.
+    /// Where tensors were quantized again with them merged in, `+requantized` follows: such weights are others.
     pub adapters: String,
 }
 
@@ -55,25 +56,26 @@ struct IdentityFile {
     /// As [`ModelDigest::base`] has it.
     name: String,
     path: PathBuf,
-    size: u64,
-    /// When it was loaded: content read later must be what was loaded.
-    modified: Option<SystemTime>,
+    /// What was there before it was loaded: content read later must be what was loaded.
+    seen: Seen,
+    stamp: Option<Stamp>,
     /// What its source says.
     digest: Option<Digest>,
 }
 
 impl Identity {
-    /// The identity of the base `manifest`, whose files are at `files`.
+    /// The identity of the base `manifest`, whose files are at `files`. It is of what is there now: to be made before they are
+    /// opened, and [checked](Identity::check_unchanged) then.
     pub(super) fn new(model: String, manifest: &Manifest, files: &Files) -> Result<Self> {
         let mut listed = Vec::new();
         // Not those of the manifest, of which some may be archives: what came out of them is the model.
         for (name, path) in files {
-            let meta = fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?;
+            let (seen, stamp) = Seen::with_stamp(path)?;
             listed.push(IdentityFile {
                 name: name.clone(),
                 path: path.clone(),
-                size: meta.len(),
-                modified: meta.modified().ok(),
+                seen,
+                stamp,
                 digest: manifest.file(name).and_then(|file| file.digest),
             });
         }
@@ -100,23 +102,33 @@ impl Identity {
         self.reading().await
     }
 
-    /// Of each file a line that tells its content from another without reading it: name, size, and the digest that its
-    /// source says; of one without such its path and when it was written now. `None` for a base without files, and where
-    /// the system does not keep times.
+    /// Of each file a line that tells its content from another without reading it: name, size, the digest that its source
+    /// says or else its path, and its stamp. The stamp is there beside a digest too, which a file may have no longer: a load
+    /// without a lock does not compare it. `None` for a base without files, and where the system does not keep times.
+    pub(super) fn known(&self) -> Option<Vec<String>> {
+        let lines = self.files.iter().map(|file| file.known(file.seen.size, file.stamp.as_ref()));
+        lines.collect::<Option<Vec<_>>>().filter(|lines| !lines.is_empty())
+    }
+
+    /// As [`Identity::known`], of what is there now.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(super) fn known(&self) -> Result<Option<Vec<String>>> {
-        let line = |file: &IdentityFile| -> Result<Option<String>> {
-            let IdentityFile { name, path, size, .. } = file;
-            if let Some(digest) = &file.digest {
-                return Ok(Some(format!("{name} {size} {digest}")));
-            }
-            let since = modified(path)?.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-            Ok(since.map(|since| format!("{name} {size} {} {}", path.display(), since.as_nanos())))
+    pub(super) fn known_now(&self) -> Result<Option<Vec<String>>> {
+        let line = |file: &IdentityFile| {
+            let (seen, stamp) = Seen::with_stamp(&file.path)?;
+            Ok(file.known(seen.size, stamp.as_ref()))
         };
         let lines = self.files.iter().map(line).collect::<Result<Option<Vec<_>>>>()?;
         Ok(lines.filter(|lines| !lines.is_empty()))
+    }
+
+    /// Checks that all files are those that were there when this was made.
+    ///
+    /// # Errors
+    /// [`Error::LoadFailed`] that names the file; [`Error::Io`].
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged(&self.model))
     }
 
     /// Opens the base again, as it was opened for the load. Headers are read, weights are not.
@@ -126,7 +138,7 @@ impl Identity {
     pub(super) fn open_again(&self) -> Result<Checkpoint> {
         let opened = Checkpoint::open(&self.model, &self.paths)?;
         // Behind the opening: what is mapped is what is looked at, or older.
-        self.files.iter().try_for_each(|file| file.check_unchanged(&self.model))?;
+        self.check_unchanged()?;
         Ok(opened)
     }
 
@@ -152,7 +164,7 @@ impl Identity {
                     Some(digest @ Digest::Sha256(_)) => digest,
                     _ => file.hash(&model, wanted)?,
                 };
-                all.update(format!("{}\0{}\0{digest}\n", file.name, file.size));
+                all.update(format!("{}\0{}\0{digest}\n", file.name, file.seen.size));
             }
             Ok(format!("sha256:{}", hex(all.finalize())))
         });
@@ -161,9 +173,17 @@ impl Identity {
 }
 
 impl IdentityFile {
+    fn known(&self, size: u64, stamp: Option<&Stamp>) -> Option<String> {
+        let (name, stamp) = (&self.name, stamp?);
+        Some(match &self.digest {
+            Some(digest) => format!("{name} {size} {digest} {stamp}"),
+            None => format!("{name} {size} {} {stamp}", self.path.display()),
+        })
+    }
+
     fn hash(&self, model: &str, wanted: &Wanted) -> Result<Digest> {
         let (size, digest) = content::hash(&self.path, wanted)?;
-        if size != self.size {
+        if size != self.seen.size {
             return Err(self.changed(model));
         }
         self.check_unchanged(model)?;
@@ -171,13 +191,12 @@ impl IdentityFile {
     }
 
     fn check_unchanged(&self, model: &str) -> Result<()> {
-        let meta = fs_err::metadata(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
-        if meta.len() == self.size && meta.modified().ok() == self.modified { Ok(()) } else { Err(self.changed(model)) }
+        if Seen::now(&self.path)? == self.seen { Ok(()) } else { Err(self.changed(model)) }
     }
 
     fn changed(&self, model: &str) -> Error {
         let reason = format!(
-            "{} has changed since the model was loaded, so what was loaded can no longer be told; unload it and load it again",
+            "{} has changed since the model was loaded, or while it was, so what was loaded can no longer be told; unload it and load it again",
             self.path.display()
         );
         Error::load(model, reason)
@@ -187,12 +206,6 @@ impl IdentityFile {
 /// Whether a file that its source calls `name` has weights.
 fn is_weights(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf") || e.eq_ignore_ascii_case("safetensors"))
-}
-
-/// When the file at `path` was written; `None` on a system that does not keep that.
-fn modified(path: &Path) -> Result<Option<SystemTime>> {
-    let meta = fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?;
-    Ok(meta.modified().ok())
 }
 
 /// Bytes as text.
@@ -281,14 +294,10 @@ mod tests {
     #[test]
     fn a_reading_that_failed_is_tried_again() {
         let (keep, identity) = folder(b"abc", false);
-        let weights = keep.path().join("weights");
-        let modified = modified(&weights).unwrap();
-        std::fs::remove_file(&weights).unwrap();
+        let (weights, aside) = (keep.path().join("weights"), keep.path().join("aside"));
+        std::fs::rename(&weights, &aside).unwrap();
         assert_eq!(block_on(identity.base()).unwrap_err().code(), "io");
-        std::fs::write(&weights, b"abc").unwrap();
-        if let Some(modified) = modified {
-            std::fs::File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
-        }
+        std::fs::rename(&aside, &weights).unwrap();
         assert_eq!(block_on(identity.base()).unwrap(), EXPECTED);
     }
 
@@ -307,6 +316,58 @@ mod tests {
         std::fs::write(keep.path().join("weights"), b"abcd").unwrap();
         let error = block_on(identity.base()).unwrap_err().to_string();
         assert!(error.contains("weights has changed since"), "{error}");
+    }
+
+    /// Puts other bytes in the place of the file at `path`, of the same size and time, as a copy that keeps times does.
+    fn replace(path: &Path, bytes: &[u8]) {
+        let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+        let new = path.with_extension("new");
+        std::fs::write(&new, bytes).unwrap();
+        std::fs::File::options().write(true).open(&new).unwrap().set_modified(modified).unwrap();
+        std::fs::rename(&new, path).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn another_file_of_the_same_size_and_time_is_known_for_another_whether_or_not_its_source_says_a_digest() {
+        for has_digest in [false, true] {
+            let (keep, identity) = folder(b"abc", has_digest);
+            let known = identity.known();
+            assert_eq!(known.as_ref().map(Vec::len), Some(2));
+            assert_eq!(identity.known_now().unwrap(), known);
+            identity.check_unchanged().unwrap();
+            replace(&keep.path().join("weights"), b"abd");
+            assert_ne!(identity.known_now().unwrap(), known);
+            assert_eq!(identity.known(), known, "it is of what was there");
+            let error = identity.check_unchanged().unwrap_err().to_string();
+            assert!(error.contains("weights has changed"), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn bytes_written_in_place_under_the_old_time_are_known_for_others() {
+        let (keep, identity) = folder(b"abc", true);
+        let path = keep.path().join("weights");
+        let at_once = std::fs::metadata(&path).unwrap();
+        // The clock of a file system is coarse.
+        while changed_at(&path) == changed_of(&at_once) {
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut &file, b"abd").unwrap();
+            file.set_modified(at_once.modified().unwrap()).unwrap();
+        }
+        assert_ne!(identity.known_now().unwrap(), identity.known());
+    }
+
+    #[cfg(unix)]
+    fn changed_at(path: &Path) -> (i64, i64) {
+        changed_of(&std::fs::metadata(path).unwrap())
+    }
+
+    #[cfg(unix)]
+    fn changed_of(meta: &std::fs::Metadata) -> (i64, i64) {
+        use std::os::unix::fs::MetadataExt as _;
+        (meta.ctime(), meta.ctime_nsec())
     }
 
     #[test]

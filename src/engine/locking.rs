@@ -1,17 +1,13 @@
 //! Specs locked to bytes.
 
-use std::{
-    fs::Metadata,
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
+use std::path::{Path, PathBuf};
 
 use llm_local_core::{
     ArtifactRef, Digest, Error, FetchContext, LockedArtifact, Manifest, ModelSpec, Result, SpecLock, Want,
 };
 use llm_local_source_common::transfer::{Files, Job};
 
-use super::{Engine, Inner, Pin};
+use super::{Engine, Inner, Pin, seen::Seen};
 use crate::{
     blocking::{Wanted, blocking, blocking_while_wanted},
     content,
@@ -98,15 +94,6 @@ struct Proof {
     adapter: Option<ArtifactRef>,
 }
 
-/// What tells that a file at a path is still the one that was there.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    size: u64,
-    modified: Option<SystemTime>,
-    /// Device and inode, where there are such.
-    id: Option<(u64, u64)>,
-}
-
 impl Proven {
     fn of(manifest: &Manifest, files: &Files, wanted: &Wanted) -> Result<Self> {
         let mut proven = Self::default();
@@ -164,24 +151,6 @@ impl Proof {
             found: "another, or one that was written meanwhile; load it again".into(),
         })
     }
-}
-
-impl Seen {
-    fn now(path: &Path) -> Result<Self> {
-        let meta = fs_err::metadata(path).map_err(|e| Error::io("read", path, e))?;
-        Ok(Self { size: meta.len(), modified: meta.modified().ok(), id: id(&meta) })
-    }
-}
-
-#[cfg(unix)]
-fn id(meta: &Metadata) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    Some((meta.dev(), meta.ino()))
-}
-
-#[cfg(not(unix))]
-fn id(_: &Metadata) -> Option<(u64, u64)> {
-    None
 }
 
 /// The digest in the name of a content of the store: what comes out of an archive is kept under its own.

@@ -9,7 +9,7 @@
 //!
 //! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source, which is asked once of
 //! refs that move together (`asked`). [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
-//! spec, and `identity` tells loaded models apart by their content. `sets` has the adapters of a loaded model that are not in
+//! spec, and `identity` tells loaded models apart by their content, and `seen` files that are replaced. `sets` has the adapters of a loaded model that are not in
 //! its weights: they can be replaced.
 
 mod asked;
@@ -31,6 +31,7 @@ mod probe;
 mod resolve;
 mod room;
 mod route;
+mod seen;
 mod sets;
 mod slots;
 mod together;

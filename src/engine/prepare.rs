@@ -77,20 +77,25 @@ impl Inner {
         let files = self.present(&jobs, cx).await?;
         // Before any of them is opened: what is opened then is what was held to the lock, or newer, which is seen.
         let proven = self.check_locked(spec, &jobs, &files).await?;
+        let identity = |files: &Files| Identity::new(spec.id(), &pinned.base.manifest, files);
+        // Before the base is opened, and compared then: what was opened is what this is of.
+        let mut base = files[0].as_ref().map(identity).transpose()?;
         let mut judged = self.judge(spec, &pinned, &files, cx).await?;
         let fetched = self.fetch_allowed(&jobs, cx).await?;
-        let base_files = fetched[0].clone();
         let came = files.iter().zip(&fetched).map(|(before, now)| before.is_none().then(|| now.clone()));
         let proven = proven.and(self.check_locked(spec, &jobs, &came.collect::<Vec<_>>()).await?);
         if files.iter().any(Option::is_none) {
             let files: Vec<_> = fetched.into_iter().map(Some).collect();
+            base = files[0].as_ref().map(identity).transpose()?;
             judged = self.judge(spec, &pinned, &files, cx).await?;
         }
-        let Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, route } = judged else {
+        let (Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, route }, Some(identity)) =
+            (judged, base)
+        else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
         };
         let (adapters, allow) = adapters.into_model(&weights.info).await?;
-        let identity = Identity::new(spec.id(), &pinned.base.manifest, &base_files)?;
+        identity.check_unchanged()?;
         for pin in pinned.pins() {
             self.note_selected(pin).await;
         }

@@ -86,7 +86,7 @@ impl Keeping {
             Self::Kept(hold) => return Some(hold),
             Self::Writing(writing, quota) => (writing, quota),
         };
-        let (name, known) = (writing.name().to_owned(), base.known());
+        let (name, known) = (writing.name().to_owned(), base.known_now());
         let kept = blocking("merged", move || writing.finish(known?, quota)).await;
         kept.unwrap_or_else(|error| {
             not_kept(&name, &error);
