@@ -186,11 +186,11 @@ impl ModelSpec {
         self
     }
 
-    /// Checks what serde cannot: weights are finite and not zero, limits and shares are in their ranges, the context, names
-    /// and probe prompts are not empty.
+    /// Checks what serde cannot: weights and scales are finite and not zero, limits and shares are in their ranges, and
+    /// the context, the probe prompts, `id`, `backend` and `device` are not empty.
     ///
     /// # Errors
-    /// [`Error::InvalidSpec`] that names the field; for a weight within [`Error::AdapterMergeFailed`] that names the adapter.
+    /// [`Error::InvalidSpec`] that names the field; for a weight or a scale within [`Error::AdapterMergeFailed`] that names the adapter.
     pub fn validate(&self) -> Result<()> {
         self.adapters.iter().try_for_each(AdapterSpec::validate)?;
         self.combination.validate()?;
@@ -201,8 +201,14 @@ impl ModelSpec {
         if self.context_length == ContextLength::Tokens(0) {
             return Err(Error::invalid_spec("context_length", "it is 0; expected at least 1, or `auto`"));
         }
-        if self.id.as_deref() == Some("") {
-            return Err(Error::invalid_spec("id", "it is empty; leave it out for the default"));
+        let backend = match &self.backend {
+            BackendPreference::Named(name) => Some(name),
+            BackendPreference::Auto => None,
+        };
+        for (field, text) in [("id", self.id.as_ref()), ("backend", backend), ("device", self.device.as_ref())] {
+            if text.is_some_and(String::is_empty) {
+                return Err(Error::invalid_spec(field, "it is empty; leave it out for the default"));
+            }
         }
         Ok(())
     }
@@ -260,12 +266,15 @@ impl AdapterSpec {
     }
 
     fn validate(&self) -> Result<()> {
-        if self.weight.is_finite() && self.weight != 0.0 {
-            return Ok(());
+        let scale = self.scale.map(|scale| ("adapters.scale", scale));
+        for (field, factor) in [("adapters.weight", f64::from(self.weight))].into_iter().chain(scale) {
+            if !factor.is_finite() || factor == 0.0 {
+                let reason =
+                    format!("it is {factor}; expected a finite number other than 0 (leave the adapter out instead)");
+                return Err(Error::invalid_spec(field, reason).into_adapter(&self.reference));
+            }
         }
-        let reason =
-            format!("it is {}; expected a finite number other than 0 (leave the adapter out instead)", self.weight);
-        Err(Error::invalid_spec("adapters.weight", reason).into_adapter(&self.reference))
+        Ok(())
     }
 }
 
@@ -527,8 +536,19 @@ mod tests {
             let error = base().with_weighted_adapter(x.clone(), weight).validate().unwrap_err();
             assert_adapter_error(&error, &["adapter file:x", "adapters.weight", &format!("it is {weight};")]);
         }
-        for spec in [base().with_context_length(ContextLength::Tokens(0)), base().with_id("")] {
-            assert_eq!(spec.validate().unwrap_err().code(), "invalid_spec");
+        for scale in [0.0, f64::NAN, f64::NEG_INFINITY] {
+            let error = base().with_adapter_spec(AdapterSpec::new(x.clone()).with_scale(scale)).validate().unwrap_err();
+            assert_adapter_error(&error, &["adapter file:x", "adapters.scale", &format!("it is {scale};")]);
+        }
+        for (spec, field) in [
+            (base().with_context_length(ContextLength::Tokens(0)), "context_length"),
+            (base().with_id(""), "id"),
+            (base().with_device(""), "device"),
+            (base().with_backend(BackendPreference::Named(String::new())), "backend"),
+        ] {
+            let error = spec.validate().unwrap_err();
+            assert_eq!(error.code(), "invalid_spec");
+            assert!(error.to_string().starts_with(&format!("invalid {field}: ")), "{error}");
         }
         full().validate().unwrap();
     }

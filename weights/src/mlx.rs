@@ -63,6 +63,12 @@ fn wrong(shown: &str, module: &str, why: &str) -> Error {
     )
 }
 
+/// A shape in messages, as in (3, 16).
+fn shape_text(shape: &[usize]) -> String {
+    let lengths: Vec<_> = shape.iter().map(usize::to_string).collect();
+    format!("({})", lengths.join(", "))
+}
+
 /// The shape of a weight that is packed with these parts. The error continues a sentence that starts with the module's name.
 fn logical(
     encoding: Encoding,
@@ -78,21 +84,24 @@ fn logical(
         || (&scales.shape, scales.encoding) != (&biases.shape, biases.encoding)
     {
         return Err(format!(
-            "has `scales` of the shape {:?} in {} and `biases` of {:?} in {}; expected floats of one shape and type",
-            scales.shape, scales.encoding, biases.shape, biases.encoding
+            "has `scales` of the shape {} in {} and `biases` of {} in {}; expected floats of one shape and type",
+            shape_text(&scales.shape),
+            scales.encoding,
+            shape_text(&biases.shape),
+            biases.encoding
         ));
     }
     let ([rows @ .., packed], [groups_rows @ .., groups]) = (&weight.shape[..], &scales.shape[..]) else {
-        return Err(format!("has a `weight` of the shape {:?}; expected a matrix", weight.shape));
+        return Err(format!("has a `weight` of the shape {}; expected a matrix", shape_text(&weight.shape)));
     };
     let columns = groups.checked_mul(group_size as usize);
     let is_whole = |columns: &usize| columns.checked_mul(bits.into()) == packed.checked_mul(32);
     match columns.filter(is_whole).filter(|_| !rows.is_empty() && rows == groups_rows) {
         Some(columns) => Ok([rows, &[columns]].concat()),
         None => Err(format!(
-            "has a `weight` of the shape {:?} and `scales` of {:?}, which do not go together in {encoding}, as config.json \
-             says",
-            weight.shape, scales.shape
+            "has a `weight` of the shape {} and `scales` of {}, which do not go together in {encoding}, as config.json says",
+            shape_text(&weight.shape),
+            shape_text(&scales.shape)
         )),
     }
 }

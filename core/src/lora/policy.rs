@@ -23,9 +23,14 @@ pub enum AdapterPolicy {
     MergeDequantized,
     /// Merged, and what was quantized is quantized again, as it was. That can erase an adapter, so it is measured at every
     /// load, and refused above a limit.
+    ///
+    /// Where the backend can run the adapters unmerged, two models are loaded for that, one after the other: that with the
+    /// adapters beside the weights, and the merged one. Where it cannot, there are three, and what is lost is measured
+    /// against a merge into f16 instead ([`AdapterPolicy::MergeDequantized`]), which must fit the memory that is available.
+    /// A head that leaves a packed embedding (MLX) to which it was tied becomes f16, and is not quantized again.
     MergeRequantized {
         /// The largest part of the adapters' effect that may be lost: on probe prompts, the Euclidean distance of the logits
-        /// after requantizing from those with the adapters unmerged, over the distance of the latter from those of the
+        /// after requantizing from those with the adapters unmerged (or merged into f16, as above), over the distance of the latter from those of the
         /// base alone. At 1 as much is lost as the adapters do.
         max_error: f32,
     },

@@ -105,9 +105,9 @@ fn a_config_that_says_nothing_of_it_leaves_tensors_as_they_are() {
 fn tensors_that_do_not_go_together_are_named() {
     type Change = fn(&mut Vec<TensorEntry>);
     let table: [(Value, Change, &[&str]); 10] = [
-        (sizes(8, 64), |_| (), &["`a`", "[3, 16]", "[3, 2]", "8 bits, group 64"]),
+        (sizes(8, 64), |_| (), &["`a`", "(3, 16)", "(3, 2)", "8 bits, group 64"]),
         (sizes(4, 32), |_| (), &["`a`", "4 bits, group 32"]),
-        (sizes(4, 64), |e| e[1].shape[0] = 4, &["`a`", "`scales` of the shape [4, 2]", "[3, 2]"]),
+        (sizes(4, 64), |e| e[1].shape[0] = 4, &["`a`", "`scales` of the shape (4, 2)", "(3, 2)"]),
         (
             sizes(4, 64),
             |e| e[2].encoding = Encoding::Float(FloatType::F32),
