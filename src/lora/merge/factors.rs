@@ -50,6 +50,28 @@ pub(super) fn overlays<'a>(change: &Change, adapters: &'a Adapters) -> [Vec<Over
     all
 }
 
+/// Whether anything is placed in each row of the tensor, by what replaces values or by pairs and their biases. The matrix of
+/// a transposed pair has all of its rows changed.
+pub(super) fn changed_rows(change: &Change, overlays: &[Vec<Overlay<'_>>; 2]) -> Vec<bool> {
+    let (count, rows, _) = matrices(&change.shape);
+    let mut changed: Vec<_> =
+        (0..count * rows).map(|row| overlays.iter().flatten().any(|o| o.source_of(row).is_some())).collect();
+    for Term { kind, rows: placement, .. } in &change.terms {
+        let together = match kind {
+            TermKind::Pair { transposed: true, .. } => rows,
+            TermKind::Pair { .. } | TermKind::PairBias { .. } => 1,
+            _ => continue,
+        };
+        for (index, changed) in changed.chunks_mut(together.max(1)).enumerate() {
+            let first = index * together;
+            if (first..first + changed.len()).any(|row| placement.source_of(row).is_some()) {
+                changed.fill(true);
+            }
+        }
+    }
+    changed
+}
+
 /// What is added to each matrix of the tensor.
 pub(super) fn sums(change: &Change, adapters: &Adapters) -> Vec<Sum> {
     let (count, rows, columns) = matrices(&change.shape);

@@ -18,7 +18,7 @@ const COLUMNS: usize = 768;
 
 /// Columns of the tiles that cut `columns` into even parts, so that none is too narrow to pay for its calls; whole units of
 /// `unit` elements, as `columns` are.
-pub(super) fn tile_columns(columns: usize, unit: usize) -> usize {
+fn tile_columns(columns: usize, unit: usize) -> usize {
     columns.div_ceil(columns.div_ceil(COLUMNS)).next_multiple_of(unit.max(16)).min(columns)
 }
 
@@ -62,6 +62,21 @@ pub(super) struct Touched<'a> {
     /// Tensors that replace it, then rows that replace some of it.
     pub(super) overlays: [Vec<Overlay<'a>>; 2],
     pub(super) sums: Vec<Sum>,
+    /// Whether an adapter places anything in each row, of all matrices.
+    pub(super) changed: Vec<bool>,
+}
+
+impl<'a> Touched<'a> {
+    /// The base's values, if those of this row stay as they are.
+    fn kept(&self, row: usize) -> Option<Stored<'a>> {
+        self.stored.filter(|_| row < self.base_rows && !self.changed[row])
+    }
+
+    /// Columns of the tiles of what becomes whole units of `unit` elements. They do not cut the base's blocks either, which
+    /// would be dequantized once for each tile that has some of them.
+    pub(super) fn tile_columns(&self, unit: usize) -> usize {
+        tile_columns(self.columns, self.stored.map_or(1, Stored::unit).max(unit))
+    }
 }
 
 /// Buffers of one thread.
@@ -136,9 +151,9 @@ pub(super) fn merge<O: Output>(touched: &Touched<'_>, output: &O) -> Result<Vec<
         let first = index * rows;
         match touched.stored {
             Some(stored) if sum.doras.is_empty() && !is_overlaid => {
-                one(&Plain { stored, first, columns, delta: &sum.plain }, columns, out, output)
+                one(&Plain { stored, first, columns, delta: &sum.plain }, touched, first, out, output)
             }
-            _ => one(&Mixed::new(touched, sum, first), columns, out, output),
+            _ => one(&Mixed::new(touched, sum, first), touched, first, out, output),
         }
         .map_err(|row| {
             let expert = if touched.sums.len() > 1 { format!(" of expert {index}") } else { String::new() };
@@ -158,24 +173,44 @@ fn items_of(output: &impl Output, elements: usize) -> usize {
     elements / unit * items
 }
 
-/// Writes one matrix; the error is a row that is not finite.
+/// Writes one matrix of `touched`, whose first row there is `start`; the error is a row that is not finite. Rows that no
+/// adapter places anything in stay what they are: quantizing them again might change them.
 ///
 /// Tasks take blocks of rows of fixed size, so the result does not depend on the number of threads.
-fn one<O: Output, M: Tiles>(matrix: &M, columns: usize, out: &mut [O::Item], output: &O) -> Result<(), usize> {
-    let (width, items) = (tile_columns(columns, output.unit().0), items_of(output, columns));
+fn one<O: Output, M: Tiles>(
+    matrix: &M,
+    touched: &Touched<'_>,
+    start: usize,
+    out: &mut [O::Item],
+    output: &O,
+) -> Result<(), usize> {
+    let columns = touched.columns;
+    let (width, items) = (touched.tile_columns(output.unit().0), items_of(output, columns));
     out.par_chunks_mut(ROWS * items).enumerate().try_for_each_init(Scratch::default, |scratch, (block, out)| {
         let first = block * ROWS;
         let rows = out.len() / items;
         scratch.values.resize(ROWS * width, 0.0);
-        let block = matrix.block(first, rows, &mut scratch.spare);
+        let is_changed = (start + first..start + first + rows).any(|row| touched.kept(row).is_none());
+        let block = is_changed.then(|| matrix.block(first, rows, &mut scratch.spare));
         for left in (0..columns).step_by(width) {
             let tile = Tile { rows, columns: width.min(columns - left) };
             let values = &mut scratch.values[..rows * tile.columns];
-            matrix.write(&block, Place { first, left, tile }, values, &mut scratch.spare);
-            for (row, values) in values.chunks(tile.columns).enumerate() {
+            if let Some(block) = &block {
+                matrix.write(block, Place { first, left, tile }, values, &mut scratch.spare);
+            }
+            for (row, values) in values.chunks_mut(tile.columns).enumerate() {
                 let from = row * items + items_of(output, left);
-                let finite = all_finite(values);
-                if !finite || !output.write(values, &mut out[from..from + items_of(output, tile.columns)]) {
+                let out = &mut out[from..from + items_of(output, tile.columns)];
+                let of_all = start + first + row;
+                let is_written = match touched.kept(of_all) {
+                    Some(stored) => {
+                        let from = of_all * columns + left;
+                        stored.widen(from, values);
+                        all_finite(values) && output.keep(stored, from, values, out)
+                    }
+                    None => all_finite(values) && output.write(values, out),
+                };
+                if !is_written {
                     return Err(first + row);
                 }
             }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Delta, Dora, Place, ROWS, Sum, Tiles, Touched, tile_columns},
+    kernel::{Delta, Dora, Place, ROWS, Sum, Tiles, Touched},
     overlay::{Strip, apply},
     product::Tile,
 };
@@ -53,7 +53,7 @@ impl<'a> Mixed<'a> {
         if dora.is_of_columns {
             return Vec::new();
         }
-        let (columns, width) = (self.touched.columns, tile_columns(self.touched.columns, 1));
+        let (columns, width) = (self.touched.columns, self.touched.tile_columns(1));
         let [values, spare] = scratch;
         let mut squares = vec![0f64; rows];
         for left in (0..columns).step_by(width) {
@@ -74,7 +74,7 @@ impl<'a> Mixed<'a> {
             return Vec::new();
         }
         let (columns, rows) = (self.touched.columns, self.touched.rows);
-        let width = tile_columns(columns, 1);
+        let width = self.touched.tile_columns(1);
         let mut squares = vec![0f64; columns];
         squares.par_chunks_mut(width).enumerate().for_each_init(Default::default, |scratch, (index, squares)| {
             let [values, spare]: &mut [Vec<f32>; 2] = scratch;

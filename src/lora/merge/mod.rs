@@ -47,9 +47,9 @@ use super::{
 /// A base with adapters merged in while it is read.
 ///
 /// An untouched tensor is passed through as the base gives it. A touched one is computed when it is read, in f32, and
-/// rounded once to the type asked for. One that the base stores quantized is dequantized for that, a few rows at a time, and its entry then says f16; read as f32 it is not rounded at all. ([`MergedSource::requantized`] gives it
-/// quantized instead.) With the weight w of each adapter it is, in this
-/// order:
+/// rounded once to the type asked for. One that the base stores quantized is dequantized for that, a few rows at a time, and
+/// its entry then says f16; read as f32 it is not rounded at all. ([`MergedSource::requantized`] gives it quantized instead.)
+/// Rows that no adapter places anything in are the base's. With the weight w of each adapter, the others are, in this order:
 ///
 /// 1. `W + sum of w * (R - W)` for tensors R that replace it; a single one of weight 1 is taken as it is,
 /// 2. the same for rows that replace some of it,
@@ -127,7 +127,8 @@ impl MergedSource {
     }
 
     /// The same merge, whose touched tensors have the encoding again that the base stores them in, where that is a quantized
-    /// one: the f32 sum is quantized when they are read. Read as floats they are the values that then come out of it, so what
+    /// one: the f32 sum is quantized when they are read. Rows that no adapter places anything in keep the base's bits, as
+    /// quantizing them again might change them. Read as floats they are the values that then come out of it, so what
     /// a model computes with. Reads no weight.
     ///
     /// Quantizing may lose what an adapter changes, as a change that is small against the steps of the base is rounded away;
@@ -182,7 +183,8 @@ impl MergedSource {
         let read = if is_replaced { None } else { Some(ReadTensor::new(&*self.base, &change.from)?) };
         let stored = read.as_ref().map(ReadTensor::stored).transpose()?;
         let sums = factors::sums(change, &self.adapters);
-        let touched = Touched { stored, base_rows, rows, columns, overlays, sums };
+        let changed = factors::changed_rows(change, &overlays);
+        let touched = Touched { stored, base_rows, rows, columns, overlays, sums, changed };
         write(&touched).map_err(|reason| self.error(change, reason))
     }
 
@@ -215,7 +217,14 @@ impl MergedSource {
     ) -> Result<TensorData<'static>, String> {
         let (quantizer, own) = self.quantizer(change)?;
         let (values, want) = (kernel::merge(touched, &Factors(quantizer, part))?, want.unwrap_or(own));
-        output::narrowed(values, want).ok_or_else(|| format!("was asked for as {want}, which the merge cannot give"))
+        let columns = values.len() / (touched.rows * touched.sums.len()).max(1);
+        output::narrowed(values, columns, want).map_err(|row| match row {
+            Some(row) => format!(
+                "has {part} in row {row} that are beyond {want}, in which they were asked for: read them as {own}, as they \
+                 are stored"
+            ),
+            None => format!("was asked for as {want}, which the merge cannot give"),
+        })
     }
 
     /// What packs a tensor as MLX does, and the type of its scales and biases.

@@ -1,6 +1,6 @@
 //! What a merged tensor is given as: floats, or in the encoding that the base has.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use half::{
     f16,
@@ -10,7 +10,7 @@ use llm_local_core::{FloatType, TensorData};
 
 use super::{
     kernel::{Touched, all_finite, merge},
-    stored::{all, fill},
+    stored::{Stored, all, fill},
 };
 use crate::lora::{
     floats::narrow_bf16,
@@ -27,6 +27,10 @@ pub(super) trait Output: Sync {
 
     /// Writes finite values, whole units, and tells whether everything they became is finite too.
     fn write(&self, values: &[f32], out: &mut [Self::Item]) -> bool;
+
+    /// As [`Output::write`], of `values` that `stored` has from the index `start` on: what is stored, if it is of this
+    /// encoding.
+    fn keep(&self, stored: Stored<'_>, start: usize, values: &[f32], out: &mut [Self::Item]) -> bool;
 
     /// Why finite values may become others: part of a sentence.
     fn beyond(&self) -> String;
@@ -128,6 +132,10 @@ impl<R: Rounding, O: Narrow> Output for Rounded<'_, R, O> {
         self.0.rounded(values).is_some_and(|values| self.1.write(&values, out))
     }
 
+    fn keep(&self, _: Stored<'_>, _: usize, values: &[f32], out: &mut [O::Item]) -> bool {
+        self.1.write(values, out)
+    }
+
     fn beyond(&self) -> String {
         self.0.beyond()
     }
@@ -146,6 +154,12 @@ impl Output for Quantizer {
         let mut given = vec![0.0; values.len()];
         self.dequantize(out, &mut given);
         all_finite(&given)
+    }
+
+    fn keep(&self, stored: Stored<'_>, start: usize, values: &[f32], out: &mut [u8]) -> bool {
+        let Stored::Blocks(blocks) = stored else { return self.write(values, out) };
+        out.copy_from_slice(blocks.bytes(start, values.len()));
+        true
     }
 
     fn beyond(&self) -> String {
@@ -187,6 +201,12 @@ impl Output for AffineQuantizer {
         all_finite(&given)
     }
 
+    fn keep(&self, stored: Stored<'_>, start: usize, values: &[f32], out: &mut [u8]) -> bool {
+        let Stored::Affine(affine) = stored else { return self.write(values, out) };
+        out.copy_from_slice(affine.part(start, values.len()).bytes);
+        true
+    }
+
     fn beyond(&self) -> String {
         BEYOND_FACTORS.into()
     }
@@ -219,6 +239,15 @@ pub(super) enum AffinePart {
     Biases,
 }
 
+impl fmt::Display for AffinePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scales => "scales",
+            Self::Biases => "biases",
+        })
+    }
+}
+
 /// Scales or biases, in f32.
 pub(super) struct Factors(pub(super) AffineQuantizer, pub(super) AffinePart);
 
@@ -238,24 +267,39 @@ impl Output for Factors {
         all_finite(out)
     }
 
+    fn keep(&self, stored: Stored<'_>, start: usize, values: &[f32], out: &mut [f32]) -> bool {
+        let Stored::Affine(affine) = stored else { return self.write(values, out) };
+        let part = affine.part(start, values.len());
+        out.copy_from_slice(if self.1 == AffinePart::Scales { part.scales } else { part.biases });
+        true
+    }
+
     fn beyond(&self) -> String {
         BEYOND_FACTORS.into()
     }
 }
 
-/// Values in a float type; `None` if there is no such type here.
-pub(super) fn narrowed(values: Vec<f32>, want: FloatType) -> Option<TensorData<'static>> {
-    fn all<N: Narrow>(values: &[f32], narrow: &N) -> Vec<N::Item> {
+/// Values of rows of `columns` in a float type. The error is the first row that has a value beyond it, or `None` if there is
+/// no such type here.
+pub(super) fn narrowed(
+    values: Vec<f32>,
+    columns: usize,
+    want: FloatType,
+) -> Result<TensorData<'static>, Option<usize>> {
+    fn all<N: Narrow>(values: &[f32], columns: usize, narrow: &N) -> Result<Vec<N::Item>, Option<usize>> {
         let mut out = vec![N::Item::default(); values.len()];
-        narrow.write(values, &mut out);
-        out
+        let rows = values.chunks(columns.max(1)).zip(out.chunks_mut(columns.max(1)));
+        match rows.map(|(values, out)| narrow.write(values, out)).position(|is_written| !is_written) {
+            None => Ok(out),
+            row => Err(row),
+        }
     }
-    Some(match want {
+    Ok(match want {
         FloatType::F32 => TensorData::F32(values),
-        FloatType::F64 => TensorData::Bytes(all(&values, &ToF64).into_flattened()),
-        FloatType::F16 => TensorData::Half(all(&values, &ToF16)),
-        FloatType::Bf16 => TensorData::Half(all(&values, &ToBf16)),
-        _ => return None,
+        FloatType::F64 => TensorData::Bytes(all(&values, columns, &ToF64)?.into_flattened()),
+        FloatType::F16 => TensorData::Half(all(&values, columns, &ToF16)?),
+        FloatType::Bf16 => TensorData::Half(all(&values, columns, &ToBf16)?),
+        _ => return Err(None),
     })
 }
 

@@ -17,7 +17,7 @@ pub(super) struct Overlay<'a> {
 
 impl Overlay<'_> {
     /// The row of its values for the row `row` of the tensor.
-    fn source_of(&self, row: usize) -> Option<usize> {
+    pub(super) fn source_of(&self, row: usize) -> Option<usize> {
         let source = self.rows.source_of(row)?;
         match self.listed {
             Some(listed) => listed.binary_search(&source).ok(),

@@ -114,6 +114,15 @@ impl<'a> Stored<'a> {
         }
     }
 
+    /// Elements that are stored together.
+    pub(super) fn unit(self) -> usize {
+        match self {
+            Self::Blocks(blocks) => blocks.block().0,
+            Self::Affine(affine) => affine.group(),
+            _ => 1,
+        }
+    }
+
     /// Writes the floats from index `start` into `out`.
     pub(super) fn widen(self, start: usize, out: &mut [f32]) {
         let end = start + out.len();

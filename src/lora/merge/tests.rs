@@ -8,6 +8,7 @@ use llm_local_core::{
 use proptest::prelude::*;
 use serde_json::json;
 
+mod affine;
 mod layouts;
 mod linear;
 mod mlx;

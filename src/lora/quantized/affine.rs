@@ -62,9 +62,9 @@ impl Packing {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::lora) struct Affine<'a> {
     packing: Packing,
-    bytes: &'a [u8],
-    scales: &'a [f32],
-    biases: &'a [f32],
+    pub(in crate::lora) bytes: &'a [u8],
+    pub(in crate::lora) scales: &'a [f32],
+    pub(in crate::lora) biases: &'a [f32],
 }
 
 impl<'a> Affine<'a> {
@@ -85,6 +85,19 @@ impl<'a> Affine<'a> {
             ));
         }
         Ok(Self { packing, bytes, scales, biases })
+    }
+
+    /// Weights of a group.
+    pub(in crate::lora) fn group(self) -> usize {
+        self.packing.group_size
+    }
+
+    /// The `count` elements from index `start` on, which are whole groups.
+    pub(in crate::lora) fn part(self, start: usize, count: usize) -> Self {
+        let (elements, size) = self.packing.group();
+        let (first, last) = (start / elements, (start + count) / elements);
+        let (scales, biases) = (&self.scales[first..last], &self.biases[first..last]);
+        Self { packing: self.packing, bytes: &self.bytes[first * size..last * size], scales, biases }
     }
 
     /// Writes the elements from index `start` into `out`.

@@ -28,10 +28,21 @@ impl<'a> Blocks<'a> {
         Ok(Self { dtype, bytes })
     }
 
+    /// Elements of a block, and the bytes that they take.
+    pub(in crate::lora) fn block(self) -> (usize, usize) {
+        (self.dtype.block_size(), self.dtype.type_size())
+    }
+
+    /// The blocks of `count` elements from index `start` on, which are whole blocks.
+    pub(in crate::lora) fn bytes(self, start: usize, count: usize) -> &'a [u8] {
+        let (elements, size) = self.block();
+        &self.bytes[start / elements * size..(start + count) / elements * size]
+    }
+
     /// Writes the elements from index `start` into `out`: those of each block that has some of them are computed, and no
     /// others.
     pub(in crate::lora) fn widen(self, start: usize, out: &mut [f32]) {
-        let (elements, size) = (self.dtype.block_size(), self.dtype.type_size());
+        let (elements, size) = self.block();
         let (first, last) = (start / elements, (start + out.len()).div_ceil(elements));
         let bytes = &self.bytes[first * size..last * size];
         let mut copy = Vec::new();

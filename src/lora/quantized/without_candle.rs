@@ -19,6 +19,16 @@ impl<'a> Blocks<'a> {
         Err(without(kind))
     }
 
+    /// There is none.
+    pub(in crate::lora) fn block(self) -> (usize, usize) {
+        match self.never {}
+    }
+
+    /// There are none.
+    pub(in crate::lora) fn bytes(self, _: usize, _: usize) -> &'a [u8] {
+        match self.never {}
+    }
+
     /// There is nothing to be written.
     pub(in crate::lora) fn widen(self, _: usize, _: &mut [f32]) {
         match self.never {}

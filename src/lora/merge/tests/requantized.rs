@@ -8,7 +8,7 @@ use candle_core::{
 };
 use llm_local_core::{
     Encoding, FloatType, GgmlType, LoraAdapter, LoraModule, ModelFormat, ModelInfo, Result, TensorData, TensorEntry,
-    TensorSource,
+    TensorSource, lora::ReplacedRows,
 };
 use serde_json::json;
 
@@ -17,7 +17,9 @@ use super::{
     naive::merged,
     numbers,
     quantized::{kinds, on, open},
+    stored_floats,
 };
+use crate::lora::merge::{kernel::Touched, stored::ReadTensor};
 use crate::lora::quantized::dtype;
 
 /// Every format that candle has.
@@ -111,6 +113,58 @@ fn each_block_format_is_what_candle_makes_of_the_merged_values() {
             assert!(decode(&wide, FloatType::F64).eq(given.iter().map(|v| f64::from(*v))), "{kind}");
         }
     }
+}
+
+#[test]
+fn rows_that_an_adapter_does_not_list_keep_their_blocks() {
+    let [rows, columns] = [70, 1280];
+    let changed = [0, 33, 69];
+    let mut others = 0;
+    for kind in ALL {
+        let base = Arc::new(Base::new(kind, [rows, columns]));
+        let values = stored_floats(&numbers(3, changed.len() * columns), FloatType::Bf16);
+        let replaced = ReplacedRows::new("m.weight", changed.to_vec(), values);
+        let adapter = Arc::new(LoraAdapter::new("rows", "", Vec::new()).with_rows(vec![replaced]));
+        let with = || MergedSource::new(base.clone(), vec![(adapter.clone(), 1.0)], &base.info()).unwrap();
+        let sum = f32s(&with().read("m.weight", Some(FloatType::F32)).unwrap());
+        let again = quantized(kind, &sum);
+        let requantized = with().requantized().unwrap();
+        let (found, given) =
+            (requantized.read("m.weight", None).unwrap(), requantized.read("m.weight", Some(FloatType::F32)));
+        let (found, given) = (bytes(&found), f32s(&given.unwrap()));
+        let size = found.len() / rows;
+        for row in 0..rows {
+            let (blocks, values) = (row * size..(row + 1) * size, row * columns..(row + 1) * columns);
+            if changed.contains(&row) {
+                assert!(found[blocks.clone()] == again[blocks], "{kind}, row {row}");
+            } else {
+                others += usize::from(base.bytes[blocks.clone()] != again[blocks.clone()]);
+                assert!(found[blocks.clone()] == base.bytes[blocks], "{kind}, row {row}");
+                assert!(given[values.clone()] == sum[values], "{kind}, row {row}");
+            }
+        }
+    }
+    assert!(others > rows, "quantizing again changes nothing here, which tells nothing: {others}");
+}
+
+#[test]
+fn tiles_do_not_cut_the_blocks_of_the_base() {
+    let base = Base::new(GgmlType::Q4_K, [1, 4096]);
+    let read = ReadTensor::new(&base, "m.weight").unwrap();
+    let mut touched = Touched {
+        stored: Some(read.stored().unwrap()),
+        base_rows: 1,
+        rows: 1,
+        columns: 4096,
+        overlays: Default::default(),
+        sums: Vec::new(),
+        changed: vec![true],
+    };
+    for unit in [1, 32, 256] {
+        assert_eq!(touched.tile_columns(unit), 768);
+    }
+    touched.stored = None;
+    assert_eq!(touched.tile_columns(1), 688);
 }
 
 #[test]
