@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `order` | the base, and rows of queries and keys, from GGUF's order to that of the Hugging Face layout |
+//! | `names` | what the base calls its modules |
 //! | `peft`, `mlx`, `gguf` | what a format says, and what it cannot say |
 //! | `scale` | scales that differ, where the format has one for all |
 //! | `gather` | values multiplied |
@@ -14,6 +15,7 @@ mod folder;
 mod gather;
 mod gguf;
 mod mlx;
+mod names;
 mod order;
 mod peft;
 mod scale;
@@ -81,14 +83,15 @@ pub struct WrittenAdapter {
 ///
 /// `base` is the model that the adapter is for. GGUF needs it, for the names of tensors and the order of the rows of
 /// queries and keys; so does an adapter that comes from GGUF. With it, mlx-lm's keys are relative to the layers, as
-/// mlx-swift-lm wants them.
+/// mlx-swift-lm wants them; and modules get the names that it has for them (`language_model.` before those of a decoder
+/// that is a part of a model), in PEFT's format unless the adapter comes from there.
 ///
 /// The files are made in a temporary folder beside `into`, and get their names at the end, in one step: nothing half
 /// written is left. Missing folders above `into` are made.
 ///
 /// # Errors
 /// [`Error::AdapterMergeFailed`] that names the adapter, and the module and feature that `format` cannot express, or why
-/// `base` is needed; [`Error::Io`] for what cannot be written, and for an `into` that is there and not an empty folder.
+/// `base` is needed, or what `base` does not have; [`Error::Io`] for what cannot be written, and for an `into` that is there and not an empty folder.
 pub fn write(
     adapter: &LoraAdapter,
     format: WriteFormat,
@@ -101,18 +104,27 @@ pub fn write(
         return Err(refused("it holds no pairs and no tensors, so there is nothing to write".into()));
     }
     super::sound::check(adapter).map_err(refused)?;
-    let prefix = base.map_or("", mlx::prefix);
+    let names = base.and_then(names::Names::of);
     let base = base.map(order::Described::of);
     order::check(adapter, &base).map_err(refused)?;
     let ordered = order::as_hugging_face(adapter, &base).map_err(refused)?;
     let written = |reason| refused(format!("cannot be written as {format}: {reason}"));
-    let ordered = if format == WriteFormat::MlxLm { mlx::stacked(ordered).map_err(written)? } else { ordered };
+    let (ordered, note) = match format {
+        WriteFormat::MlxLm => mlx::stacked(ordered, names.as_ref()).map_err(written)?,
+        _ => (ordered, None),
+    };
+    let as_it_is = format == WriteFormat::Peft && adapter.format == WriteFormat::Peft.as_str();
+    let ordered = match &names {
+        Some(names) if format != WriteFormat::Gguf && !as_it_is => names.given_to(ordered, format).map_err(written)?,
+        _ => ordered,
+    };
     let files = match format {
         WriteFormat::Peft => peft::files(&ordered),
-        WriteFormat::MlxLm => mlx::files(&ordered, &base, prefix),
+        WriteFormat::MlxLm => mlx::files(&ordered, &base),
         WriteFormat::Gguf => gguf::files(&ordered, &base),
     };
-    let files = files.map_err(written)?;
+    let mut files = files.map_err(written)?;
+    files.notes.extend(note);
     let is_file = format == WriteFormat::Gguf && into.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let written = if is_file { folder::publish_file(&files, into) } else { folder::publish(&files, into) };
     written.map(|written| WrittenAdapter { files: written, notes: files.notes })

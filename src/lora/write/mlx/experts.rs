@@ -4,10 +4,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use llm_local_core::{LoraAdapter, LoraModule, lora::Floats};
 
-use crate::lora::fit::Expert;
+use crate::lora::{fit::Expert, write::names::Names};
 
-/// `adapter` with the pairs of experts stacked. The error names the module and what mlx-lm cannot express.
-pub(in crate::lora::write) fn stacked(adapter: Cow<'_, LoraAdapter>) -> Result<Cow<'_, LoraAdapter>, String> {
+/// `adapter` with the pairs of experts stacked, and a note of what is not known of them. The error names the module and what
+/// mlx-lm cannot express.
+pub(in crate::lora::write) fn stacked<'a>(
+    adapter: Cow<'a, LoraAdapter>,
+    base: Option<&Names<'_>>,
+) -> Result<(Cow<'a, LoraAdapter>, Option<String>), String> {
     let mut switches: BTreeMap<String, BTreeMap<usize, &LoraModule>> = BTreeMap::new();
     for module in adapter.modules.iter().filter(|module| !module.is_parameter) {
         if let Some(expert) = Expert::of(&module.name) {
@@ -15,18 +19,27 @@ pub(in crate::lora::write) fn stacked(adapter: Cow<'_, LoraAdapter>) -> Result<C
         }
     }
     if switches.is_empty() {
-        return Ok(adapter);
+        return Ok((adapter, None));
     }
-    let modules = switches.iter().map(|(name, experts)| switch(name, experts)).collect::<Result<Vec<_>, _>>()?;
+    let count = |name: &str| base.and_then(|base| base.experts(name));
+    let modules =
+        switches.iter().map(|(name, experts)| switch(name, experts, count(name))).collect::<Result<Vec<_>, _>>()?;
+    let untold = switches.iter().find(|(name, _)| count(name).is_none());
+    let note = untold.map(|(name, experts)| {
+        format!(
+            "`{name}` has pairs of {} experts, and whether the base has more, of which mlx-lm wants pairs too, is not known",
+            experts.len()
+        )
+    });
     let mut all = adapter.into_owned();
     all.modules.retain(|module| module.is_parameter || Expert::of(&module.name).is_none());
     all.modules.extend(modules);
     all.modules.sort_by(|x, y| x.name.cmp(&y.name));
-    Ok(Cow::Owned(all))
+    Ok((Cow::Owned(all), note))
 }
 
-/// The pairs of all experts as the one of `name`.
-fn switch(name: &str, experts: &BTreeMap<usize, &LoraModule>) -> Result<LoraModule, String> {
+/// The pairs of all experts as the one of `name`, of which the base has `count`, if that is known.
+fn switch(name: &str, experts: &BTreeMap<usize, &LoraModule>, count: Option<usize>) -> Result<LoraModule, String> {
     let refused = |module: &LoraModule, why: &str| {
         Err(format!("`{}` is of one expert, and mlx-lm has `{name}` of all of them: {why}", module.name))
     };
@@ -34,6 +47,14 @@ fn switch(name: &str, experts: &BTreeMap<usize, &LoraModule>) -> Result<LoraModu
     let ((_, first), _) = pairs.clone().next().expect("an entry is made with its first expert");
     if let Some(((_, module), missing)) = pairs.find(|((index, _), at)| *index != at) {
         return refused(module, &format!("there is no pair of expert {missing}"));
+    }
+    if let Some(count) = count.filter(|count| *count != experts.len()) {
+        let found = experts.len();
+        let why = match found < count {
+            true => format!("there is no pair of expert {found}, and the base has {count}"),
+            false => format!("the base has {count} experts, and there are pairs of {found}; it is for another base"),
+        };
+        return refused(first, &why);
     }
     for module in experts.values() {
         if module.magnitude.is_some() || module.bias.is_some() || module.transposed {

@@ -17,18 +17,7 @@ pub(super) struct Keys {
 impl Keys {
     /// As the adapter declares it, where mlx-lm can say that; else relative to the last layers of the base, if those are the
     /// ones that have pairs; else the whole names of the modules.
-    ///
-    /// `prefix` stands before the whole names of modules.
-    pub(super) fn of(adapter: &LoraAdapter, base: &Base<'_>, prefix: &str) -> Self {
-        let mut keys = Self::unprefixed(adapter, base);
-        let modules: BTreeSet<_> = adapter.modules.iter().map(|module| module.name.as_str()).collect();
-        for name in keys.names.iter_mut().filter(|name| modules.contains(name.as_str())) {
-            name.insert_str(0, prefix);
-        }
-        keys
-    }
-
-    fn unprefixed(adapter: &LoraAdapter, base: &Base<'_>) -> Self {
+    pub(super) fn of(adapter: &LoraAdapter, base: &Base<'_>) -> Self {
         declared(adapter).or_else(|| relative(adapter, base.as_ref()?.as_ref().ok()?.decoder.layers)).unwrap_or_else(
             || {
                 Self {

@@ -18,7 +18,7 @@ use std::borrow::Cow;
 pub(super) use experts::stacked;
 
 use llm_local_core::{
-    LoraAdapter, LoraModule, ModelInfo,
+    LoraAdapter, LoraModule,
     lora::{AdapterFeature, ReplacementTensor},
 };
 use serde_json::{Map, Value, json};
@@ -28,23 +28,17 @@ use super::{
     order::Base,
     scale::{folded, most_common},
 };
-use crate::lora::{message::some_of, read::MLX_DECODER as DECODER, targets::BaseModules};
+use crate::lora::{message::some_of, targets::BaseModules};
 
-/// What `base` has before the paths of a decoder's modules: the name of the decoder in models of several parts.
-pub(super) fn prefix(base: &ModelInfo) -> &'static str {
-    if base.tensors.iter().any(|tensor| tensor.name.starts_with(DECODER)) { DECODER } else { "" }
-}
-
-/// `adapter`, whose experts are [`stacked`], as mlx-lm saves it, with `prefix` before the paths of modules. The error names the
-/// module and what mlx-lm cannot express.
-pub(super) fn files<'a>(adapter: &'a LoraAdapter, base: &Base<'_>, prefix: &str) -> Result<Files<'a>, String> {
+/// `adapter`, whose experts are [`stacked`], as mlx-lm saves it. The error names the module and what mlx-lm cannot express.
+pub(super) fn files<'a>(adapter: &'a LoraAdapter, base: &Base<'_>) -> Result<Files<'a>, String> {
     let mut config = Map::new();
     let mut notes = Vec::new();
     config.insert("model".into(), json!(adapter.base.name));
     if let Some(revision) = &adapter.base.revision {
         notes.push(format!("the base's revision {revision:?} is left out, for which mlx-lm has no field"));
     }
-    let mut tensors = if adapter.modules.is_empty() && adapter.rows.is_empty() {
+    let tensors = if adapter.modules.is_empty() && adapter.rows.is_empty() {
         config.insert("fine_tune_type".into(), json!("full"));
         full(adapter)
     } else {
@@ -59,7 +53,7 @@ pub(super) fn files<'a>(adapter: &'a LoraAdapter, base: &Base<'_>, prefix: &str)
             let lower: Vec<_> = adapter.modules.iter().filter(|m| m.rank != rank).map(|m| m.name.as_str()).collect();
             notes.push(format!("mlx-lm has one rank, so {} are padded with zeros to {rank}", some_of(&lower)));
         }
-        let keys = keys::Keys::of(adapter, base, prefix);
+        let keys = keys::Keys::of(adapter, base);
         notes.extend(keys.note);
         config.insert("num_layers".into(), json!(keys.last_layers));
         config.insert(
@@ -71,7 +65,6 @@ pub(super) fn files<'a>(adapter: &'a LoraAdapter, base: &Base<'_>, prefix: &str)
         let pairs = adapter.modules.iter().zip(factors);
         pairs.flat_map(|(module, b)| pairs::tensors(module, b, rank)).collect()
     };
-    tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, prefix));
     Ok(Files {
         config: Some(format!("{:#}", Value::Object(config))),
         weights: "adapters.safetensors",

@@ -172,33 +172,86 @@ fn experts_that_mlx_lm_cannot_stack_are_refused_with_the_module() {
     refused(&|all| all[1].a = Floats::Bf16(vec![1; 6]), &["experts.1.up_proj`", "one type"]);
 }
 
+/// tiny-llama with these tensors.
+fn base_of(tensors: &[String]) -> ModelInfo {
+    let mut info = base("tiny-llama");
+    let float = llm_local_core::Encoding::Float(llm_local_core::FloatType::F32);
+    info.tensors = tensors
+        .iter()
+        .map(|name| llm_local_core::TensorEntry::new(name.as_str(), vec![128, 128], float))
+        .collect::<Vec<_>>()
+        .into();
+    info
+}
+
+/// What `adapter` becomes for `info`: the adapter, the names of its tensors, and its config.
+fn written_for(
+    adapter: &LoraAdapter,
+    format: WriteFormat,
+    info: &ModelInfo,
+) -> Result<(LoraAdapter, Vec<String>, Value)> {
+    let folder = TempDir::new().unwrap();
+    let written = write(adapter, format, Some(info), &folder.path().join("into"))?;
+    let config: Value = serde_json::from_slice(&fs::read(&written.files[0]).unwrap()).unwrap();
+    let source = llm_local_weights::SafetensorsSource::open(&written.files[1]).unwrap();
+    let names = llm_local_core::TensorSource::entries(&source).iter().map(|entry| entry.name.clone()).collect();
+    Ok((read_files(&written.files).unwrap(), names, config))
+}
+
+#[test]
+fn experts_that_are_missing_at_the_end_are_refused_by_the_base_and_noted_without() {
+    let experts = LoraAdapter::new("x", "", one_by_one("mlp", "up_proj", 3));
+    let names = |count| one_by_one("mlp", "up_proj", count).iter().map(LoraModule::weight_name).collect::<Vec<_>>();
+    let error = written_for(&experts, WriteFormat::MlxLm, &base_of(&names(4))).unwrap_err().to_string();
+    assert!(error.contains("no pair of expert 3") && error.contains("has 4"), "{error}");
+    let error = written_for(&experts, WriteFormat::MlxLm, &base_of(&names(2))).unwrap_err().to_string();
+    assert!(error.contains("another base"), "{error}");
+    let (_, notes) = there_and_back(&experts, WriteFormat::MlxLm, Some(&base_of(&names(3)))).unwrap();
+    assert!(notes.iter().all(|note| !note.contains("experts")), "{notes:?}");
+    let (_, notes) = there_and_back(&experts, WriteFormat::MlxLm, None).unwrap();
+    assert!(notes.iter().any(|note| note.contains("pairs of 3 experts")), "{notes:?}");
+}
+
 #[test]
 fn modules_have_the_names_of_a_base_whose_decoder_is_a_part_of_it() {
-    let mut info = base("tiny-llama");
-    let entry = |name: &str| {
-        let encoding = llm_local_core::Encoding::Float(llm_local_core::FloatType::F32);
-        llm_local_core::TensorEntry::new(name, vec![128, 128], encoding)
-    };
-    info.tensors = vec![entry("language_model.model.layers.0.self_attn.q_proj.weight")].into();
-    let read_names = |adapter: &LoraAdapter| -> (Vec<String>, Value) {
-        let folder = TempDir::new().unwrap();
-        let written = write(adapter, WriteFormat::MlxLm, Some(&info), &folder.path().join("into")).unwrap();
-        let config: Value = serde_json::from_slice(&fs::read(&written.files[0]).unwrap()).unwrap();
-        let source = llm_local_weights::SafetensorsSource::open(&written.files[1]).unwrap();
-        let names = llm_local_core::TensorSource::entries(&source).iter().map(|entry| entry.name.clone()).collect();
-        assert_same_values(&read_files(&written.files).unwrap(), adapter, "prefix");
-        (names, config["lora_parameters"]["keys"].clone())
-    };
+    let mlx = adapter("tiny-llama-lora-mlx");
+    let plain: Vec<_> = mlx.modules.iter().map(LoraModule::weight_name).collect();
+    let parts: Vec<_> = plain.iter().map(|name| format!("language_model.{name}")).collect();
+    let info = base_of(&parts);
     // Keys within a layer are relative to it; whole paths are not.
-    let (names, keys) = read_names(&adapter("tiny-llama-lora-mlx"));
-    assert!(
-        !names.is_empty() && names.iter().all(|name| name.starts_with("language_model.model.layers.")),
-        "{names:?}"
-    );
-    assert!(keys.as_array().unwrap().iter().all(|key| !key.as_str().unwrap().contains("language_model")), "{keys}");
-    let mut holes = adapter("tiny-llama-lora-mlx");
+    let (back, names, config) = written_for(&mlx, WriteFormat::MlxLm, &info).unwrap();
+    assert_same_values(&back, &mlx, "prefix");
+    assert!(!names.is_empty() && names.iter().all(|name| name.starts_with("language_model.model.layers.")));
+    let keys = config["lora_parameters"]["keys"].as_array().unwrap();
+    assert!(keys.iter().all(|key| !key.as_str().unwrap().contains("language_model")), "{keys:?}");
+    let mut holes = mlx.clone();
     (holes.targets, holes.modules) = (None, vec![holes.modules[0].clone()]);
     let name = format!("language_model.{}", holes.modules[0].name);
-    let (names, keys) = read_names(&holes);
-    assert_eq!((names[0].clone(), keys), (format!("{name}.lora_a"), json!([name])));
+    let (_, names, config) = written_for(&holes, WriteFormat::MlxLm, &info).unwrap();
+    assert_eq!((names[0].clone(), &config["lora_parameters"]["keys"]), (format!("{name}.lora_a"), &json!([name])));
+    // What has the whole name already gets no second one, and what a base has without it none.
+    let mut whole = holes.clone();
+    whole.modules[0].name = name.clone();
+    let (_, names, _) = written_for(&whole, WriteFormat::MlxLm, &info).unwrap();
+    assert_eq!(names[0], format!("{name}.lora_a"));
+    let vision = "language_model.visual.weight".to_owned();
+    let both = base_of(&[plain, vec![vision]].concat());
+    let (_, names, _) = written_for(&mlx, WriteFormat::MlxLm, &both).unwrap();
+    assert!(names.iter().all(|name| name.starts_with("model.layers.")), "{names:?}");
+    // PEFT passes over what it does not find as well.
+    let (_, names, config) = written_for(&mlx, WriteFormat::Peft, &info).unwrap();
+    assert!(names.iter().all(|name| name.starts_with("base_model.model.language_model.model.layers.")), "{names:?}");
+    assert!(!config["target_modules"].is_null());
+}
+
+#[test]
+fn a_module_that_the_base_has_under_no_name_is_refused() {
+    let mlx = adapter("tiny-llama-lora-mlx");
+    let mut tensors: Vec<_> = mlx.modules.iter().map(|m| format!("language_model.{}", m.weight_name())).collect();
+    let missing = tensors.remove(0);
+    for format in [WriteFormat::MlxLm, WriteFormat::Peft] {
+        let error = written_for(&mlx, format, &base_of(&tensors)).unwrap_err().to_string();
+        let words = [missing.as_str(), &mlx.modules[0].weight_name(), "tiny-llama", "give the base"];
+        words.iter().for_each(|word| assert!(error.contains(word), "`{word}` is not in: {error}"));
+    }
 }
