@@ -57,10 +57,17 @@ impl Together {
         if !self.is_combined() || outlines.is_empty() {
             return Ok((outlines, report));
         }
-        self.order(info)?;
-        let fitted = outlines.into_iter().zip(&report.adapters);
-        let used: Vec<_> =
-            fitted.map(|((outline, weight), fitted)| (outline.without(&fitted.unused), weight)).collect();
+        let order = self.order(info)?;
+        let fitted = outlines.iter().zip(&report.adapters);
+        let used = fitted.map(|((outline, weight), fitted)| (outline.clone().without(&fitted.unused), *weight));
+        // One that may do nothing has nothing to combine.
+        let used: Vec<_> = used.filter(|(outline, _)| outline.tensors() > 0).collect();
+        if used.is_empty() {
+            return Ok((outlines, report));
+        }
+        if self.combination.seed().is_some() {
+            lora::check_order(&used, &order)?;
+        }
         let combined = [(lora::combined_outline(&used, &self.combination)?, 1.0)];
         let report = lora::fit_outlines_allowing(&combined, &[self.allow_of_combined()], info)?;
         limits.check(&report.adapters)?;
@@ -84,8 +91,11 @@ impl Together {
             let report = lora::fit_allowing(&adapters, &allow, &info)?;
             report.warn(&info.id);
             let fitted = adapters.iter().zip(&report.adapters);
-            let used: Vec<_> =
-                fitted.map(|((adapter, weight), fitted)| (lora::without(adapter, &fitted.unused), *weight)).collect();
+            let used = fitted.map(|((adapter, weight), fitted)| (lora::without(adapter, &fitted.unused), *weight));
+            let used: Vec<_> = used.filter(|(adapter, _)| AdapterOutline::from(&**adapter).tensors() > 0).collect();
+            if used.is_empty() {
+                return Ok((adapters, allow));
+            }
             let combined = lora::combine(&used, &combination, &order)?;
             Ok((vec![(Arc::new(combined), 1.0)], vec![allow_of_combined]))
         })
@@ -187,6 +197,54 @@ mod tests {
         assert_eq!((outlines[0].0.modules(), report.touched.len()), (1, 1));
         let (adapters, _) = block_on(both.into_model(&info())).unwrap();
         assert!(adapters[0].0.module("m.other").is_none() && adapters[0].0.module("m.q").is_some());
+    }
+
+    #[test]
+    fn one_of_which_nothing_is_left_is_no_part_of_the_combination() {
+        let nothing = || {
+            let mut nothing = known("nothing", "m.other", [0.0, 1.0]);
+            nothing.allow.extend([Allowance::UnusedTensors, Allowance::NoEffect]);
+            nothing
+        };
+        let both = together(vec![nothing(), known("a", "m.q", [1.0, 0.0])], "linear");
+        assert_eq!(fit(&both).unwrap().0[0].0.modules(), 1);
+        let (adapters, _) = block_on(both.into_model(&info())).unwrap();
+        assert_eq!((adapters.len(), adapters[0].0.modules[0].name.as_str()), (1, "m.q"));
+        let none = together(vec![nothing(), nothing()], "linear");
+        assert!(fit(&none).unwrap().1.touched.is_empty());
+        let (adapters, allow) = block_on(none.into_model(&info())).unwrap();
+        assert_eq!((adapters.len(), allow.len()), (2, 2), "as they are, to do nothing");
+    }
+
+    #[test]
+    fn random_values_are_drawn_for_a_tied_head_and_for_nothing_the_base_does_not_order() {
+        let info = |name: &str| {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
+            let files = ["config.json", "model.safetensors"].map(|name| (name.to_owned(), folder.join(name)));
+            ModelInfo::clone(&llm_local_weights::Checkpoint::open(name, &files.into()).unwrap().info)
+        };
+        let mut info_of_tied = info("tiny-llama");
+        let fused = info("arch-phi3");
+        let decoder = info_of_tied.decoder.as_ref().unwrap().clone();
+        let (hidden, vocab) = (decoder.hidden_size, decoder.vocab_size);
+        let pair = |name: &str, inputs: usize, outputs: usize| {
+            let module = LoraModule::new(name, (1, inputs, outputs), vec![1.0; inputs], vec![1.0; outputs], 1.0);
+            let adapter = LoraAdapter::new("a", "a", vec![module]);
+            let outline = AdapterOutline::from(&adapter);
+            Known { outline, adapter: Some(Arc::new(adapter)), weight: 1.0, allow: BTreeSet::new() }
+        };
+        let random = "dare-linear:density=0.5,seed=1";
+        let head = together(vec![pair("lm_head", hidden, vocab)], random);
+        let mut tied = decoder.clone();
+        tied.tied_embeddings = true;
+        info_of_tied.decoder = Ok(tied);
+        head.fit(&info_of_tied, &AdapterLimits::none()).unwrap();
+        assert!(block_on(head.into_model(&Arc::new(info_of_tied))).is_ok());
+        // A part of a fused projection fits, and has no place in the order.
+        let decoder = fused.decoder.as_ref().unwrap();
+        let query = pair("model.layers.0.self_attn.q_proj", decoder.hidden_size, decoder.heads * decoder.head_dim);
+        let error = together(vec![query], random).fit(&fused, &AdapterLimits::none()).unwrap_err().to_string();
+        assert!(error.contains("lacks `model.layers.0.self_attn.q_proj`"), "{error}");
     }
 
     #[test]

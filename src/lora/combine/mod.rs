@@ -31,6 +31,7 @@ use std::sync::Arc;
 use llm_local_core::{Error, LoraAdapter, LoraModule, Result, lora::Combination};
 use rayon::prelude::*;
 
+pub(crate) use order::check_order;
 pub use order::module_order;
 
 use super::outline::{AdapterOutline, ModuleOutline};

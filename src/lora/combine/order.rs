@@ -1,6 +1,9 @@
 //! The order in which random numbers are drawn.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use llm_local_core::{
     Error, LoraAdapter, LoraModule, Result,
@@ -13,12 +16,15 @@ use super::{
     parts::{Parts, Prune},
     random::TorchRandom,
 };
+use crate::lora::outline::AdapterOutline;
 
 /// The modules with weights of a decoder, in the order in which transformers' `model.named_modules` gives them: the
-/// embedding, layer by layer the attention and the feed-forward block, the head. Phi-3's attention has its output
-/// projection first.
+/// embedding, layer by layer the attention and the feed-forward block, the head, which is a module of its own also where it
+/// is tied to the embedding. Phi-3's attention has its output projection first.
 pub fn module_order(config: &DecoderConfig) -> Vec<String> {
-    let mut tensors = config.base_tensors(Layout::HuggingFace);
+    let mut untied = config.clone();
+    untied.tied_embeddings = false;
+    let mut tensors = untied.base_tensors(Layout::HuggingFace);
     tensors.retain(|tensor| !tensor.bias && tensor.shape.len() == 2);
     if config.architecture == Architecture::Phi3 {
         for at in 1..tensors.len() {
@@ -54,13 +60,7 @@ pub(super) fn visits<'a>(
     let ordered: Vec<_> = order.iter().filter_map(|name| by_module.remove(name.as_ref())).collect();
     if let Some(name) = by_module.keys().next() {
         let owner = adapters.iter().find(|(adapter, _)| adapter.module(name).is_some());
-        let reference = owner.map_or("", |(adapter, _)| adapter.reference.as_str());
-        return Err(Error::adapter(
-            reference,
-            format!(
-                "the order of the base's modules, by which random values are drawn, lacks `{name}`; give the order of the base that the adapter is for"
-            ),
-        ));
+        return Err(lacks(owner.map_or("", |(adapter, _)| adapter.reference.as_str()), name));
     }
     let rank = parts.truncation.and_then(|truncation| truncation.rank).unwrap_or_else(|| largest_rank(adapters));
     let mut random = TorchRandom::new(seed);
@@ -71,6 +71,28 @@ pub(super) fn visits<'a>(
         (pairs, Some(state))
     };
     Ok(ordered.into_iter().map(visit).collect())
+}
+
+/// Checks that `order` has every module of `adapters`, as what is drawn at random needs it.
+///
+/// # Errors
+/// [`Error::AdapterMergeFailed`] that names the adapter and the module.
+pub(crate) fn check_order(adapters: &[(AdapterOutline, f32)], order: &[String]) -> Result<()> {
+    let known: BTreeSet<_> = order.iter().map(String::as_str).collect();
+    for (adapter, _) in adapters {
+        if let Some(module) = adapter.modules.iter().find(|module| !known.contains(module.name.as_str())) {
+            return Err(lacks(&adapter.reference, &module.name));
+        }
+    }
+    Ok(())
+}
+
+fn lacks(reference: &str, module: &str) -> Error {
+    let reason = format!(
+        "the order of the base's modules, by which random values are drawn, lacks `{module}`; give the order of the base \
+         that the adapter is for, or choose a combination without a seed"
+    );
+    Error::adapter(reference, reason)
 }
 
 /// The largest rank of any module.
