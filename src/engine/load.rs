@@ -50,7 +50,7 @@ impl Inner {
             }
             Route::Merged | Route::Beside => (parts.backend.load(parts.beside()?, options).await?, None),
             Route::Requantized(requantizing) => {
-                let probe = Probe::new(&spec.probe_prompts, parts.names());
+                let probe = Probe::new(&spec.probe_prompts, parts.names(), requantizing);
                 let mut loads = Loads::new(options, if requantizing.can_be_beside { 2 } else { 3 });
                 let merged = parts.merged().await?.requantized()?;
                 let effect = parts.effect(&probe, requantizing, &mut loads).await?;
@@ -170,7 +170,7 @@ impl Parts {
                 prompts = probe.len(),
                 "quantized again"
             );
-            probe.check(lost, requantizing.max_error).map(|()| lost)
+            probe.check(lost).map(|()| lost)
         };
         let measured = measured.await;
         if measured.is_err() {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use llm_local_core::{AdapterSet, Error, LoadedModel, LogitsRequest, Message, Result};
 
 pub(super) use self::progress::Loads;
+use super::route::Requantizing;
 
 /// What is measured on where a spec has no prompts of its own: questions, tasks, code, data and two languages, so that
 /// whatever an adapter is about, some of it shows.
@@ -33,6 +34,8 @@ pub(super) struct Probe {
     /// The adapters, in messages.
     names: String,
     prompts: Vec<String>,
+    /// What is asked of the merge, and whether adapters can run unmerged instead.
+    requantizing: Requantizing,
 }
 
 /// The logits after each prompt, of shape (vocab,) each.
@@ -48,10 +51,11 @@ pub(super) struct Effect {
 }
 
 impl Probe {
-    /// `prompts`, or the library's own if there are none, for adapters that messages call `names`.
-    pub(super) fn new(prompts: &[String], names: String) -> Self {
+    /// `prompts`, or the library's own if there are none, for adapters that messages call `names`,
+    /// of a merge that is held to `requantizing`.
+    pub(super) fn new(prompts: &[String], names: String, requantizing: Requantizing) -> Self {
         let own = || PROMPTS.map(str::to_owned).to_vec();
-        Self { names, prompts: if prompts.is_empty() { own() } else { prompts.to_vec() } }
+        Self { names, prompts: if prompts.is_empty() { own() } else { prompts.to_vec() }, requantizing }
     }
 
     /// What `model` answers, with the adapters that it has or those of `set`.
@@ -89,29 +93,40 @@ impl Probe {
         let found = if squares == 0.0 { "are those of the base, bit for bit" } else { "are not all finite numbers" };
         let reason = format!(
             "how much of its effect is lost by quantizing again cannot be measured: with it, the logits after {} {found}; \
-             name prompts that it is for (`probe_prompts`), or set `adapter_policy` to `keep-unmerged` or \
-             `merge-dequantized`",
-            self.described()
+             name prompts that it is for (`probe_prompts`), or set `adapter_policy` to {}",
+            self.described(),
+            self.others()
         );
         Err(Error::adapter(&self.names, reason))
     }
 
-    /// Checks that no more than `most` of the effect is lost, where `lost` is.
+    /// Checks that no more of the effect is lost than may be, where `lost` is.
     ///
     /// # Errors
-    /// [`Error::AdapterMergeFailed`] that says how much is lost and what loses nothing.
-    pub(super) fn check(&self, lost: f64, most: f32) -> Result<()> {
+    /// [`Error::AdapterMergeFailed`] that says how much is lost and what is not quantized again.
+    pub(super) fn check(&self, lost: f64) -> Result<()> {
+        let most = self.requantizing.max_error;
         // What is no number is no loss that anybody allows.
         if lost <= f64::from(most) {
             return Ok(());
         }
+        let (lost, most) = shown(lost, most);
         let reason = format!(
-            "merged and quantized again, it loses {lost:.6} of its effect on the logits after {}, and at most {most} may be \
-             lost (`max_error` of `merge-requantized`); set `adapter_policy` to `keep-unmerged` or `merge-dequantized`, which \
-             lose nothing, or raise `max_error`",
-            self.described()
+            "merged and quantized again, it loses {lost} of its effect on the logits after {}, and at most {most} may be \
+             lost (`max_error` of `merge-requantized`); set `adapter_policy` to {}, which does not quantize again, or raise \
+             `max_error`",
+            self.described(),
+            self.others()
         );
         Err(Error::adapter(&self.names, reason))
+    }
+
+    /// The policies that are open besides.
+    fn others(&self) -> &'static str {
+        match self.requantizing.can_be_beside {
+            true => "`keep-unmerged` or `merge-dequantized`",
+            false => "`merge-dequantized`",
+        }
     }
 
     fn described(&self) -> String {
@@ -130,6 +145,15 @@ impl Probe {
              prompts are named by `probe_prompts`)"
         );
         Error::AdapterMergeFailed { adapter: self.names.clone(), reason, source: Some(Arc::new(error)) }
+    }
+}
+
+/// What is lost and what may be, in as many digits as tell that the one is more than the other.
+fn shown(lost: f64, most: f32) -> (String, String) {
+    let short = (format!("{lost:.6}"), most.to_string());
+    match (short.0.parse::<f64>(), short.1.parse::<f64>()) {
+        (Ok(shown), Ok(limit)) if shown <= limit => (lost.to_string(), f64::from(most).to_string()),
+        _ => short,
     }
 }
 

@@ -37,7 +37,8 @@ pub(super) struct Dequantized {
 }
 
 impl Route {
-    /// The way that `policy` asks for, of `adapters` that fit as `report` says, with the backend that was chosen. With
+    /// The way that `policy` asks for, of `adapters` that fit as `report` says, with the backend that was chosen. Without
+    /// adapters it is the one that asks nothing of a backend. With
     /// [`Dequantized`] it is the way only if that has room.
     ///
     /// # Errors
@@ -64,29 +65,51 @@ impl Route {
         report: &FitReport,
         not_beside: Option<String>,
     ) -> Result<(Self, Option<Dequantized>)> {
-        let (hint_merged, hint_beside) =
-            ("use a checkpoint of the base in f32, f16 or bf16", "let it be merged (`adapter_policy` `auto`)");
-        let hint_requantized =
-            "keep it unmerged (`keep-unmerged`), or use a checkpoint of the base in f32, f16 or bf16";
-        let failed = |why, hint| Err(failure(report, policy, why, hint));
-        match (policy, not_mergeable(report), not_beside) {
+        // Without adapters there is nothing to do, which every backend can.
+        if report.adapters.is_empty() {
+            return Ok((Self::Merged, None));
+        }
+        let not_merged = not_mergeable(report);
+        let failed = |why, merged, beside| Err(failure(report, policy, why, &hint(merged, beside)));
+        match (policy, not_merged, not_beside) {
             (AdapterPolicy::KeepUnmerged, _, None) => Ok((Self::Beside, None)),
-            (AdapterPolicy::KeepUnmerged, _, Some(why)) => failed(why, hint_beside),
+            (AdapterPolicy::KeepUnmerged, not_merged, Some(why)) => {
+                let merged =
+                    if not_merged.is_none() { Some("let it be merged (`adapter_policy` `auto`)") } else { None };
+                failed(both(not_merged, why), merged, false)
+            }
             (AdapterPolicy::MergeDequantized, None, _) => Ok((Self::Merged, None)),
-            (AdapterPolicy::MergeDequantized, Some(why), _) => failed(why, hint_merged),
+            (AdapterPolicy::MergeDequantized, Some(why), not_beside) => failed(why, None, not_beside.is_none()),
             _ if report.quantized().is_none() => Ok((Self::Merged, None)),
-            (AdapterPolicy::MergeRequantized { max_error }, not_merged, not_beside) => {
-                if let Some(why) = not_merged.or_else(|| not_requantizable(report)) {
-                    return failed(why, hint_requantized);
+            (AdapterPolicy::MergeRequantized { max_error }, None, not_beside) => {
+                if let Some(why) = not_requantizable(report) {
+                    let merged = Some("let it be merged into floats (`merge-dequantized`)");
+                    return failed(why, merged, not_beside.is_none());
                 }
                 let route = Self::Requantized(Requantizing { max_error, can_be_beside: not_beside.is_none() });
                 Ok((route, not_beside.map(|not_beside| Dequantized { not_beside, policy })))
             }
+            (AdapterPolicy::MergeRequantized { .. }, Some(why), None) => failed(why, None, true),
             (_, _, None) => Ok((Self::Beside, None)),
             (_, None, Some(not_beside)) => Ok((Self::Merged, Some(Dequantized { not_beside, policy }))),
-            (_, Some(not_merged), Some(why)) => failed(format!("{not_merged}; and {why}"), hint_merged),
+            (_, not_merged, Some(why)) => failed(both(not_merged, why), None, false),
         }
     }
+}
+
+/// What is in the way of both ways, of those there are.
+fn both(not_merged: Option<String>, not_beside: String) -> String {
+    match not_merged {
+        Some(not_merged) => format!("{not_merged}; and {not_beside}"),
+        None => not_beside,
+    }
+}
+
+/// What to do where one way is not open: `merged` if there can be a merge, to keep adapters unmerged if they can run `beside`
+/// the weights, and another base where neither helps, or where only that lets them be merged.
+fn hint(merged: Option<&'static str>, beside: bool) -> String {
+    let merged = merged.unwrap_or("use a checkpoint of the base in f32, f16 or bf16");
+    if beside { format!("keep it unmerged (`keep-unmerged`), or {merged}") } else { merged.into() }
 }
 
 impl Route {

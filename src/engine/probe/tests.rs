@@ -6,7 +6,12 @@ use llm_local_testkit::mocks::MockLoadedModel;
 use super::*;
 
 fn probe(prompts: usize) -> Probe {
-    Probe::new(&vec!["x".to_owned(); prompts], "hf:some/adapter".into())
+    held_to(prompts, 0.25, true)
+}
+
+fn held_to(prompts: usize, max_error: f32, can_be_beside: bool) -> Probe {
+    let requantizing = Requantizing { max_error, can_be_beside };
+    Probe::new(&vec!["x".to_owned(); prompts], "hf:some/adapter".into(), requantizing)
 }
 
 fn answers(values: &[&[f32]]) -> Answers {
@@ -59,17 +64,48 @@ fn no_effect_on_the_prompts_is_no_measurement() {
 
 #[test]
 fn what_is_at_the_limit_is_allowed_and_what_is_above_it_or_no_number_is_not() {
-    let limit = 0.25f32;
-    probe(1).check(0.25, limit).unwrap();
-    probe(1).check(0.0, limit).unwrap();
-    for lost in [0.25f64.next_up(), 7.5, f64::NAN, f64::INFINITY] {
-        let error = probe(1).check(lost, limit).unwrap_err();
+    probe(1).check(0.25).unwrap();
+    probe(1).check(0.0).unwrap();
+    for (lost, found) in [
+        (0.25f64.next_up(), "loses 0.25000000000000006 of its effect"),
+        (7.5, "loses 7.500000 of its effect"),
+        (f64::NAN, "loses NaN of its effect"),
+        (f64::INFINITY, "loses inf of its effect"),
+    ] {
+        let error = probe(1).check(lost).unwrap_err();
         assert_eq!(error.code(), "adapter_merge_failed");
-        let found = format!("loses {lost:.6} of its effect");
-        for word in ["hf:some/adapter", &found, "at most 0.25", "keep-unmerged", "merge-dequantized", "`max_error`"] {
+        for word in ["hf:some/adapter", found, "at most 0.25 ", "keep-unmerged", "merge-dequantized", "`max_error`"] {
             assert!(error.to_string().contains(word), "`{word}` is not in: {error}");
         }
     }
+}
+
+#[test]
+fn what_is_lost_is_never_shown_as_less_than_what_may_be() {
+    // 0.7 in f32 is less than 0.7, 0.1 is more.
+    for most in [0.7f32, 0.1, 0.3, 1.0, 1e-9] {
+        for lost in [f64::from(most).next_up(), f64::from(most) * 1.000_000_001, f64::from(most) * 2.0] {
+            let (lost, most) = shown(lost, most);
+            assert!(lost.parse::<f64>().unwrap() > most.parse::<f64>().unwrap(), "{lost} is not above {most}");
+        }
+    }
+    assert_eq!(shown(0.8, 0.7), ("0.800000".into(), "0.7".into()));
+}
+
+#[test]
+fn no_policy_is_advised_that_the_backend_does_not_have() {
+    let effect = |can| probe_of(can).effect(answers(&[&[1.0]]), &answers(&[&[1.0]])).unwrap_err().to_string();
+    let check = |can| probe_of(can).check(0.5).unwrap_err().to_string();
+    for error in [effect(true), check(true)] {
+        assert!(error.contains("`keep-unmerged` or `merge-dequantized`"), "{error}");
+    }
+    for error in [effect(false), check(false)] {
+        assert!(!error.contains("keep-unmerged") && error.contains("`merge-dequantized`"), "{error}");
+    }
+}
+
+fn probe_of(can_be_beside: bool) -> Probe {
+    held_to(1, 0.25, can_be_beside)
 }
 
 #[test]
@@ -112,7 +148,7 @@ fn several_loads_are_one_progress_that_never_goes_back() {
         (1..=tensors).for_each(|done| progress.on_progress(&ProgressEvent::loading(done, tensors)));
     }
     let seen = seen.lock().unwrap();
-    let expected = [(1, 9), (2, 9), (3, 9), (4, 7), (5, 7), (6, 9), (7, 9), (8, 9), (9, 9)];
+    let expected = [(1, 9), (2, 9), (3, 9), (4, 7), (5, 7), (6, 8), (7, 9), (8, 9), (9, 9)];
     assert_eq!(seen[..], expected);
-    assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].0 * pair[1].1 <= pair[1].0 * pair[0].1));
 }

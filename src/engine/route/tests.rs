@@ -126,3 +126,40 @@ fn blocks_take_the_feature_that_dequantizes_them() {
     let error = decide(AdapterPolicy::MergeDequantized, Encoding::Ggml(GgmlType::Q4_0), None).unwrap_err();
     assert!(error.to_string().contains("cargo feature `candle`"), "{error}");
 }
+
+#[test]
+fn no_way_is_advised_that_is_not_open() {
+    const CHECKPOINT: &str = "use a checkpoint of the base in f32, f16 or bf16";
+    const KEEP: &str = "keep it unmerged (`keep-unmerged`), or use a checkpoint";
+    let hint = |policy, stored, not_beside| {
+        let error = decide(policy, stored, not_beside).unwrap_err().to_string();
+        error.rsplit_once("`); ").unwrap_or_else(|| panic!("{error}")).1.to_owned()
+    };
+    let cannot = Some("the backend cannot");
+    for stored in [UNKNOWN, ODD_AFFINE] {
+        for policy in [AdapterPolicy::MergeDequantized, REQUANTIZED] {
+            assert!(hint(policy, stored, None).starts_with(KEEP), "{policy} {stored}");
+            assert_eq!(hint(policy, stored, cannot), CHECKPOINT, "{policy} {stored}");
+        }
+        for policy in [AdapterPolicy::Auto, AdapterPolicy::KeepUnmerged] {
+            assert_eq!(hint(policy, stored, cannot), CHECKPOINT, "{policy} {stored}");
+        }
+    }
+    for stored in [FLOATS, AFFINE] {
+        let merged = hint(AdapterPolicy::KeepUnmerged, stored, cannot);
+        assert_eq!(merged, "let it be merged (`adapter_policy` `auto`)", "{stored}");
+        assert!(decide(AdapterPolicy::Auto, stored, cannot).is_ok(), "what is advised is not refused");
+    }
+}
+
+#[test]
+fn without_adapters_nothing_is_asked_of_a_backend() {
+    let (_, info) = described(UNKNOWN);
+    let report = fit(&[], &info).unwrap();
+    for policy in [AdapterPolicy::Auto, AdapterPolicy::KeepUnmerged, AdapterPolicy::MergeDequantized, REQUANTIZED] {
+        for not_beside in [None, Some("the backend cannot".to_owned())] {
+            let (route, dequantized) = Route::decide(policy, &report, not_beside).unwrap();
+            assert!(route == Route::Merged && dequantized.is_none(), "{policy}");
+        }
+    }
+}
