@@ -46,7 +46,11 @@ use self::{
     tie::{Tied, vocabulary_tensors},
     view::{View, layout},
 };
-use super::{message::reason, outline::AdapterOutline, sound};
+use super::{
+    message::{LET_PASS_NO_EFFECT, reason},
+    outline::AdapterOutline,
+    sound,
+};
 
 /// Checks `adapters`, each with the weight its delta is multiplied by, against the headers of a base, in either layout.
 ///
@@ -133,7 +137,11 @@ fn refused(reference: &str, defects: Vec<Defect>, allowed: &BTreeSet<Allowance>)
     if refused.is_empty() {
         return Ok(passed);
     }
-    let reasons: Vec<_> = refused.into_iter().map(|defect| defect.reason).collect();
+    let told = |Defect { reason, allowance, .. }| match allowance {
+        Some(Allowance::NoEffect) => format!("{reason}{LET_PASS_NO_EFFECT}"),
+        _ => reason,
+    };
+    let reasons: Vec<_> = refused.into_iter().map(told).collect();
     Err(Error::adapter(reference, reason(&reasons)))
 }
 

@@ -24,7 +24,11 @@ pub(crate) struct Declared<'a> {
 impl<'a> Declared<'a> {
     /// The one safetensors file in `files`, as `options` say.
     pub(super) fn new(files: AdapterFiles<'a>, options: &ReadOptions) -> Result<Self> {
-        let weights = files.bare()?;
+        let own = options.format.map(|format| match format {
+            BareFormat::Peft => peft::WEIGHTS,
+            BareFormat::MlxLm => mlx::WEIGHTS,
+        });
+        let weights = files.bare(own)?;
         let (Some(format), Some(scale)) = (options.format, options.scale) else {
             let missing = if options.scale.is_none() { "scale" } else { "format" };
             return Err(files.error(format!(

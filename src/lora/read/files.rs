@@ -46,8 +46,12 @@ impl<'a> AdapterFiles<'a> {
         }
     }
 
-    /// The one file of tensors that comes without a config.
-    pub(super) fn bare(&self) -> Result<&'a str> {
+    /// The file of tensors that comes without a config: `own`, which their format itself writes, if it is there, or one
+    /// alone.
+    pub(super) fn bare(&self, own: Option<&str>) -> Result<&'a str> {
+        if let Some(name) = self.names.iter().find(|name| Some(**name) == own) {
+            return Ok(name);
+        }
         match self.top(is_safetensors)[..] {
             [one] => Ok(one),
             [] => Err(self

@@ -10,7 +10,7 @@ use llm_local_core::{
 
 use crate::lora::{
     floats,
-    message::{all_of, shape_text},
+    message::{LET_PASS_NO_EFFECT, all_of, shape_text},
     outline::{AdapterOutline, ModuleOutline, ReplacementOutline},
 };
 
@@ -136,7 +136,7 @@ pub(super) fn check_effect(modules: &[LoraModule], allow: &BTreeSet<Allowance>) 
         return Ok(());
     }
     Err(format!(
-        "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly",
+        "`B @ A` is zero in {}, so the adapter would do nothing: it was never trained, or saved wrongly{LET_PASS_NO_EFFECT}",
         all_of(modules.len(), "module")
     ))
 }

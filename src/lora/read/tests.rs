@@ -338,11 +338,20 @@ fn tensors_without_a_config_are_read_if_format_and_scale_are_given() {
             (ReadOptions::new(), "scale are unknown"),
             (options.clone(), "no scale is given"),
             (ReadOptions::new().with_scale(scale), "no format is given"),
-            (options.with_scale(0.0), "given as 0"),
+            (options.clone().with_scale(0.0), "given as 0"),
         ] {
             let message = with(options).unwrap_err().to_string();
             assert!(message.contains(word) && message.contains(path.to_str().unwrap()), "{word}: {message}");
         }
+        // Of several files the one that the format itself writes is it.
+        let mut several = files.clone();
+        several.insert("0000100_adapters.safetensors".into(), fixture("bad-adapters/no-such-file"));
+        let given = options.clone().with_scale(scale);
+        assert_eq!(read_with(&reference, &several, given.clone(), &[]).unwrap().modules, modules);
+        several.insert("a.safetensors".into(), several[file].clone());
+        several.remove(file);
+        let message = read_with(&reference, &several, given, &[]).unwrap_err().to_string();
+        assert!(message.contains("which safetensors file is meant"), "{message}");
         // Tensors of the other format are told by their names.
         let other = if format == BareFormat::Peft { BareFormat::MlxLm } else { BareFormat::Peft };
         let message = with(ReadOptions::new().with_format(other).with_scale(scale)).unwrap_err().to_string();

@@ -59,7 +59,7 @@ fn what_is_left_out_has_no_effect() {
     let unused = [Allowance::UnusedTensors].into();
     let refused = |adapter: LoraAdapter| {
         let error = super::super::fit_allowing(&[(Arc::new(adapter.clone()), 1.0)], &[unused], &info).unwrap_err();
-        assert_names("no effect", &error, &["becomes 0 in its one module", "would do nothing"]);
+        assert_names("no effect", &error, &["becomes 0 in its one module", "would do nothing", "`no-effect`"]);
         let report = CompatibilityReport::new(&adapter, 1.0, &[Allowance::UnusedTensors].into(), &info);
         assert_eq!(report.defects.last().unwrap().allowance, Some(Allowance::NoEffect), "{report}");
         assert!(!report.fits);

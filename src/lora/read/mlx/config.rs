@@ -142,8 +142,12 @@ impl MlxConfig {
         let Some(alpha) = fields.number("alpha")? else { return wrong("alpha", "a finite number", &Value::Null) };
         let rank = fields.rank()?;
         let scale = match (options.scale, rank) {
-            (Some(scale), _) => scale,
+            // At rank 1 all versions agree.
+            (Some(given), Some(1)) if given != alpha => {
+                return Err(format!("the scale {given} was given for it, but `alpha` is {alpha} at rank 1; give none"));
+            }
             (None, Some(1)) => alpha,
+            (Some(scale), _) => scale,
             (None, rank) => {
                 let divided = rank.map_or_else(|| "alpha / rank".into(), |rank| (alpha / rank as f64).to_string());
                 return Err(format!(

@@ -24,7 +24,7 @@ use super::{CONFIG, MLX_LM, MLX_VLM, digest::digest, files::AdapterFiles, option
 use crate::lora::outline::AdapterOutline;
 
 /// The file that mlx-lm saves the tensors in. Beside it may lie checkpoints (`0000100_adapters.safetensors`).
-const WEIGHTS: &str = "adapters.safetensors";
+pub(super) const WEIGHTS: &str = "adapters.safetensors";
 
 /// An adapter by its config, and the file that has its tensors.
 pub(crate) struct Declared<'a> {

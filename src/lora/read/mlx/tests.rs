@@ -358,6 +358,9 @@ fn mlx_vlms_own_format_is_read_where_its_scale_is_certain() {
     assert_eq!(f32s(&module.a), [1., 3., 5., 2., 4., 6.]);
     // With rank 1 all versions agree.
     assert_eq!(vlm(1).read().unwrap().modules[0].scale, 0.1);
+    assert_eq!(vlm(1).read_with(ReadOptions::new().with_scale(0.1)).unwrap().modules[0].scale, 0.1);
+    let error = vlm(1).read_with(ReadOptions::new().with_scale(0.2)).unwrap_err().to_string();
+    assert!(error.contains("scale 0.2 was given") && error.contains("`alpha` is 0.1"), "{error}");
     let mut unknown = vlm(1);
     unknown.config["use_rslora"] = json!(true);
     unknown.refused(&["`use_rslora`", "not known", "`unknown-fields`"]);

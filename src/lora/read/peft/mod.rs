@@ -50,7 +50,7 @@ use crate::lora::{
 };
 
 /// The file that PEFT saves the tensors in.
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A PEFT adapter by its config, and the file that has its tensors.
 pub(crate) struct Declared<'a> {
