@@ -466,6 +466,14 @@ fn what_is_above_a_limit_is_not_read() {
     refused(made(AdapterLimits::none().with_rank(7)), &[&name, "`rank` of 7"]);
     refused(made(AdapterLimits::none().with_bytes(1000)), &["lora-rslora", "`bytes` of 1000"]);
     refused(made(AdapterLimits::none().with_bytes(40_000)), &["`bytes` of 40000"]);
+    // Nor is one of a spec.
+    let loaded = |limits: AdapterLimits| {
+        let engine = Engine::builder().adapter_limits(limits).cache_dir(env!("CARGO_TARGET_TMPDIR")).build().unwrap();
+        block_on(engine.load(&beside(None).with_adapter_spec(broken.clone()))).unwrap_err()
+    };
+    refused(loaded(AdapterLimits::none()), &[&name, "finite values only"]);
+    refused(loaded(AdapterLimits::none().with_rank(7)), &[&name, "`rank` of 7"]);
+    refused(loaded(AdapterLimits::none().with_count(0)), &[&name, "`count` of 0"]);
 }
 
 #[test]

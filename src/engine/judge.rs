@@ -103,16 +103,31 @@ impl Inner {
         files: &[Option<Files>],
         cx: &FetchContext,
     ) -> Result<Together> {
-        let mut known = Vec::new();
+        let names = || pins.iter().map(|pin| pin.reference.to_string()).collect::<Vec<_>>().join(" + ");
+        self.adapter_limits.check_count(pins.len(), names)?;
+        // All by their heads first, so that nothing is read that is above the limits.
+        let (mut outlines, mut told) = (Vec::new(), Vec::new());
         for ((pin, files), spec) in pins.iter().zip(files).zip(&spec.adapters) {
             let options = ReadOptions::from(spec);
+            let outline = match files.clone() {
+                Some(files) => self.outline_here(&pin.reference, files, options).await?,
+                None => self.peek_adapter(&pin.job(), &options, cx).await?,
+            };
+            if let Some(outline) = &outline {
+                told.push((pin.reference.to_string(), outline.clone()));
+                self.adapter_limits.check(told.iter().map(|(reference, outline)| (reference.as_str(), outline)))?;
+            }
+            outlines.push(outline);
+        }
+        let mut known = Vec::new();
+        for (((pin, files), spec), outline) in pins.iter().zip(files).zip(&spec.adapters).zip(outlines) {
             let (adapter, outline) = match files.clone() {
                 Some(files) => {
-                    let adapter = Arc::new(self.read_adapter(&pin.reference, files, options).await?);
+                    let adapter = Arc::new(self.read_adapter(&pin.reference, files, ReadOptions::from(spec)).await?);
                     let outline = AdapterOutline::from(&*adapter);
                     (Some(adapter), Some(outline))
                 }
-                None => (None, self.peek_adapter(&pin.job(), &options, cx).await?),
+                None => (None, outline),
             };
             known.extend(outline.map(|outline| Known {
                 outline,

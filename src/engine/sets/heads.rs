@@ -53,7 +53,7 @@ impl Inner {
     ///
     /// # Errors
     /// As [`Inner::peek_adapter`].
-    async fn outline_here(
+    pub(in crate::engine) async fn outline_here(
         &self,
         reference: &ArtifactRef,
         files: Files,
