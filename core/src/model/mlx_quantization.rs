@@ -7,12 +7,6 @@ use serde_json::{Map, Value};
 use super::config_fields::shown;
 use crate::Encoding;
 
-/// Bits per weight that MLX packs (`mlx.core.quantize`, mode `affine`).
-const BITS: [u64; 6] = [2, 3, 4, 5, 6, 8];
-
-/// Weights that share a scale and a bias, in MLX.
-const GROUP_SIZES: [u64; 3] = [32, 64, 128];
-
 /// MLX's affine quantization of a checkpoint, as its config.json says.
 ///
 /// Which modules are quantized is told by their tensors: those that have scales. Of single modules config.json may say other
@@ -25,6 +19,12 @@ pub struct MlxQuantization {
 }
 
 impl MlxQuantization {
+    /// Bits per weight that MLX packs (`mlx.core.quantize`, mode `affine`).
+    pub const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
+
+    /// How many weights share a scale and a bias, in MLX.
+    pub const GROUP_SIZES: [u32; 3] = [32, 64, 128];
+
     /// Reads `quantization` and `quantization_config` of config.json; `None` if neither is there.
     ///
     /// # Errors
@@ -105,14 +105,20 @@ fn affine(fields: &Map<String, Value>, path: &str) -> Result<Encoding, String> {
     if let Some(mode) = fields.get("mode").filter(|mode| !mode.is_null() && mode.as_str() != Some("affine")) {
         return Err(format!("{path}mode is {}; expected affine", shown(mode)));
     }
-    let one_of = |name: &str, known: &[u64]| {
-        let found = fields.get(name);
-        found.and_then(Value::as_u64).filter(|number| known.contains(number)).ok_or_else(|| {
-            let known: Vec<_> = known.iter().map(u64::to_string).collect();
-            let found = found.map_or_else(|| "missing".to_owned(), shown);
-            format!("{path}{name} is {found}; expected one of {}", known.join(", "))
-        })
-    };
-    let (bits, group_size) = (one_of("bits", &BITS)?, one_of("group_size", &GROUP_SIZES)?);
-    Ok(Encoding::MlxAffine { bits: bits as u8, group_size: group_size as u32 })
+    let (bits, group_size) = (
+        one_of(fields, path, "bits", &MlxQuantization::BITS)?,
+        one_of(fields, path, "group_size", &MlxQuantization::GROUP_SIZES)?,
+    );
+    Ok(Encoding::MlxAffine { bits, group_size })
+}
+
+/// The number in the field `name`, if it is one of `known`.
+fn one_of<N: Copy + Into<u64>>(fields: &Map<String, Value>, path: &str, name: &str, known: &[N]) -> Result<N, String> {
+    let found = fields.get(name);
+    let number = found.and_then(Value::as_u64);
+    known.iter().copied().find(|known| number == Some((*known).into())).ok_or_else(|| {
+        let known: Vec<_> = known.iter().map(|known| (*known).into().to_string()).collect();
+        let found = found.map_or_else(|| "missing".to_owned(), shown);
+        format!("{path}{name} is {found}; expected one of {}", known.join(", "))
+    })
 }

@@ -4,7 +4,7 @@
 //! The numbers of a row are packed without gaps, each from its lowest bit on.
 
 use half::{bf16, f16};
-use llm_local_core::{Encoding, FloatType};
+use llm_local_core::{Encoding, FloatType, model::MlxQuantization};
 
 /// The smallest scale that MLX gives a group.
 const SMALLEST_SCALE: f32 = 1e-7;
@@ -19,7 +19,7 @@ pub(in crate::lora) struct Packing {
 impl Packing {
     /// The error is that of [`super::check`].
     pub(in crate::lora) fn new(bits: u8, group_size: u32) -> Result<Self, String> {
-        if matches!(bits, 2 | 3 | 4 | 5 | 6 | 8) && matches!(group_size, 32 | 64 | 128) {
+        if MlxQuantization::BITS.contains(&bits) && MlxQuantization::GROUP_SIZES.contains(&group_size) {
             return Ok(Self { bits: bits.into(), group_size: group_size as usize });
         }
         let stored = Encoding::MlxAffine { bits, group_size };
@@ -139,8 +139,9 @@ impl AffineQuantizer {
 
     /// Scale and bias of a group, as MLX computes them (`quantize` of its CPU backend), rounded to their type.
     ///
-    /// The value that is farthest from zero is kept exactly, as the bias, and the scale is such that a whole number of steps
-    /// leads to zero from there: a weight of zero stays one.
+    /// The bias is the value that is farthest from zero, and the scale is such that a whole number of steps leads to zero from
+    /// there: but for the rounding of both to their type, that value and zero are kept. A group without a step to zero has a
+    /// bias of 0.
     pub(in crate::lora) fn factors(&self, group: &[f32]) -> (f32, f32) {
         let smallest = group.iter().copied().fold(f32::INFINITY, f32::min);
         let largest = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -155,7 +156,8 @@ impl AffineQuantizer {
     /// not rounded yet, which is farther from the weight by what their rounding moves it.)
     fn numbers(&self, group: &[f32], (scale, bias): (f32, f32)) -> impl Iterator<Item = u16> {
         let largest = f32::from(self.packing.largest());
-        // A scale that is rounded to zero makes NaN, and that number 0.
+        // A scale that is rounded to zero makes NaN, and that number 0, or an infinity, and that one of the ends: whichever it
+        // is, times such a scale it is nothing.
         group.iter().map(move |value| ((value - bias) / scale).round_ties_even().clamp(0.0, largest) as u16)
     }
 

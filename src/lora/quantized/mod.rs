@@ -34,8 +34,9 @@ use super::fit::{FitReport, TouchedTensor};
 /// 2^-11 of itself: an eighth of the half step that Q8_0, the finest of the block formats, is off by at a block's largest
 /// weight, and it does not depend on the delta, so that no delta is lost in it. bf16 would be off by as much as Q8_0 is. Who
 /// wants no rounding at all reads f32, which the merge computes in and gives as it is: a backend does so where the spec asks
-/// for f32. The same holds of MLX's weights in 8 bits, whose half step is an eighth of bf16's too, in which most have their
-/// scales.
+/// for f32. MLX's weights in 8 bits have steps of the same size (255 of them from end to end of a group), so the same holds
+/// of a group with weights of both signs. In one whose weights lie close together and far from zero the steps are finer, and
+/// f16's rounding is more of them.
 const MERGED: FloatType = FloatType::F16;
 
 /// How a merged base gives the tensors that it has quantized and an adapter changes; any other is given as it is stored.
