@@ -99,7 +99,7 @@ impl Chosen {
                 (merged_tensors, unmerged_tensors) = (0, merged_tensors);
                 estimate.weights += report.adapters.iter().map(FittedAdapter::bytes_beside).sum::<u64>();
             }
-            Route::Requantized(_) => requantized_tensors = requantized(report).count(),
+            Route::Requantized(_) => requantized_tensors = requantized(report, info).count(),
         }
         Ok(PlannedModel {
             context_length: self.options.context_length,

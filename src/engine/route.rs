@@ -1,6 +1,6 @@
 //! How adapters get into a model: merged into its weights, or beside them.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use llm_local_core::{AdapterPolicy, Encoding, Error, ModelInfo, Result};
 
@@ -145,12 +145,12 @@ impl Dequantized {
     }
 }
 
-/// The tensors that are quantized again.
-pub(super) fn requantized(report: &FitReport) -> impl Iterator<Item = &TouchedTensor> {
-    report
-        .touched
-        .iter()
-        .filter(|touched| !touched.adapters.is_empty() && !matches!(touched.stored, Encoding::Float(_)))
+/// The tensors that are quantized again, in the model that `info` describes. A head that leaves a packed embedding is none of
+/// them: it is given as floats.
+pub(super) fn requantized<'a>(report: &'a FitReport, info: &ModelInfo) -> impl Iterator<Item = &'a TouchedTensor> {
+    let floats = info.tensors.iter().filter(|tensor| matches!(tensor.encoding, Encoding::Float(_)));
+    let floats: HashSet<_> = floats.map(|tensor| tensor.name.clone()).collect();
+    report.touched.iter().filter(move |touched| !touched.adapters.is_empty() && !floats.contains(&touched.name))
 }
 
 fn failure(report: &FitReport, policy: AdapterPolicy, why: String, hint: &str) -> Error {

@@ -1,6 +1,10 @@
-use std::sync::Arc;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use llm_local_core::{Encoding, FloatType, GgmlType, LoraAdapter, LoraModule, ModelFormat, ModelInfo, TensorEntry};
+use llm_local_core::{
+    Encoding, FloatType, GgmlType, LoraAdapter, LoraModule, ModelFormat, ModelInfo, TensorEntry,
+    lora::{ReplacedRows, ReplacementTensor},
+};
+use llm_local_weights::Checkpoint;
 use serde_json::json;
 
 use super::*;
@@ -162,4 +166,22 @@ fn without_adapters_nothing_is_asked_of_a_backend() {
             assert!(route == Route::Merged && dequantized.is_none(), "{policy}");
         }
     }
+}
+
+#[test]
+fn a_head_that_leaves_its_packed_embedding_is_not_counted_as_quantized_again() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/tiny-llama-mlx-4bit");
+    let files = ["config.json", "model.safetensors", "model.safetensors.index.json"];
+    let files = BTreeMap::from(files.map(|file| (file.to_owned(), folder.join(file))));
+    let info = Checkpoint::open("tiny", &files).unwrap().info;
+    let embedding = ReplacedRows::new("model.embed_tokens.weight", vec![3], vec![1.0; 128]);
+    let head = ReplacementTensor::new("lm_head.weight", vec![896, 128], vec![1.0; 896 * 128]);
+    let adapter =
+        LoraAdapter::new("hf:some/adapter", "", vec![]).with_rows(vec![embedding]).with_replacements(vec![head]);
+    let report = fit(&[(Arc::new(adapter), 1.0)], &info).unwrap();
+    assert!(report.unties_embeddings && report.touched.len() == 2);
+    let route = Route::Requantized(Requantizing { max_error: 0.1, can_be_beside: false });
+    let info = route.info(&report, &info);
+    let names: Vec<_> = requantized(&report, &info).map(|touched| &*touched.name).collect();
+    assert_eq!(names, ["model.embed_tokens.weight"]);
 }
