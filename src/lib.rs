@@ -12,6 +12,7 @@ pub mod session;
 
 mod blocking;
 mod content;
+mod new_folder;
 mod tensor_file;
 
 pub use adapters::Adapters;

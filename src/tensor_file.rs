@@ -95,3 +95,29 @@ pub(crate) fn each_bytes<E>(
         _ => unreachable!("a tensor is given as floats or as bytes"),
     }
 }
+
+/// The places of the values of `data`, floats of type `float`, that are infinite or no numbers.
+pub(crate) fn not_finite<'a>(data: &'a TensorData<'_>, float: FloatType) -> Box<dyn Iterator<Item = usize> + 'a> {
+    // All bits of the exponent are set.
+    let of_half = match float {
+        FloatType::F16 => 0x7c00,
+        _ => 0x7f80,
+    };
+    let half = move |bits: u16| bits & of_half == of_half;
+    let bytes: &[u8] = match data {
+        TensorData::F32(values) => return places(values.iter().map(|value| !value.is_finite())),
+        TensorData::Half(bits) => return places(bits.iter().map(move |bits| half(*bits))),
+        TensorData::Borrowed(bytes) => bytes,
+        TensorData::Bytes(bytes) => bytes,
+        _ => unreachable!("a tensor is given as floats or as bytes"),
+    };
+    match float.size() {
+        8 => places(bytes.as_chunks().0.iter().map(|bytes| !f64::from_le_bytes(*bytes).is_finite())),
+        4 => places(bytes.as_chunks().0.iter().map(|bytes| !f32::from_le_bytes(*bytes).is_finite())),
+        _ => places(bytes.as_chunks().0.iter().map(move |bytes| half(u16::from_le_bytes(*bytes)))),
+    }
+}
+
+fn places<'a>(are: impl Iterator<Item = bool> + 'a) -> Box<dyn Iterator<Item = usize> + 'a> {
+    Box::new(are.enumerate().filter_map(|(place, is)| is.then_some(place)))
+}

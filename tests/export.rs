@@ -6,8 +6,9 @@ mod common;
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Barrier, Mutex, mpsc},
     task::{Context, Waker},
 };
 
@@ -208,6 +209,8 @@ fn what_is_there_is_never_written_over() {
     let spec = ModelSpec::new("nothing:knows/this".parse().unwrap());
     let error = block_on(engine().export(&spec, &file)).unwrap_err().to_string();
     assert!(error.contains("no folder"), "{error}");
+    let error = block_on(engine().export(&spec, Path::new("."))).unwrap_err().to_string();
+    assert!(error.contains("name a new one in it"), "{error}");
     assert_eq!(fs::read(&file).unwrap(), b"mine");
     assert_eq!(place.others(), [file]);
 }
@@ -234,27 +237,67 @@ fn after_an_error_nothing_is_left() {
 }
 
 #[test]
+fn a_base_that_changes_during_an_export_is_an_error() {
+    let base = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(fixture("models/tiny-llama")).unwrap() {
+        let file = file.unwrap();
+        fs::write(base.path().join(file.file_name()), fs::read(file.path()).unwrap()).unwrap();
+    }
+    let weights = base.path().join("model.safetensors");
+    let handler = move |event: &ProgressEvent| {
+        if let ProgressEvent::Loading { done: 1, .. } = event {
+            let other = weights.with_extension("new");
+            fs::copy(&weights, &other).unwrap();
+            fs::OpenOptions::new().append(true).open(&other).unwrap().write_all(b" ").unwrap();
+            fs::rename(other, &weights).unwrap();
+        }
+    };
+    let place = Place::new();
+    let spec = ModelSpec::new(ArtifactRef::file(base.path()).unwrap());
+    let error = block_on(engine().export_with_progress(&spec, &place.model(), Some(Arc::new(handler)))).unwrap_err();
+    assert!(error.to_string().contains("model.safetensors has changed"), "{error}");
+    assert!(!place.model().exists() && place.others().is_empty());
+}
+
+#[test]
 fn an_export_that_is_given_up_leaves_nothing() {
     let place = Place::new();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let told = heard.clone();
-    let (at_work, working) = std::sync::mpsc::channel();
+    let ((at_work, working), (go_on, going)) = (mpsc::channel(), mpsc::channel());
+    let going = Mutex::new(going);
+    // Stops after each tensor until it is told to go on.
     let handler = move |event: &ProgressEvent| {
         if let ProgressEvent::Loading { done, total, .. } = event {
             told.lock().unwrap().push((*done, *total));
-            let _ = at_work.send(());
+            at_work.send(()).unwrap();
+            going.lock().unwrap().recv().unwrap();
         }
     };
     let (engine, spec, into) = (engine(), tiny(Some("peft")), place.model());
     let mut export = engine.export_with_progress(&spec, &into, Some(Arc::new(handler))).boxed();
     let mut context = Context::from_waker(Waker::noop());
-    // Until the first tensors are written.
-    while heard.lock().unwrap().is_empty() {
+    while working.try_recv().is_err() {
         assert!(export.poll_unpin(&mut context).is_pending());
-        let _ = working.try_recv();
         std::thread::yield_now();
     }
-    drop(export);
+    let begins = Barrier::new(2);
+    std::thread::scope(|scope| {
+        // It waits for the tensor at hand.
+        let begun = &begins;
+        let dropped = scope.spawn(move || {
+            begun.wait();
+            drop(export);
+        });
+        begins.wait();
+        go_on.send(()).unwrap();
+        while !dropped.is_finished() {
+            if working.try_recv().is_ok() {
+                go_on.send(()).unwrap();
+            }
+            std::thread::yield_now();
+        }
+    });
     let done = heard.lock().unwrap().len();
     assert!(done < 38, "it was not given up in time, or all was written at once");
     assert!(!into.exists() && place.others().is_empty());

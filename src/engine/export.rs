@@ -30,8 +30,10 @@ impl Engine {
     ///
     /// # Errors
     /// What [`Engine::load`] would say up to the point where weights are read; [`Error::Unsupported`] for a base in GGUF,
-    /// one that is quantized otherwise, and one without files; [`Error::Io`] for an `into` that is there and not an empty
-    /// folder, before anything is fetched, and for what cannot be written; [`Error::AdapterMergeFailed`].
+    /// one that is quantized otherwise, one without files, and a value that is infinite in the type that the spec asks for;
+    /// [`Error::LoadFailed`] for a base that changed while it was read; [`Error::Io`] for an `into` that is there and not an empty
+    /// folder, or is no name of a folder, or where a file system is mounted, before anything is fetched, and for what cannot
+    /// be written; [`Error::InsufficientStorage`] if the disk has no room for all tensors; [`Error::AdapterMergeFailed`].
     pub async fn export(&self, spec: &ModelSpec, into: &Path) -> Result<Exported> {
         self.export_with_progress(spec, into, None).await
     }
@@ -63,7 +65,7 @@ impl Inner {
                 return Err(export::of_gguf(&spec.id()));
             }
         }
-        let Prepared { weights, adapters, allow, holds, proven, .. } = self.prepare(&spec, cx).await?;
+        let Prepared { weights, identity, adapters, allow, holds, proven, .. } = self.prepare(&spec, cx).await?;
         let Weights { info, tensors, text } = weights;
         let (into, dtype, progress) = (into.to_owned(), spec.dtype, cx.progress.clone());
         let (ending, ended) = mpsc::channel();
@@ -83,7 +85,8 @@ impl Inner {
                     progress.on_progress(&ProgressEvent::loading(done, total));
                 }
             };
-            let unchanged = || proven.check_unchanged();
+            // Without a lock there is nothing in `proven`.
+            let unchanged = || proven.check_unchanged().and_then(|()| identity.check_unchanged());
             let watch = Watch { wanted, told: &told, last: &unchanged };
             if adapters.is_empty() {
                 let model = Export { info: &info, tensors: &*base, text: &text, dtype, merged_tensors: 0 };

@@ -196,7 +196,8 @@ impl IdentityFile {
 
     fn changed(&self, model: &str) -> Error {
         let reason = format!(
-            "{} has changed since the model was loaded, or while it was, so what was loaded can no longer be told; unload it and load it again",
+            "{} has changed since it was opened, so what was read of it can no longer be told; \
+             unload the model, if it is loaded, and try again",
             self.path.display()
         );
         Error::load(model, reason)

@@ -5,10 +5,8 @@
 //! |---|---|
 //! | `config` | config.json, with what a merge changes |
 //! | `weights` | tensors in files of safetensors, and their index |
-//! | `folder` | a new folder that is there whole or not at all |
 
 mod config;
-mod folder;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -16,13 +14,17 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use llm_local_core::{ComputeDtype, Error, FloatType, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
+use llm_local_source_common::disk::check_space;
 use llm_local_weights::{MODEL_CONFIG, MODEL_TEXT_FILES};
 
-use crate::blocking::Wanted;
-use folder::NewFolder;
+use crate::{
+    blocking::Wanted,
+    new_folder::{self, NewFolder},
+};
 use weights::Layout;
 
-pub(crate) use folder::check_free;
+/// What is done, in messages.
+const DOING: &str = "export to";
 
 /// The most bytes of tensors in one file, as `save_pretrained` has it, unless a single one has more.
 const LARGEST_FILE: u64 = 5_000_000_000;
@@ -60,6 +62,14 @@ pub(crate) struct Watch<'a> {
     pub(crate) told: &'a dyn Fn(usize, usize),
     /// Has the last word, once all tensors were read, and before there is anything to be seen.
     pub(crate) last: &'a dyn Fn() -> Result<()>,
+}
+
+/// Checks that an export can become `into`.
+///
+/// # Errors
+/// [`Error::Io`] that says what to name instead.
+pub(crate) fn check_free(into: &Path) -> Result<()> {
+    new_folder::check_free(DOING, into)
 }
 
 /// Refuses a model that cannot be written as a Hugging Face folder, by its description alone.
@@ -103,7 +113,7 @@ fn config_of(info: &ModelInfo) -> Result<&serde_json::Value> {
 /// Writes `model` into the new folder `into`, one tensor after another, as long as it is wanted. Blocks.
 ///
 /// # Errors
-/// Those of [`check`] and of [`Watch`]; [`Error::Io`]; what reading a tensor gave. Nothing is left then.
+/// Those of [`check`], [`check_free`] and [`Watch`]; [`Error::InsufficientStorage`]; [`Error::Io`]; what reading a tensor gave. Nothing is left then.
 pub(crate) fn write(model: &Export<'_>, into: &Path, watch: &Watch<'_>) -> Result<Exported> {
     write_in_files_of(LARGEST_FILE, model, into, watch)
 }
@@ -117,7 +127,9 @@ fn write_in_files_of(most: u64, model: &Export<'_>, into: &Path, watch: &Watch<'
         _ => Some(FloatType::F32),
     };
     let layout = Layout::new(model.tensors.entries(), float, most)?;
-    let mut folder = NewFolder::beside(into)?;
+    check_free(into)?;
+    check_space(&[(new_folder::parent(into).to_owned(), layout.bytes())])?;
+    let mut folder = NewFolder::beside(DOING, into)?;
     let config = config::text(config, float, model.tensors.entries());
     folder.write(MODEL_CONFIG, config.as_bytes())?;
     for name in MODEL_TEXT_FILES {

@@ -153,3 +153,60 @@ fn whatever_fails_on_the_way_leaves_nothing() {
     assert_eq!(failed.unwrap_err().code(), "io");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_value_that_the_type_asked_for_cannot_hold_is_an_error_and_what_was_infinite_before_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = [f32::INFINITY, 1.0, f32::NAN, -70000.0];
+    let f64s = TensorEntry::new("w", vec![2], llm_local_core::Encoding::Float(FloatType::F64));
+    let f64s = |value: f64| {
+        let bytes = [f64::NEG_INFINITY, value].iter().flat_map(|value| value.to_le_bytes()).collect();
+        MemoryTensorSource::new().with_bytes(f64s.clone(), bytes)
+    };
+    let floats = |float, values: &[f32]| MemoryTensorSource::new().with_floats("w", &[values.len()], float, values);
+    let refused = [
+        (floats(FloatType::F32, &all), ComputeDtype::F16, 3, "bf16 or f32"),
+        (floats(FloatType::Bf16, &all), ComputeDtype::F16, 3, "bf16 or f32"),
+        (floats(FloatType::F32, &[1.0, f32::MAX]), ComputeDtype::Bf16, 1, "f32"),
+        (f64s(70000.0), ComputeDtype::F16, 1, "bf16 or f32"),
+        (f64s(1e300), ComputeDtype::F32, 1, "no type"),
+    ];
+    for (number, (source, dtype, place, instead)) in refused.iter().enumerate() {
+        let into = folder.path().join(number.to_string());
+        let error = export(1000, *dtype, json!({}), source, &into).unwrap_err();
+        assert_eq!(error.code(), "unsupported");
+        let text = error.to_string();
+        assert!(text.contains("`w`") && text.contains(&format!("number {place},")), "{text}");
+        assert!(text.contains(&format!("ask for {instead}")), "{text}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+    let held = [
+        (floats(FloatType::F32, &all[..3]), ComputeDtype::F16),
+        (floats(FloatType::F32, &all), ComputeDtype::Bf16),
+        (floats(FloatType::F16, &all), ComputeDtype::F32),
+        (floats(FloatType::F32, &all), ComputeDtype::Auto),
+        (f64s(65504.0), ComputeDtype::F16),
+    ];
+    for (number, (source, dtype)) in held.iter().enumerate() {
+        export(1000, *dtype, json!({}), source, &folder.path().join(number.to_string())).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_without_room_for_all_is_an_error_before_anything_is_written() {
+    struct Large(Vec<TensorEntry>);
+    impl TensorSource for Large {
+        fn entries(&self) -> &[TensorEntry] {
+            &self.0
+        }
+        fn read(&self, _: &str, _: Option<FloatType>) -> Result<llm_local_core::TensorData<'_>> {
+            panic!("it is read")
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let shape = vec![1 << 30, 1 << 28];
+    let large = Large(vec![TensorEntry::new("w", shape, llm_local_core::Encoding::Float(FloatType::F32))]);
+    let failed = export(1000, ComputeDtype::Auto, json!({}), &large, &folder.path().join("m"));
+    assert!(matches!(failed, Err(Error::InsufficientStorage { required, .. }) if required == 1 << 60));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}

@@ -2,12 +2,15 @@
 
 use std::io::{BufWriter, Write};
 
-use llm_local_core::{Encoding, Error, FloatType, Result, TensorEntry, TensorSource};
+use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry, TensorSource};
 use llm_local_weights::ShardIndex;
 use serde_json::{Map, Value, json};
 
-use super::{Watch, folder::NewFolder};
-use crate::tensor_file::{self, Placed};
+use super::Watch;
+use crate::{
+    new_folder::NewFolder,
+    tensor_file::{self, Placed},
+};
 
 /// Which tensor stands where, in which file.
 pub(super) struct Layout {
@@ -53,7 +56,8 @@ impl Layout {
     /// Writes all files, and their index if there are several.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Cancelled`] once nobody wants it; [`Error::LoadFailed`] for a tensor that is given in another
+    /// [`Error::Io`]; [`Error::Cancelled`] once nobody wants it; [`Error::Unsupported`] for a value that is infinite in the type
+    /// that was asked for; [`Error::LoadFailed`] for a tensor that is given in another
     /// size than its entry says; what reading one gave.
     pub(super) fn write(
         &self,
@@ -93,11 +97,17 @@ impl Layout {
         placed: &Placed,
         mut write: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let is_float = tensors.entry(&placed.name).is_some_and(|entry| matches!(entry.encoding, Encoding::Float(_)));
-        let data = tensors.read(&placed.name, self.float.filter(|_| is_float))?;
+        let stored = tensors.entry(&placed.name).and_then(|entry| match entry.encoding {
+            Encoding::Float(float) => Some(float),
+            _ => None,
+        });
+        let data = tensors.read(&placed.name, self.float.filter(|_| stored.is_some()))?;
         if data.byte_len() != placed.range.len() {
             let reason = format!("it has {} bytes; expected {}", data.byte_len(), placed.range.len());
             return Err(Error::load(format!("tensor `{}`", placed.name), reason));
+        }
+        if let (Some(from), Some(to)) = (stored, self.float) {
+            check_held(tensors, &placed.name, from, (&data, to))?;
         }
         tensor_file::each_bytes(&data, |bytes, _| write(bytes))
     }
@@ -109,6 +119,50 @@ impl Layout {
             all => format!("model-{:05}-of-{all:05}.safetensors", number + 1),
         }
     }
+}
+
+/// Checks that every finite value of the tensor `name`, stored as `from`, is finite still in what was made of it.
+///
+/// # Errors
+/// [`Error::Unsupported`] that names the tensor, the value's place and a type that holds it; what reading the tensor gave.
+fn check_held(
+    tensors: &dyn TensorSource,
+    name: &str,
+    from: FloatType,
+    (made, to): (&TensorData<'_>, FloatType),
+) -> Result<()> {
+    if !is_narrower(to, from) || tensor_file::not_finite(made, to).next().is_none() {
+        return Ok(());
+    }
+    // What was no number before stays what it was.
+    let stored = tensors.read(name, None)?;
+    let mut before = tensor_file::not_finite(&stored, from).peekable();
+    for at in tensor_file::not_finite(made, to) {
+        while before.next_if(|place| *place < at).is_some() {}
+        if before.peek() != Some(&at) {
+            let instead = match to {
+                FloatType::F16 => "bf16 or f32",
+                FloatType::Bf16 => "f32",
+                _ => "no type, which leaves it as it is",
+            };
+            let what = format!("the export of the tensor `{name}` as {to}");
+            let reason = format!("its value number {at}, counted from 0, is beyond what {to} holds; ask for {instead}");
+            return Err(Error::unsupported(what, reason));
+        }
+    }
+    Ok(())
+}
+
+/// Whether there are finite values of `from` that `to` has no finite one for.
+fn is_narrower(to: FloatType, from: FloatType) -> bool {
+    // A value above the largest of bf16, as f32 has some, is rounded to infinity.
+    let range = |float| match float {
+        FloatType::F16 => 0,
+        FloatType::Bf16 => 1,
+        FloatType::F32 => 2,
+        _ => 3,
+    };
+    range(to) < range(from)
 }
 
 /// Where the tensors of a file end.

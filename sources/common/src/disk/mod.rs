@@ -1,5 +1,5 @@
-//! Files on their way to disk. Sources and the engine use [`write_staged`], [`digest_bytes`], [`SOURCE_NOTES`] and [`SOURCE_ANSWERS`] of it;
-//! the rest is the transfer engine's and the store's.
+//! Files on their way to disk. Sources and the engine use [`write_staged`], [`digest_bytes`], [`SOURCE_NOTES`], [`SOURCE_ANSWERS`], [`check_space`]
+//! and [`same_volume`] of it; the rest is the transfer engine's and the store's.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -38,7 +38,8 @@ pub(crate) use lock::FileLock;
 pub(crate) use partial::{Partial, Writer};
 pub(crate) use positioned::write_all_at;
 pub(crate) use publish::{Target, link, publish, publish_bytes, publish_temporary, sweep};
-pub(crate) use space::{check as check_space, if_full, same_volume};
+pub(crate) use space::if_full;
+pub use space::{check as check_space, same_volume};
 #[cfg(test)]
 pub(crate) use steps::{Step, steps_below};
 pub(crate) use temporary::{sweep_temporaries, temporary};

@@ -14,7 +14,7 @@ use llm_local_core::{Error, Result};
 /// # Errors
 /// [`Error::InsufficientStorage`] with the bytes needed and free of the first file system that has too few, and
 /// [`Error::Io`] that names a path whose file system does not say.
-pub(crate) fn check(needed: &[(PathBuf, u64)]) -> Result<()> {
+pub fn check(needed: &[(PathBuf, u64)]) -> Result<()> {
     check_with(needed, |path| fs4::available_space(path))
 }
 
@@ -71,7 +71,7 @@ fn if_full_with(
 
 /// Whether both paths, of which nothing need be there yet, are on one file system. Where that is not known, they are taken
 /// to be: what then fails says so itself.
-pub(crate) fn same_volume(one: &Path, other: &Path) -> bool {
+pub fn same_volume(one: &Path, other: &Path) -> bool {
     let of = |path: &Path| nearest(path).and_then(|there| volume(&there));
     match (of(one), of(other)) {
         (Ok(one), Ok(other)) => one == other,
