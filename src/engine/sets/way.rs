@@ -50,7 +50,7 @@ impl Way {
         } else if is_merged {
             format!("the adapters of `{}` were merged into its weights when it was loaded; {UNMERGED}", plan.id)
         } else if matches!(policy, AdapterPolicy::MergeDequantized | AdapterPolicy::MergeRequantized { .. }) {
-            format!("`{}` was loaded with `adapter_policy = \"{policy}\"`; {UNMERGED}", plan.id)
+            format!("`{}` was loaded with the `adapter_policy` `{policy}`; {UNMERGED}", plan.id)
         } else {
             return Self::Beside(Arc::new(for_fit(info)));
         };
