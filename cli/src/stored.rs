@@ -2,14 +2,13 @@
 
 use std::{
     fmt::Write,
-    path::Path,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 
 use indicatif::{DecimalBytes, HumanDuration};
 use llm_local::{
-    ArtifactRef, Engine, Error, ModelSpec, Result, Store,
+    ArtifactRef, Engine, Error, Result, Store,
     core::{CancellationToken, Want},
     store::{Artifact, Outcome},
 };
@@ -25,10 +24,10 @@ pub(crate) async fn pull(engine: &Engine, args: Pull) -> Result<ExitCode> {
     let want = if args.adapter { Want::Adapter } else { Want::Model };
     let cancel = cancel_on_interrupt()?;
     if let Some(path) = &args.lock {
-        let spec = locked(path)?;
-        resumable(engine.download(&spec, Some(bar::progress())), &cancel).await?;
-        for reference in std::iter::once(&spec.base).chain(spec.adapters.iter().map(|adapter| &adapter.reference)) {
-            eprintln!("{reference} is on this machine, as it was locked");
+        let lock = llm_local::lock::read(path)?;
+        resumable(engine.download_locked(&lock, Some(bar::progress())), &cancel).await?;
+        for artifact in &lock.artifacts {
+            eprintln!("{} is on this machine, as it was locked", artifact.reference);
         }
     }
     for reference in args.references() {
@@ -46,20 +45,6 @@ pub(crate) async fn resumable<T>(download: impl Future<Output = Result<T>>, canc
         eprintln!("interrupted; the same command goes on where this one was");
     }
     result
-}
-
-/// The spec of what is in the lock file at `path`.
-fn locked(path: &Path) -> Result<ModelSpec> {
-    let lock = llm_local::lock::read(path)?;
-    let of = |want| lock.artifacts.iter().filter(move |artifact| artifact.want == want).map(|a| a.reference.clone());
-    let Some(base) = of(Want::Model).next() else {
-        return Err(Error::invalid_spec(
-            format!("lock file {}", path.display()),
-            "it has no model; lock the spec anew",
-        ));
-    };
-    let spec = of(Want::Adapter).fold(ModelSpec::new(base), ModelSpec::with_adapter);
-    Ok(spec.with_lock(lock))
 }
 
 /// Lists what is kept.

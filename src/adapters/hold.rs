@@ -24,7 +24,7 @@ impl Adapters {
         version: Option<&str>,
         progress: Option<Arc<dyn ProgressHandler>>,
     ) -> Result<AdapterVersion> {
-        let cx = self.engine.context(progress);
+        let cx = self.context(progress);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         self.hold_at(reference, version, &cx).await.map_err(|e| e.into_adapter(reference))
     }
@@ -53,7 +53,7 @@ impl Adapters {
     /// [`Error::AdapterMergeFailed`] around [`Error::NotFound`] if there is none before, or it is not kept any more;
     /// [`Error::NotAllowed`] that names the rule, and the current version stays; [`Error::Io`].
     pub async fn rollback(&self, reference: &ArtifactRef) -> Result<AdapterVersion> {
-        let cx = self.engine.context(None);
+        let cx = self.context(None);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         self.roll_back(reference, &cx).await.map_err(|e| e.into_adapter(reference))
     }

@@ -51,7 +51,7 @@ pub(crate) use copies::{Copies, absolute};
 
 use std::{fmt, sync::Arc};
 
-use llm_local_core::{AdapterSource, ArtifactRef, Result, Want};
+use llm_local_core::{AdapterSource, ArtifactRef, FetchContext, ProgressHandler, Result, Want};
 use llm_local_source_common::store::Store;
 
 use crate::engine::{Engine, Versions};
@@ -73,6 +73,12 @@ impl Adapters {
 
     fn source(&self, reference: &ArtifactRef) -> Result<Arc<dyn AdapterSource>> {
         self.engine.inner.registry.adapter_source(reference)
+    }
+
+    /// What a call may do, and who hears of it. Sources are asked for adapters too that can only be read by what a spec says
+    /// of them, which no call here knows.
+    fn context(&self, progress: Option<Arc<dyn ProgressHandler>>) -> FetchContext {
+        self.engine.context(progress).with_any_adapter(true)
     }
 
     /// What is kept of the adapter.

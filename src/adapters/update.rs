@@ -29,7 +29,7 @@ impl Adapters {
         reference: &ArtifactRef,
         progress: Option<Arc<dyn ProgressHandler>>,
     ) -> Result<AdapterVersion> {
-        let cx = self.engine.context(progress);
+        let cx = self.context(progress);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         self.update_to_newest(reference, &cx).await.map_err(|e| e.into_adapter(reference))
     }

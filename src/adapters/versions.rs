@@ -34,7 +34,7 @@ impl Adapters {
 
     async fn all_versions(&self, reference: &ArtifactRef) -> Result<Vec<AdapterVersion>> {
         self.engine.inner.policy.check_ref(reference)?;
-        let (source, versions, cx) = (self.source(reference)?, self.kept(reference).await?, self.engine.context(None));
+        let (source, versions, cx) = (self.source(reference)?, self.kept(reference).await?, self.context(None));
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         let listed = match source.revisions(reference, &cx).await {
             Ok(listed) => listed,
@@ -50,7 +50,7 @@ impl Adapters {
     }
 
     async fn is_newer(&self, reference: &ArtifactRef) -> Result<bool> {
-        let cx = self.engine.context(None);
+        let cx = self.context(None);
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
         let versions = self.kept(reference).await?;
         let now = match self.ask(&versions, &cx).await {

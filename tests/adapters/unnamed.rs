@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 use llm_local::{
     AdapterPolicy, AdapterSpec, ArtifactRef, Engine, LogitsRequest, ModelSpec, Result,
     core::{
-        Error, LoraAdapter,
+        Error, LoraAdapter, Want,
         lora::{AdapterFiles, AdapterFormat},
     },
     lora::{self, BareFormat, ReadOptions},
@@ -80,6 +80,33 @@ fn tensors_without_a_config_are_used_from_everywhere_as_the_spec_says() {
             );
         }
     }
+}
+
+#[test]
+fn tensors_without_a_config_are_pulled_locked_and_updated_from_everywhere() {
+    for index in 0..3 {
+        let (world, refs) = world(WEIGHTS, &weights());
+        let engine = world.engine();
+        let reference = &refs[index];
+        assert!(block_on(engine.adapters().is_update_available(reference)).is_ok(), "{reference}");
+        block_on(engine.download_artifact(reference, Want::Adapter, None)).unwrap_or_else(|e| panic!("{e}"));
+        block_on(engine.adapters().update(reference, None)).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!block_on(engine.adapters().is_update_available(reference)).unwrap(), "{reference}");
+        let said = AdapterSpec::new(reference.clone()).with_scale(2.0).with_format(BareFormat::Peft);
+        let spec = ModelSpec::new("hf:org/tiny".parse().unwrap()).with_adapter_spec(said);
+        // The lock does not say what the spec does.
+        let lock = block_on(engine.lock(&spec)).unwrap();
+        block_on(engine.download_locked(&lock, None)).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let (world, [folder, ..]) = world(WEIGHTS, &weights());
+    let engine = world.engine();
+    let said = AdapterSpec::new(folder).with_scale(2.0).with_format(BareFormat::Peft);
+    let lock = block_on(engine.lock(&ModelSpec::new("hf:org/tiny".parse().unwrap()).with_adapter_spec(said))).unwrap();
+    let mut changed = weights();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(world.folder.path().join("mine").join(WEIGHTS), changed).unwrap();
+    let error = block_on(engine.download_locked(&lock, None)).unwrap_err();
+    assert!(error.to_string().contains("locked"), "{error}");
 }
 
 /// A format of one file, `voice.factors`: the tensors of PEFT's adapter behind a line of text.
