@@ -25,6 +25,7 @@ use super::{
 /// |---|---|
 /// | new vocabulary rows | the number of logits, the token ids that are taken and the tokenizer are those of the loaded model, for all its requests |
 /// | pairs of experts | no decoder here has experts, and each would need the rows of activations that are routed to it |
+/// | whole tensors or rows in GGUF's order | backends want the order of the Hugging Face layout, whatever that of the base |
 /// | a pair of a weight that is stored (in, out): DoRA on an embedding, a `Conv1D` | DoRA's norms are then of columns, and what multiplies columns is beside the input of a tied head |
 pub(crate) fn only_merged(adapter: &AdapterOutline, fitted: &FittedAdapter, report: &FitReport) -> Option<String> {
     let grows = |replacement: &&ReplacementOutline| {
@@ -40,6 +41,13 @@ pub(crate) fn only_merged(adapter: &AdapterOutline, fitted: &FittedAdapter, repo
         return Some(format!(
             "its pairs of `{}` are of experts, which no backend runs beside their weights",
             module.name
+        ));
+    }
+    let replaced =
+        adapter.replacements.iter().map(|r| &r.name).chain(adapter.rows.iter().map(|rows| &rows.name)).next();
+    if let (Layout::Gguf, Some(name)) = (adapter.row_order, replaced) {
+        return Some(format!(
+            "it replaces `{name}` in the order of a GGUF file, which no backend takes beside its weights"
         ));
     }
     let turned = fitted.transposed.as_ref()?;
@@ -97,7 +105,7 @@ fn in_hugging_face_order(adapter: &Arc<LoraAdapter>, info: &ModelInfo) -> Result
     let replaced = adapter.replacements.iter().map(|r| &r.name).chain(adapter.rows.iter().map(|r| &r.name)).next();
     if let Some(name) = replaced {
         return Err(failed(format!(
-            "it replaces `{name}` in GGUF's order, which can only be merged (`adapter_policy` `auto`)"
+            "it replaces `{name}` in GGUF's order, which can only be merged (`adapter_policy` `merge-dequantized`)"
         )));
     }
     let orders = orders(decoder);
@@ -107,7 +115,7 @@ fn in_hugging_face_order(adapter: &Arc<LoraAdapter>, info: &ModelInfo) -> Result
     if let (false, Some(module)) = (orders.is_empty(), adapter.modules.iter().find(other)) {
         return Err(failed(format!(
             "its rows are in the order of GGUF files, and the base has `{}` split or fused otherwise, so that it can only \
-             be merged (`adapter_policy` `auto`)",
+             be merged (`adapter_policy` `merge-dequantized`)",
             module.name
         )));
     }
@@ -187,5 +195,10 @@ mod tests {
         );
         let said = why(LoraAdapter::new("x", "", Vec::new()).with_replacements(vec![grown]), &info).unwrap();
         assert!(said.contains("new vocabulary rows"), "{said}");
+        let norm = ReplacementTensor::new("model.norm.weight", vec![hidden], vec![0.1; hidden]);
+        let whole = LoraAdapter::new("x", "", Vec::new()).with_replacements(vec![norm]);
+        assert_eq!(why(whole.clone(), &info), None);
+        let said = why(whole.with_row_order(Layout::Gguf), &info).unwrap();
+        assert!(said.contains("`model.norm.weight` in the order of a GGUF file"), "{said}");
     }
 }
