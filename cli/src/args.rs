@@ -115,7 +115,7 @@ pub(crate) struct AdapterSaid {
 
 impl AdapterSaid {
     pub(crate) fn spec(&self) -> Result<AdapterSpec> {
-        Ok(self.said.of(AdapterSpec::new(self.adapter.reference()?)))
+        self.said.of(AdapterSpec::new(self.adapter.reference()?))
     }
 }
 
@@ -136,12 +136,27 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// `adapter` with what is said of it.
-    fn of(&self, mut adapter: AdapterSpec) -> AdapterSpec {
+    /// `adapter` with what is said of it. The error is that it says otherwise itself.
+    fn of(&self, mut adapter: AdapterSpec) -> Result<AdapterSpec> {
+        let differs = |option: &str, given: String, own: String| {
+            let reason = format!("{option} is {given}, and `--adapter` of it says {own}; give one of them");
+            Error::invalid_spec(option, reason).into_adapter(&adapter.reference)
+        };
+        let format = self.adapter_format.map(BareFormat::from);
+        if let (Some(given), Some(own)) = (self.scale, adapter.scale)
+            && given != own
+        {
+            return Err(differs("--scale", given.to_string(), own.to_string()));
+        }
+        if let (Some(given), Some(own)) = (format, adapter.format)
+            && given != own
+        {
+            return Err(differs("--adapter-format", given.as_str().into(), own.as_str().into()));
+        }
         adapter.scale = self.scale.or(adapter.scale);
-        adapter.format = self.adapter_format.map(BareFormat::from).or(adapter.format);
+        adapter.format = format.or(adapter.format);
         adapter.allow.extend(self.allow.iter().copied());
-        adapter
+        Ok(adapter)
     }
 }
 
@@ -312,6 +327,11 @@ impl How {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    mut_arg("scale", |scale| scale.requires("adapter")),
+    mut_arg("adapter_format", |format| format.requires("adapter")),
+    mut_arg("allow", |allow| allow.requires("adapter"))
+)]
 pub(crate) struct Spec {
     /// The model: a folder, a GGUF file, or a ref such as `file:/models/x`. Without it, or as `sample`, the small
     /// model inside this program.
@@ -325,7 +345,7 @@ pub(crate) struct Spec {
     said: Said,
     /// How several adapters become one change: sum, or as PEFT combines them, such as cat, `ties:density=0.5` or
     /// `svd:rank=8`; or as JSON.
-    #[arg(long, value_name = "HOW", default_value_t)]
+    #[arg(long, value_name = "HOW", default_value_t, requires = "adapter")]
     combination: Combination,
     /// How adapters get into the model.
     #[arg(long, value_enum, default_value_t = Policy::Auto)]
@@ -334,7 +354,7 @@ pub(crate) struct Spec {
     #[arg(long, value_name = "E", required_if_eq("adapter_policy", "merge-requantized"))]
     requantize_max_error: Option<f32>,
     /// A prompt on which merge-requantized measures what is lost; may be given several times. Without it, there are some.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", requires = "requantize_max_error")]
     probe_prompt: Vec<String>,
     /// The backend, by its name in `llm-local plugins`; without it, the best that can run the model.
     #[arg(long, value_name = "NAME")]
@@ -379,7 +399,7 @@ impl Spec {
             Dtype::Bf16 => ComputeDtype::Bf16,
         });
         for adapter in &self.adapter {
-            spec = spec.with_adapter_spec(self.said.of(adapter_spec(adapter)?));
+            spec = spec.with_adapter_spec(self.said.of(adapter_spec(adapter)?)?);
         }
         if spec.adapters.len() > 1 && (self.said.scale.is_some() || self.said.adapter_format.is_some()) {
             let reason = "of which of the adapters it is is not clear; write them as `--adapter '{\"ref\": \"./x\", \
@@ -475,8 +495,23 @@ mod tests {
         assert!(parsed(&["--adapter-policy", "merge-requantized"]).is_err(), "it needs a limit");
         assert!(parsed(&["--combination", "ties"]).unwrap_err().to_string().contains("density"));
         assert!(parsed(&["--allow", "all"]).unwrap_err().to_string().contains("unknown-fields"));
+        // What has nothing to act on.
+        for args in [
+            ["--scale", "2"],
+            ["--adapter-format", "peft"],
+            ["--allow", "no-effect"],
+            ["--combination", "cat"],
+            ["--probe-prompt", "x"],
+        ] {
+            let error = parsed(&args).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::MissingRequiredArgument, "{error}");
+        }
+        let own = r#"{"ref": "./y", "scale": 2, "format": "peft"}"#;
+        assert_eq!(spec(&["--adapter", own, "--scale", "2"]).adapters[0].scale, Some(2.0));
         for (args, part) in [
-            (&["--requantize-max-error", "0.1"][..], "merge-requantized"),
+            (&["--adapter", own, "--scale", "3"][..], "--scale is 3, and `--adapter` of it says 2"),
+            (&["--adapter", own, "--adapter-format", "mlx-lm"], "says peft"),
+            (&["--requantize-max-error", "0.1"], "merge-requantized"),
             (&["--adapter", "./x", "--adapter", "./y", "--scale", "2"], "which of the adapters"),
             (&["--adapter", "{"], "--adapter"),
         ] {
