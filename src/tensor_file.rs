@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use llm_local_core::{Encoding, FloatType, IntType, TensorData};
+use llm_local_core::{ComputeDtype, Encoding, FloatType, IntType, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 /// Bytes of values that are turned into little-endian ones at a time.
@@ -40,6 +40,16 @@ pub(crate) fn dtype(encoding: Encoding) -> Option<Dtype> {
         Encoding::Int(IntType::I64) => Dtype::I64,
         _ => return None,
     })
+}
+
+/// The type of floats that `dtype` asks for; `None` where each stays what it is, or somebody else decides.
+pub(crate) fn float(dtype: ComputeDtype) -> Option<FloatType> {
+    match dtype {
+        ComputeDtype::Auto => None,
+        ComputeDtype::F16 => Some(FloatType::F16),
+        ComputeDtype::Bf16 => Some(FloatType::Bf16),
+        _ => Some(FloatType::F32),
+    }
 }
 
 /// What stands before the data of `tensors`, filled up to `least` bytes. The error says what is wrong with them.

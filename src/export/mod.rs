@@ -13,13 +13,14 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use llm_local_core::{ComputeDtype, Error, FloatType, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
+use llm_local_core::{ComputeDtype, Error, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
 use llm_local_source_common::disk::check_space;
 use llm_local_weights::{MODEL_CONFIG, MODEL_TEXT_FILES};
 
 use crate::{
     blocking::Wanted,
     new_folder::{self, NewFolder},
+    tensor_file,
 };
 use weights::Layout;
 
@@ -102,7 +103,7 @@ fn config_of(info: &ModelInfo) -> Result<&serde_json::Value> {
         );
         return refused(reason);
     }
-    if let Some(entry) = info.tensors.iter().find(|entry| crate::tensor_file::dtype(entry.encoding).is_none()) {
+    if let Some(entry) = info.tensors.iter().find(|entry| tensor_file::dtype(entry.encoding).is_none()) {
         let reason =
             format!("the tensor `{}` is stored as {}, and only floats and integers can be", entry.name, entry.encoding);
         return refused(format!("{reason}; give the base in f32, f16 or bf16"));
@@ -120,12 +121,7 @@ pub(crate) fn write(model: &Export<'_>, into: &Path, watch: &Watch<'_>) -> Resul
 
 fn write_in_files_of(most: u64, model: &Export<'_>, into: &Path, watch: &Watch<'_>) -> Result<Exported> {
     let config = config_of(model.info)?;
-    let float = match model.dtype {
-        ComputeDtype::Auto => None,
-        ComputeDtype::F16 => Some(FloatType::F16),
-        ComputeDtype::Bf16 => Some(FloatType::Bf16),
-        _ => Some(FloatType::F32),
-    };
+    let float = tensor_file::float(model.dtype);
     let layout = Layout::new(model.tensors.entries(), float, most)?;
     check_free(into)?;
     check_space(&[(new_folder::parent(into).to_owned(), layout.bytes())])?;

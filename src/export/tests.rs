@@ -1,6 +1,6 @@
 use std::{cell::RefCell, collections::BTreeMap, fs, sync::Arc};
 
-use llm_local_core::{GgmlType, IntType, TensorEntry};
+use llm_local_core::{FloatType, GgmlType, IntType, TensorEntry};
 use llm_local_testkit::fakes::MemoryTensorSource;
 use llm_local_weights::Checkpoint;
 use serde_json::{Value, json};

@@ -16,28 +16,38 @@ pub(super) struct Kept {
 }
 
 /// What is kept under `key` of `merged`, if it can be used. Size and header are checked, which takes no reading of tensors;
-/// with `prove` its digest too, as long as that is wanted.
+/// with `prove` its digest too, as long as that is wanted. It counts as used.
+///
+/// # Errors
+/// [`Error::Cancelled`]. Whatever else is wrong with it is logged, and it is none.
 pub(super) fn find(
     store: &Store,
     key: &MergeKey,
     merged: &MergedSource,
     prove: Option<&Wanted>,
-) -> Option<(SafetensorsSource, Hold)> {
+) -> Result<Option<(SafetensorsSource, Hold)>> {
     let result = key.reference();
     let found = store.kept_merge(key).and_then(|found| found.map(|found| open(found, prove)).transpose());
     match found {
-        Ok(None) => None,
+        Ok(None) => Ok(None),
         Ok(Some((kept, hold))) if is_of(&kept, merged) => {
             tracing::debug!(%result, "reads an earlier merge");
-            Some((kept, hold))
+            // Not before: what cannot be read is not used.
+            match store.use_merge(key) {
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                Err(error) => tracing::warn!(%result, %error, "it is not noted that it is used"),
+                Ok(()) => {}
+            }
+            Ok(Some((kept, hold)))
         }
         Ok(Some(_)) => {
             tracing::warn!(%result, "it has tensors that this merge does not give; merges again");
-            None
+            Ok(None)
         }
+        Err(Error::Cancelled) => Err(Error::Cancelled),
         Err(error) => {
             tracing::warn!(%result, %error, "cannot be read; merges again");
-            None
+            Ok(None)
         }
     }
 }

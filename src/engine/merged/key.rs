@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use llm_local_core::{AdapterSpec, ArtifactRef, LoadOptions, LoraAdapter, ModelSpec, Result};
+use llm_local_core::{AdapterSpec, ArtifactRef, FloatType, LoadOptions, LoraAdapter, ModelSpec, Result};
 use llm_local_source_common::store::MergeKey;
 
-use crate::engine::{Identity, Inner};
+use crate::{
+    engine::{Identity, Inner},
+    tensor_file,
+};
 
 /// The version of what is kept: to be raised whenever other bits come out of the same files, by a change of how adapters are
 /// read, fitted to the base, combined or merged. A release never uses what another one kept, whatever this says.
@@ -18,6 +21,8 @@ pub(in crate::engine) struct KeyOfMerge {
     pub(super) base: Vec<String>,
     /// Whether all that is used is held to its digest, as the files of a spec that has a lock are.
     pub(super) is_locked: bool,
+    /// The type in which tensors are asked for, where that is known before they are.
+    pub(super) float: Option<FloatType>,
 }
 
 impl Inner {
@@ -65,7 +70,7 @@ impl KeyOfMerge {
         let refs = std::iter::once(&spec.base).chain(spec.adapters.iter().map(|adapter| &adapter.reference));
         let name = refs.map(short).collect::<Vec<_>>().join("+");
         let key = MergeKey::new(&name, parts.iter().map(String::as_str))?;
-        Ok(Self { key, base, is_locked })
+        Ok(Self { key, base, is_locked, float: tensor_file::float(options.dtype) })
     }
 }
 

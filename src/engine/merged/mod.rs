@@ -18,7 +18,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use llm_local_core::{Encoding, Error, Result, TensorSource};
+use llm_local_core::{Encoding, Error, FloatType, Result, TensorEntry, TensorSource};
 use llm_local_source_common::store::{Hold, Store};
 
 pub(super) use self::key::KeyOfMerge;
@@ -47,35 +47,44 @@ impl Inner {
     ) -> Result<(Arc<dyn TensorSource>, Option<Keeping>)> {
         let Some(key) = key else { return Ok((Arc::new(merged), None)) };
         let (store, quota) = (self.transfer.store().clone(), self.quota);
-        blocking_while_wanted("merged", move |wanted| Ok(open(&store, quota, key, merged, wanted))).await
+        blocking_while_wanted("merged", move |wanted| open(&store, quota, key, merged, wanted)).await
     }
 }
 
 fn open(
     store: &Store,
     quota: Option<u64>,
-    KeyOfMerge { key, base, is_locked }: KeyOfMerge,
+    KeyOfMerge { key, base, is_locked, float }: KeyOfMerge,
     merged: MergedSource,
     wanted: &Wanted,
-) -> (Arc<dyn TensorSource>, Option<Keeping>) {
-    if let Some((kept, hold)) = kept::find(store, &key, &merged, is_locked.then_some(wanted)) {
-        return (Arc::new(Kept { merged, kept }), Some(Keeping::Kept(hold)));
+) -> Result<(Arc<dyn TensorSource>, Option<Keeping>)> {
+    if let Some((kept, hold)) = kept::find(store, &key, &merged, is_locked.then_some(wanted))? {
+        return Ok((Arc::new(Kept { merged, kept }), Some(Keeping::Kept(hold))));
     }
-    let bytes = merged.report().touched.iter().filter_map(|touched| merged.entry(&touched.name)?.stored_bytes());
-    match store.begin_merge(&key, bytes.map(|bytes| bytes as u64).sum(), quota) {
+    match store.begin_merge(&key, bytes(&merged, float), quota) {
         Ok(Some(writer)) => {
             let writing = Arc::new(Writing::new(merged, writer, key.reference().to_string(), base));
-            (writing.clone(), Some(Keeping::Writing(writing, quota)))
+            Ok((writing.clone(), Some(Keeping::Writing(writing, quota))))
         }
         Ok(None) => {
             tracing::debug!(result = %key.reference(), "another load keeps this merge");
-            (Arc::new(merged), None)
+            Ok((Arc::new(merged), None))
         }
+        Err(Error::Cancelled) => Err(Error::Cancelled),
         Err(error) => {
             not_kept(&key.reference().to_string(), &error);
-            (Arc::new(merged), None)
+            Ok((Arc::new(merged), None))
         }
     }
+}
+
+/// How many bytes a merge computes, whose tensors are asked for as `float`, or else as they are stored.
+fn bytes(merged: &MergedSource, float: Option<FloatType>) -> u64 {
+    let of = |(name, shape): (&str, &[usize])| {
+        let encoding = float.map(Encoding::Float).or_else(|| Some(merged.entry(name)?.encoding))?;
+        TensorEntry::new(name, shape.to_vec(), encoding).stored_bytes()
+    };
+    computed(merged).filter_map(of).map(|bytes| bytes as u64).sum()
 }
 
 impl Keeping {

@@ -31,7 +31,12 @@ fn merged() -> (MergedSource, Arc<CountingTensorSource>) {
 }
 
 fn key() -> KeyOfMerge {
-    KeyOfMerge { key: MergeKey::new("tiny-llama+peft", ["one"]).unwrap(), base: vec!["base".into()], is_locked: false }
+    KeyOfMerge {
+        key: MergeKey::new("tiny-llama+peft", ["one"]).unwrap(),
+        base: vec!["base".into()],
+        is_locked: false,
+        float: None,
+    }
 }
 
 fn open(
@@ -40,7 +45,7 @@ fn open(
     key: KeyOfMerge,
     merged: MergedSource,
 ) -> (Arc<dyn TensorSource>, Option<Keeping>) {
-    super::open(store, quota, key, merged, &Wanted::new())
+    super::open(store, quota, key, merged, &Wanted::new()).unwrap()
 }
 
 /// All bytes of all tensors of `source`, read as `want`.
@@ -146,6 +151,20 @@ fn where_the_spec_has_a_lock_other_bytes_of_the_same_size_are_seen() {
 }
 
 #[test]
+fn a_load_that_is_given_up_while_what_is_kept_is_read_does_not_merge_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path());
+    let (writing, keeping) = open(&store, None, key(), merged().0);
+    bytes_of(&*writing, None);
+    assert!(finish(keeping, "base"));
+    let given_up = Wanted::new();
+    given_up.give_up();
+    let locked = KeyOfMerge { is_locked: true, ..key() };
+    let opened = super::open(&store, None, locked, merged().0, &given_up);
+    assert!(matches!(opened, Err(llm_local_core::Error::Cancelled)));
+}
+
+#[test]
 fn of_two_merges_at_once_one_is_kept_and_both_are_right() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new(folder.path());
@@ -187,6 +206,11 @@ fn what_cannot_be_kept_is_merged_all_the_same_and_leaves_nothing() {
     assert!(keeping.is_some() && !finish(keeping, "base"));
     drop(source);
     assert!(is_empty());
+    // Where it is known what will be asked for, nothing is begun.
+    let in_f32 = KeyOfMerge { float: Some(FloatType::F32), ..key() };
+    let (source, keeping) = open(&store, Some(quota), in_f32, merged().0);
+    assert!(keeping.is_none());
+    drop(source);
     // A base that was another when it had been read.
     let (source, keeping) = open(&store, None, key(), merged().0);
     assert_eq!(bytes_of(&*source, None), expected);

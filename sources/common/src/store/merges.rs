@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -79,15 +79,12 @@ impl MergeKey {
 
 impl Store {
     /// The result that is kept under `key`, if its file has the size that it was written with. [`Store::verify`] compares
-    /// its digest, as it does with any content. It counts as used now.
+    /// its digest, as it does with any content.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Cancelled`] as [`Store::with_cancel`].
+    /// [`Error::Io`].
     pub fn kept_merge(&self, key: &MergeKey) -> Result<Option<KeptMerge>> {
-        let is_it = |record: &Record| {
-            record.reference.scheme() == MERGED_SCHEME && record.revision == key.revision && record.want == Want::Model
-        };
-        let Some(record) = self.ledger()?.records.into_iter().find(is_it) else { return Ok(None) };
+        let Some(record) = self.merge_record(key)? else { return Ok(None) };
         let hold = self.hold_as(record.clone())?;
         // Looked at once it is held: what is there then stays there.
         let file = record.own_files().next();
@@ -97,12 +94,36 @@ impl Store {
         if !record.is_whole(self.root()) {
             return Ok(None);
         }
-        self.touch(&record.reference, &record.revision, self.now())?;
         Ok(Some(KeptMerge { path, digest, hold }))
     }
 
+    /// Counts the result that is kept under `key` as used now.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Cancelled`] as [`Store::with_cancel`].
+    pub fn use_merge(&self, key: &MergeKey) -> Result<()> {
+        self.touch(&key.reference, &key.revision, self.now())
+    }
+
+    fn merge_record(&self, key: &MergeKey) -> Result<Option<Record>> {
+        let is_it = |record: &Record| {
+            record.reference.scheme() == MERGED_SCHEME && record.revision == key.revision && record.want == Want::Model
+        };
+        Ok(self.ledger()?.records.into_iter().find(is_it))
+    }
+
+    /// Makes room within `quota` for `bytes` bytes, in the place of what is kept under `key`. Gives the bytes of that.
+    fn evict_for_merge(&self, key: &MergeKey, quota: u64, bytes: u64) -> Result<u64> {
+        let replaced = match self.merge_record(key)? {
+            Some(record) => record.own_files().map(|file| size(&record.used_path(self.root(), file))).sum(),
+            None => 0,
+        };
+        self.evict(quota, bytes.saturating_sub(replaced))?;
+        Ok(replaced)
+    }
+
     /// Begins to write the result of about `bytes` bytes that is to be kept under `key`: `None` if somebody else is at it.
-    /// It does not look whether one is there: what is there and damaged is replaced.
+    /// It does not look whether one is there: what is there and damaged is replaced, and its bytes are not counted twice.
     ///
     /// # Errors
     /// [`Error::InsufficientStorage`] if the disk has no room for so many bytes, or `quota` leaves none
@@ -112,11 +133,16 @@ impl Store {
         let folder = self.root().join("partials");
         check_space(&[(folder.clone(), bytes)])?;
         if let Some(quota) = quota {
-            self.evict(quota, bytes)?;
+            self.evict_for_merge(key, quota, bytes)?;
         }
         let (store, key, file) = (self.clone(), key.clone(), temporary(&folder)?);
         Ok(Some(MergeWriter { store, key, file, end: AtomicU64::new(0), _lock: lock }))
     }
+}
+
+/// The bytes of what is at `path`; none if nothing is.
+fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
 }
 
 impl MergeWriter {
@@ -141,9 +167,7 @@ impl MergeWriter {
     pub fn finish(self, quota: Option<u64>) -> Result<KeptMerge> {
         let Self { store, key, file, end, _lock } = self;
         let (size, digest) = (end.into_inner(), digest_file(file.path(), None)?);
-        if let Some(quota) = quota {
-            store.evict(quota, size)?;
-        }
+        let replaced = quota.map(|quota| store.evict_for_merge(&key, quota, size)).transpose()?;
         let listed = ManifestFile::new(FILE, size).with_digest(digest);
         let manifest = Manifest::new(key.reference, Want::Model, key.revision, vec![listed])?;
         let path = store.blob(&FileKey::of_digest(&digest));
@@ -153,6 +177,12 @@ impl MergeWriter {
         let hold = store.hold_as(record.clone())?;
         publish_temporary(file, &path, &Folders::default())?;
         store.keep_noted(record, &BTreeMap::from([(FILE.to_owned(), Came::Fetched)]), store.now())?;
+        if let (Some(quota), Some(1..)) = (quota, replaced) {
+            // Of other bytes, what was replaced is there still, and nobody's.
+            if let Err(error) = store.evict(quota, 0) {
+                tracing::warn!(%error, "there is more than the quota allows");
+            }
+        }
         Ok(KeptMerge { path, digest, hold })
     }
 }

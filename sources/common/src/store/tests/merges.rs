@@ -63,11 +63,13 @@ fn results_count_in_the_quota_and_the_least_recently_used_go_first() {
     for name in ["a", "b", "c"] {
         drop(keep(&f, name, &name.repeat(60)));
     }
-    drop(f.store.kept_merge(&key("a")).unwrap().unwrap());
-    let held = f.store.kept_merge(&key("b")).unwrap().unwrap();
+    // To look at it is no use of it, since it may turn out to be unreadable.
+    drop(f.store.kept_merge(&key("b")).unwrap().unwrap());
+    f.store.use_merge(&key("a")).unwrap();
+    let held = f.store.kept_merge(&key("c")).unwrap().unwrap();
     assert_eq!(f.store.evict(180, 60).unwrap().bytes, 60);
-    assert_eq!(f.listed().iter().map(|(text, ..)| text.as_str()).collect::<Vec<_>>(), ["merged:a", "merged:b"]);
-    // b is in use, and a alone does not make room enough.
+    assert_eq!(f.listed().iter().map(|(text, ..)| text.as_str()).collect::<Vec<_>>(), ["merged:a", "merged:c"]);
+    // c is in use, and a alone does not make room enough.
     for begun in [f.store.begin_merge(&key("d"), 121, Some(180)), f.store.begin_merge(&key("d"), u64::MAX, None)] {
         assert!(matches!(begun.unwrap_err(), Error::InsufficientStorage { .. }));
     }
@@ -109,4 +111,26 @@ fn a_result_that_is_cut_off_is_none_and_is_written_anew() {
     assert_eq!(f.listed().len(), 1);
     f.store.clean(Duration::ZERO, SystemTime::now()).unwrap();
     assert!(!path.exists());
+}
+
+#[test]
+fn what_is_replaced_is_not_counted_twice() {
+    let f = Fixture::new();
+    drop(keep(&f, "b", &"b".repeat(40)));
+    let path = keep(&f, "a", &"a".repeat(60)).path;
+    write(&path, &"a".repeat(50));
+    assert!(f.store.kept_merge(&key("a")).unwrap().is_none());
+    let writer = f.store.begin_merge(&key("a"), 60, Some(100)).unwrap().unwrap();
+    writer.write_at(&[b'a'; 60], writer.reserve(60)).unwrap();
+    drop(writer.finish(Some(100)).unwrap());
+    assert!(f.store.kept_merge(&key("a")).unwrap().is_some());
+    assert_eq!(f.listed().iter().map(|(text, ..)| text.as_str()).collect::<Vec<_>>(), ["merged:a", "merged:b"]);
+    // Of other bytes, the old ones go.
+    let writer = f.store.begin_merge(&key("a"), 60, Some(100)).unwrap().unwrap();
+    writer.write_at(&[b'c'; 60], writer.reserve(60)).unwrap();
+    drop(writer.finish(Some(100)).unwrap());
+    let size = f.store.size().unwrap();
+    assert_eq!((f.listed().len(), size.fetched, size.unrecorded), (2, 100, 0));
+    // Alone, it is too large all the same.
+    assert!(f.store.begin_merge(&key("a"), 200, Some(100)).is_err());
 }
