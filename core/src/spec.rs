@@ -29,7 +29,8 @@ pub struct ModelSpec {
     /// The adapters; usually one or none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<AdapterSpec>,
-    /// How several become one change: their sum, unless something else is asked for.
+    /// How several become one change: their sum, unless something else is asked for. It holds for the adapters of the spec
+    /// as it is loaded: sets that a loaded model is given later, and those of requests, are summed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub combination: Combination,
     /// How they get into the model.

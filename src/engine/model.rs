@@ -132,6 +132,8 @@ impl Model {
     /// before is computed anew. Whoever loads the same spec meanwhile gets this model, with these adapters. Dropping the
     /// future does not take it back once it is in line.
     ///
+    /// The adapters of a set are summed, whatever the spec's [`combination`](llm_local_core::ModelSpec::combination) is.
+    ///
     /// Where the adapters are merged into the weights, the tensors that the ones before touched and the new ones touch are
     /// read anew from the base's files, with the new ones merged in, and then replaced at once: nothing is subtracted, and
     /// the model is to the bit as one that was loaded so. It gets in line once the headers of the base were read. While

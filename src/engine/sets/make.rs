@@ -15,7 +15,8 @@ impl Engine {
     /// The adapters of `adapters`, fetched, read, and checked against the base of `model`, for [`Model::set_adapters`] and
     /// for requests to `model` ([`GenerateRequest::with_adapters`](llm_local_core::GenerateRequest::with_adapters)). Its
     /// adapters may be put into other sets for `model`, with other weights. They are copies in memory, as long as anybody
-    /// holds them; their files may go. A lock of the model's spec says nothing of them.
+    /// holds them; their files may go. A lock of the model's spec says nothing of them. The adapters of a set are summed,
+    /// whatever the spec's [`combination`](llm_local_core::ModelSpec::combination) is.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed) with the cause for whatever is wrong: an adapter that cannot be had, is not allowed, is
