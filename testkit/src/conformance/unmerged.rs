@@ -23,6 +23,9 @@ const TOKENS: usize = 6;
 /// How many times the tolerance the adapter must move a logit: so that no check passes by it.
 const EFFECT: f32 = 10.0;
 
+/// How many times what rounding costs the adapter must move a logit: so that the base is not as near to it as what is merged.
+const EFFECT_OF_ROUNDING: f32 = 2.0;
+
 /// What [`unmerged`] works with.
 pub struct UnmergedCase<'a> {
     base: &'a dyn Fn() -> ModelWeights,
@@ -56,7 +59,7 @@ impl<'a> UnmergedCase<'a> {
 
     /// Sets how far apart two logits may be that are computed in other steps: beside the weights and merged into them, or the
     /// same prompt in other chunks; without it, the other tolerance. On a quantized base it is what rounding activations
-    /// costs.
+    /// costs. The adapter must move a logit by twice as much.
     pub fn with_rounding(mut self, rounding: f32) -> Self {
         self.rounding = Some(rounding);
         self
@@ -139,12 +142,15 @@ impl<'a> Suite<'a> {
         suite.adapted = suite.logits(&*model, None).await;
         unload(&*model).await;
         let effect = apart(&suite.plain, &suite.adapted);
-        assert!(
-            effect >= EFFECT * case.tolerance,
-            "the adapter of the load moves no logit by more than {effect}; at least {EFFECT} times the tolerance {} is \
-             needed to tell it from the base",
-            case.tolerance
-        );
+        for (times, what, of) in
+            [(EFFECT, "tolerance", case.tolerance), (EFFECT_OF_ROUNDING, "rounding", suite.rounding())]
+        {
+            assert!(
+                effect >= times * of,
+                "the adapter of the load moves no logit by more than {effect}; at least {times} times the {what} {of} is \
+                 needed to tell it from the base"
+            );
+        }
         suite
     }
 

@@ -98,6 +98,13 @@ impl Handle {
     }
 }
 
+impl Drop for Handle {
+    /// New tensors that are being read are for nobody.
+    fn drop(&mut self) {
+        self.shared.unloading.cancel();
+    }
+}
+
 #[async_trait]
 impl LoadedModel for Handle {
     fn info(&self) -> LoadedInfo {

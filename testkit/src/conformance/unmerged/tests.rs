@@ -57,6 +57,17 @@ fn an_adapter_that_the_suite_can_tell_nothing_by_is_refused() {
     small.modules[0].scale = 1e-6;
     let said = failure(|| run(Wrong::Nothing, &UnmergedCase::new(&base, &merged, Arc::new(small), "a prompt")));
     assert!(said.contains("moves no logit by more than"), "{said}");
+    // Within what rounding may cost, merged weights would be as near to the base.
+    let effect = 2.0;
+    for (rounding, is_refused) in [(effect, true), (1e-4, false)] {
+        let case = UnmergedCase::new(&base, &merged, adapter(), "a prompt").with_rounding(rounding);
+        if is_refused {
+            let said = failure(|| run(Wrong::Nothing, &case));
+            assert!(said.contains("at least 2 times the rounding 2 is needed"), "{said}");
+        } else {
+            run(Wrong::Nothing, &case);
+        }
+    }
     let mut dora = LoraAdapter::clone(&adapter());
     dora.modules[0].magnitude = Some(vec![1.0; VOCAB]);
     let said = failure(|| run(Wrong::Nothing, &UnmergedCase::new(&base, &merged, Arc::new(dora), "a prompt")));

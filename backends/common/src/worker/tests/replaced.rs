@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, mpsc};
 
+use futures_util::FutureExt;
 use llm_local_core::{
     AdapterSet, Error, GenerateRequest, LoadedModel, LogitsRequest, LoraAdapter, ModelFormat, ModelInfo, Result,
     SessionId, SessionState,
@@ -146,6 +147,26 @@ fn a_model_that_is_unloaded_gives_up_reading() {
     let error = replacing.join().unwrap().unwrap_err();
     assert_eq!(error.code(), "model_not_loaded");
     assert_eq!(model.memory().weights, 0);
+}
+
+#[test]
+fn a_model_that_is_dropped_gives_up_reading() {
+    let (entered, reading) = mpsc::channel();
+    let hook = move |new: &super::super::NewTensors| {
+        entered.send(new.cancel.clone()).unwrap();
+        block_on(new.cancel.cancelled());
+        Err(Error::Cancelled)
+    };
+    let model = Setup { replace: Box::new(hook), ..setup() }.load();
+    let info = Arc::new(ModelInfo::new("m", ModelFormat::Remote, Vec::new()));
+    let mut replacing = model.replace_tensors(Arc::new(MemoryTensorSource::new()), info, vec!["one".into()]);
+    assert!((&mut replacing).now_or_never().is_none());
+    let cancel = reading.recv().unwrap();
+    // Nobody waits for it from here on.
+    drop(replacing);
+    assert!(!cancel.is_cancelled());
+    drop(model);
+    assert!(cancel.is_cancelled());
 }
 
 #[test]
