@@ -17,6 +17,7 @@ pub(crate) async fn export(engine: &Engine, args: Export) -> Result<ExitCode> {
     let cancel = cancel_on_interrupt()?;
     let export = engine.export_with_progress(&spec, &args.into, Some(bar::progress()));
     let exported = unless_cancelled(export, &cancel).await?;
+    exported.notes.iter().for_each(|note| eprintln!("warning: {note}"));
     eprintln!(
         "{} tensors, {} of them merged, {} in {}",
         exported.tensors,

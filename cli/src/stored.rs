@@ -10,7 +10,7 @@ use indicatif::{DecimalBytes, HumanDuration};
 use llm_local::{
     ArtifactRef, Engine, Error, Result, Store,
     core::{CancellationToken, Want},
-    store::{Artifact, Outcome},
+    store::{Artifact, MERGED_SCHEME, Outcome},
 };
 
 use crate::{
@@ -92,7 +92,10 @@ fn line(artifact: &Artifact, now: SystemTime) -> String {
         notes.push("pinned".into());
     }
     if !artifact.damaged.is_empty() {
-        notes.push(format!("DAMAGED: {}; pull it again", artifact.damaged.join(", ")));
+        // No source has it.
+        let is_merge = artifact.reference.scheme() == MERGED_SCHEME;
+        let remedy = if is_merge { "the next load makes it again" } else { "pull it again" };
+        notes.push(format!("DAMAGED: {}; {remedy}", artifact.damaged.join(", ")));
     }
     let size = DecimalBytes(artifact.bytes).to_string();
     let notes = notes.join(", ");
@@ -157,9 +160,14 @@ pub(crate) fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
     }
     if args.repair {
         let removed = store.remove_damaged(&verified)?;
-        eprintln!("damaged files removed: {}; the next pull or run brings them anew", removed.files);
+        eprintln!(
+            "damaged files removed: {}; the next pull or run brings them anew, and the next load makes what was merged",
+            removed.files
+        );
     } else {
-        eprintln!("damaged files: {damaged}; --repair removes them, so that the next pull brings them anew");
+        eprintln!(
+            "damaged files: {damaged}; --repair removes them, so that the next pull brings them anew, and the next load makes what was merged"
+        );
     }
     Ok(ExitCode::FAILURE)
 }

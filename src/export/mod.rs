@@ -4,18 +4,20 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `config` | config.json, with what a merge changes |
+//! | `text` | the files beside config and weights, and what is missing of them |
 //! | `weights` | tensors in files of safetensors, and their index |
 
 mod config;
 #[cfg(test)]
 mod tests;
+mod text;
 mod weights;
 
 use std::path::{Path, PathBuf};
 
 use llm_local_core::{ComputeDtype, Error, ModelFormat, ModelInfo, Result, TensorSource, TextFiles};
 use llm_local_source_common::disk::check_space;
-use llm_local_weights::{MODEL_CONFIG, MODEL_TEXT_FILES};
+use llm_local_weights::MODEL_CONFIG;
 
 use crate::{
     blocking::Wanted,
@@ -44,6 +46,8 @@ pub struct Exported {
     pub merged_tensors: usize,
     /// Bytes of all tensors together.
     pub weight_bytes: u64,
+    /// What the folder lacks, because the base's files do: a tokenizer, or code that the config names.
+    pub notes: Vec<String>,
 }
 
 /// A model that is to be written.
@@ -126,9 +130,11 @@ fn write_in_files_of(most: u64, model: &Export<'_>, into: &Path, watch: &Watch<'
     check_free(into)?;
     check_space(&[(new_folder::parent(into).to_owned(), layout.bytes())])?;
     let mut folder = NewFolder::beside(DOING, into)?;
+    let names = text::names(model.text);
+    let notes = text::lacking(config, &names);
     let config = config::text(config, float, model.tensors.entries());
     folder.write(MODEL_CONFIG, config.as_bytes())?;
-    for name in MODEL_TEXT_FILES {
+    for name in names {
         if let Some(path) = model.text.files.get(name) {
             folder.copy(name, path)?;
         }
@@ -137,5 +143,5 @@ fn write_in_files_of(most: u64, model: &Export<'_>, into: &Path, watch: &Watch<'
     (watch.last)()?;
     let (files, tensors) = (folder.publish(into, watch.wanted)?, model.tensors.entries().len());
     let (merged_tensors, weight_bytes) = (model.merged_tensors, layout.bytes());
-    Ok(Exported { folder: into.to_owned(), files, tensors, merged_tensors, weight_bytes })
+    Ok(Exported { folder: into.to_owned(), files, tensors, merged_tensors, weight_bytes, notes })
 }

@@ -210,3 +210,31 @@ fn a_disk_without_room_for_all_is_an_error_before_anything_is_written() {
     assert!(matches!(failed, Err(Error::InsufficientStorage { required, .. }) if required == 1 << 60));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn all_that_a_tokenizer_has_is_copied_and_what_is_missing_is_said() {
+    let (source, folder) = (source(), tempfile::tempdir().unwrap());
+    let auto_map = json!({ "AutoConfig": "configuration_m.Config", "AutoModel": "o/r--modeling_m.Model",
+        "AutoTokenizer": ["tokenization_m.Slow", null] });
+    let info = info(json!({ "auto_map": auto_map }), &source);
+    let exported = |into: &str, names: &[&str]| {
+        let text = names.iter().map(|name| {
+            let path = folder.path().join(name);
+            fs::write(&path, name).unwrap();
+            ((*name).to_owned(), path)
+        });
+        let text = TextFiles::from_files(text.collect());
+        let model = Export { info: &info, tensors: &source, text: &text, dtype: ComputeDtype::Auto, merged_tensors: 0 };
+        let watch = Watch { wanted: &Wanted::new(), told: &|_, _| {}, last: &|| Ok(()) };
+        write(&model, &folder.path().join(into), &watch).unwrap()
+    };
+    let all = ["vocab.json", "merges.txt", "added_tokens.json", "configuration_m.py", "tokenization_m.py", "README.md"];
+    let whole = exported("whole", &all);
+    assert_eq!(whole.files[1..6], all[..5]);
+    assert_eq!(whole.files.len(), 7, "no README.md: {:?}", whole.files);
+    assert_eq!(fs::read_to_string(folder.path().join("whole/merges.txt")).unwrap(), "merges.txt");
+    assert!(whole.notes.is_empty(), "{:?}", whole.notes);
+    let part = exported("part", &["vocab.json", "configuration_m.py"]);
+    assert!(part.notes.len() == 2 && part.notes[0].contains("no tokenizer"), "{:?}", part.notes);
+    assert!(part.notes[1].contains("copy tokenization_m.py into the folder"), "{:?}", part.notes);
+}
