@@ -126,13 +126,16 @@ fn decide(
     fields::check(decoder, layout)?;
     tensors::check(decoder, layout, &info.tensors)?;
     let dense = dense_rule(info, decoder, layout, want, device_info.kind)?;
+    let is_quantized = is_quantized(info, decoder, layout);
     let dtype = match (dense, first_matrix(info, decoder, layout)) {
         (DenseRule::All(t), _) => t,
+        // Whatever of it was made floats, for adapters that may be swapped: what blocks are multiplied in.
+        _ if is_quantized => FloatType::F32,
         (rule, Some(Encoding::Float(stored))) => rule.held(stored),
         _ => FloatType::F32,
     };
     // candle's products with blocks want f32, and so do its faster ones on the CPU.
-    let widened = device_info.kind == DeviceKind::Cpu || is_quantized(info, decoder, layout);
+    let widened = device_info.kind == DeviceKind::Cpu || is_quantized;
     Ok(Supported {
         id: info.id.clone(),
         decoder: decoder.clone(),

@@ -270,6 +270,35 @@ fn a_fused_pair_is_sliced_where_matrices_are_held_apart() {
     assert_eq!(found, expected);
 }
 
+/// The same of a fused tensor in bf16 that replaces all three: each is held as it is stored.
+#[test]
+fn a_fused_replacement_in_bf16_is_sliced_where_matrices_are_held_apart() {
+    let checkpoint = gguf_checkpoint("mixed-q4_k_m");
+    let c = checkpoint.info.decoder.clone().unwrap();
+    let mut model = load(&checkpoint, ComputeDtype::F32);
+    let bits = |count: usize, seed| -> Vec<u16> {
+        numbers(count, seed, 0.05).into_iter().map(|x| half::bf16::from_f32(x).to_bits()).collect()
+    };
+    let widened = |bits: &[u16]| bits.iter().map(|b| half::bf16::from_bits(*b).to_f32()).collect::<Vec<_>>();
+    let (out, width) = (rows(&c, 0).iter().sum::<usize>(), c.hidden_size);
+    let stored: Vec<_> = (0..c.layers).map(|layer| bits(out * width, layer)).collect();
+    let replaced = |values: &dyn Fn(&[u16]) -> Floats| {
+        let new = stored.iter().enumerate().map(|(layer, bits)| {
+            let name = format!("model.layers.{layer}.self_attn.qkv_proj.weight");
+            ReplacementTensor::new(name, vec![out, width], values(bits))
+        });
+        set(LoraAdapter::new("fused", "fused", Vec::new()).with_replacements(new.collect()))
+    };
+    let (in_bf16, in_f32) =
+        (replaced(&|bits| Floats::Bf16(bits.to_vec())), replaced(&|bits| Floats::F32(widened(bits))));
+    let adapted = model.prepare_adapters(&in_bf16).unwrap();
+    assert_eq!(model.adapter_bytes(&adapted), (c.layers * out * width * 2) as u64);
+    let prompt = [3, 99, 250, 17, 42];
+    let (found, expected) = (logits_with(&mut model, &prompt, &in_bf16), logits_with(&mut model, &prompt, &in_f32));
+    let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(apart <= 1e-5, "{apart}");
+}
+
 /// Bare parameters that are the weights of linear layers are pairs of those, as PEFT computes them; and a mark that the base
 /// were transposed says nothing of one that is not, as PEFT ignores it then.
 #[test]

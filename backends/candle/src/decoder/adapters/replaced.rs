@@ -35,20 +35,27 @@ impl<'a> Making<'a> {
     }
 }
 
-/// The bits of the one bf16 tensor that is all of the matrix from now on, if there is one.
+/// The bits of the rows of one bf16 tensor that are all of the matrix from now on, if there is one.
 fn whole<'f>(parts: &[(usize, &Changes<'f>)], out: usize) -> Option<&'f [u16]> {
-    let new = parts.first()?.1.replaced.first()?.what;
+    let by = parts.first()?.1.replaced.first()?;
+    let (new, first) = (by.what, by.first);
     let mut rows = 0;
     for (start, changes) in parts {
         match (&changes.replaced[..], &changes.replaced_rows[..]) {
-            ([by], []) if by.weight == 1.0 && std::ptr::eq(by.what, new) && (by.first, *start) == (rows, rows) => {
+            ([by], [])
+                if by.weight == 1.0 && std::ptr::eq(by.what, new) && (by.first, *start) == (first + rows, rows) =>
+            {
                 rows += changes.rows();
             }
             _ => return None,
         }
     }
     match &new.values {
-        Floats::Bf16(bits) if rows == out => Some(bits),
+        // Where queries, keys and values are held apart, one that is fused has the rows of others too.
+        Floats::Bf16(bits) if rows == out => {
+            let width = bits.len() / new.shape[0];
+            Some(&bits[first * width..(first + rows) * width])
+        }
         _ => None,
     }
 }
