@@ -498,3 +498,24 @@ fn an_unloaded_model_says_so() {
     assert!(matches!(error, Error::ModelNotLoaded { .. }), "{error}");
     assert_eq!(named(&block_on(model.adapters())), names(&[adapter("peft")]));
 }
+
+#[test]
+fn a_model_that_can_neither_run_adapters_nor_replace_tensors_says_so_by_name_and_reason() {
+    let engine = engine();
+    let base = ModelSpec::new(fixture_ref("models/arch-phi")).with_dtype(ComputeDtype::F32);
+    let lora = AdapterSpec::new(fixture_ref("adapters/arch-phi-lora"));
+    let says = ["arch-phi-lora", "backend `candle` cannot run adapters beside the weights of"];
+    let of_other = load(&engine, &beside(None));
+    let foreign = set(&engine, &of_other, &[adapter("rslora")]);
+    for spec in [base.clone(), base.with_adapter(lora.reference.clone())] {
+        let model = load(&engine, &spec);
+        refused(block_on(engine.adapter_set(&model, std::slice::from_ref(&lora))).unwrap_err(), &says);
+        refused(block_on(engine.set_adapters(&model, std::slice::from_ref(&lora))).unwrap_err(), &says);
+        let reasons = ["lora-rslora", says[1]];
+        refused(block_on(model.set_adapters(foreign.clone())).unwrap_err(), &reasons);
+        let request = LogitsRequest::new(vec![1, 2, 3]).with_adapters(foreign.clone());
+        refused(block_on(model.logits(request)).unwrap_err(), &reasons);
+        let request = GenerateRequest::new(vec![1, 2, 3]).with_adapters(foreign.clone());
+        refused(block_on(model.generate(request).complete()).unwrap_err(), &reasons);
+    }
+}

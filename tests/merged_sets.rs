@@ -11,7 +11,7 @@ use futures_util::future::join;
 use llm_local::{
     AdapterPolicy, AdapterSet, AdapterSpec, ArtifactRef, ComputeDtype, Engine, Error, GenerateRequest, LogitsRequest,
     Model, ModelSpec, TurnOptions, UsedAdapter,
-    core::{GenerationEvent, SessionId},
+    core::{GenerationEvent, LoadedInfo, SessionId},
 };
 use pollster::block_on;
 
@@ -47,9 +47,20 @@ fn logits(model: &Model) -> Vec<f32> {
 
 /// Those of `base` that is loaded with these adapters, by an engine of its own.
 fn fresh(base: &ModelSpec, adapters: &[AdapterSpec]) -> (Vec<f32>, u64) {
-    let spec = adapters.iter().fold(base.clone(), |spec, a| spec.with_weighted_adapter(a.reference.clone(), a.weight));
-    let model = load(&engine(), &spec);
+    let model = load_fresh(base, adapters);
     (logits(&model), model.memory().weights)
+}
+
+fn load_fresh(base: &ModelSpec, adapters: &[AdapterSpec]) -> Model {
+    let spec = adapters.iter().fold(base.clone(), |spec, a| spec.with_weighted_adapter(a.reference.clone(), a.weight));
+    load(&engine(), &spec)
+}
+
+/// What is said of a model, but for the time that its load took.
+fn info(model: &Model) -> LoadedInfo {
+    let mut info = model.info();
+    info.load_time = std::time::Duration::ZERO;
+    info
 }
 
 fn named(used: &[UsedAdapter]) -> Vec<(String, f32)> {
@@ -80,7 +91,9 @@ fn each_is_as_loaded(base: &ModelSpec, sets: &[Vec<AdapterSpec>]) {
     for set in sets.iter().skip(1).chain(&sets[..1]) {
         swap(&engine, &model, set);
         let found = (logits(&model), model.memory().weights);
-        assert!(found == fresh(base, set), "{:?} differ from a fresh load", names(set));
+        let fresh = load_fresh(base, set);
+        assert!(found == (logits(&fresh), fresh.memory().weights), "{:?} differ from a fresh load", names(set));
+        assert_eq!(info(&model), info(&fresh), "{:?}", names(set));
         assert_eq!(named(&block_on(model.adapters())), names(set));
         assert_ne!(before.replace(found.0.clone()), Some(found.0), "{:?} change nothing", names(set));
     }
@@ -306,7 +319,14 @@ fn a_model_that_was_quantized_again_goes_back_to_its_base_and_takes_no_unmeasure
     let error = block_on(engine.set_adapters(&model, &[adapter("rslora")])).unwrap_err();
     refused(error, &["lora-rslora", "quantized again is measured by a load alone", "load that"]);
     assert_eq!(logits(&model), loaded);
+    // What it has already is no change.
+    swap(&engine, &model, &[adapter("peft")]);
+    assert_eq!(logits(&model), loaded);
+    let own = block_on(engine.adapter_set(&model, &[adapter("peft")])).unwrap();
     swap(&engine, &model, &[]);
+    assert_eq!((logits(&model), model.memory().weights), expected);
+    // It would not be what it was: floats.
+    refused(block_on(model.set_adapters(own)).unwrap_err(), &["lora-peft", "measured by a load alone"]);
     assert_eq!((logits(&model), model.memory().weights), expected);
 }
 

@@ -6,8 +6,10 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{engine, fixture, tiny};
-use llm_local::{ArtifactRef, ComputeDtype, ContextLength, Error, FinishReason, ModelSpec, Session, TurnOptions};
+use common::{engine, fixture, fixture_ref, tiny};
+use llm_local::{
+    AdapterPolicy, ArtifactRef, ComputeDtype, ContextLength, Error, FinishReason, ModelSpec, Session, TurnOptions,
+};
 use llm_local::{BackendPreference, Completion, Engine, GenerateRequest, Message, SavedCache};
 use llm_local::{
     GenerationEvent,
@@ -127,6 +129,24 @@ fn another_base_or_adapter_is_refused_with_both_digests_and_takes_the_messages_a
             let expected = engine.generate(&spec, request).await.unwrap().complete().await.unwrap();
             let answer = session.complete(QUESTIONS[2], options()).await.unwrap();
             assert_eq!((answer.tokens, answer.usage.cached_tokens), (expected.tokens, 0));
+        }
+    });
+}
+
+#[test]
+fn a_cache_of_weights_that_were_quantized_again_is_not_one_of_the_same_adapters_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |policy| {
+        let spec = ModelSpec::new(fixture_ref("gguf/tiny-llama-q4_0.gguf")).with_adapter_policy(policy);
+        spec.with_adapter(fixture_ref("adapters/tiny-llama-lora-peft"))
+    };
+    let specs = [AdapterPolicy::KeepUnmerged, AdapterPolicy::MergeRequantized { max_error: 1.0 }].map(with);
+    block_on(async {
+        for (of, other) in [(0, 1), (1, 0)] {
+            let (path, ..) = saved(&specs[of], folder.path()).await;
+            let text = refusal(&engine(), &specs[other], &path).await;
+            assert!(text.contains("adapters are") && text.contains("+requantized"), "{text}");
+            engine().restore_session(&specs[of], &path).await.unwrap();
         }
     });
 }

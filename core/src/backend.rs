@@ -529,7 +529,10 @@ impl MemoryEstimate {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MemoryReport {
-    /// Weights, with the adapters that run beside them.
+    /// Weights, with the adapters that run beside them. Of tensors that were replaced
+    /// ([`LoadedModel::replace_tensors`]) and with which requests made before still run, it may count only those that the
+    /// replacement right behind these requests took away: what later replacements took away too is then missing, until
+    /// these requests end.
     pub weights: u64,
     /// KV caches.
     pub kv_cache: u64,

@@ -136,7 +136,8 @@ impl Model {
     ///
     /// Where the adapters are merged into the weights, the tensors that the ones before touched and the new ones touch are
     /// read anew from the base's files, with the new ones merged in, and then replaced at once: nothing is subtracted, and
-    /// the model is to the bit as one that was loaded so. It gets in line once the headers of the base were read. While
+    /// the model is to the bit as one that was loaded so; where these tensors are quantized, as one that was loaded so with
+    /// [`AdapterPolicy::MergeDequantized`](llm_local_core::AdapterPolicy::MergeDequantized). It gets in line once the headers of the base were read. While
     /// these tensors are read no other request goes on, and they take memory twice, the ones before for as long as requests
     /// made before run.
     ///

@@ -13,8 +13,6 @@
 //! its [`llm_local_core::Usage`]: `prompt_tokens`, of which `cached_tokens` cost nothing.
 
 mod file;
-#[cfg(all(test, feature = "candle", feature = "local"))]
-mod moved;
 mod save;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,8 @@
 //! The file of a saved chat.
 
+#[cfg(all(feature = "candle", feature = "local"))]
+mod moved;
+
 use std::{collections::BTreeMap, path::Path};
 
 use llm_local_core::{FloatType, Message, Result, SessionTensor};

@@ -40,10 +40,12 @@ impl Inner {
             let Some(outline) = outline else { continue };
             told.push((pin.reference.to_string(), outline.clone()));
             sets.limits.check(told.iter().map(|(reference, outline)| (reference.as_str(), outline)))?;
-            // One that is here is checked with all others once it is read.
-            if !is_here {
+            // One that is here is checked with all others once it is read, and what may fit only with what another one has too.
+            let can_be_told = adapters.len() == 1 || !outline.touches_vocabulary();
+            if !is_here && can_be_told {
                 let (outlines, allow) = ([(outline, adapter.weight)], [adapter.allow.clone()]);
-                sets.way.check(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;
+                let may_be_own = sets.may_be_own([&pin.reference].into_iter());
+                sets.way.check(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?, may_be_own)?;
             }
         }
         Ok(())

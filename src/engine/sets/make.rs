@@ -69,7 +69,8 @@ impl Inner {
         let outlines: Vec<_> =
             weighted.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
         let allow: Vec<_> = adapters.iter().map(|adapter| adapter.allow.clone()).collect();
-        sets.way.check(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?)?;
+        let may_be_own = sets.may_be_own(pins.iter().map(|pin| &pin.reference));
+        sets.way.check(&outlines, &lora::fit_outlines_allowing(&outlines, &allow, info)?, may_be_own)?;
         let fitted = sets.way.formed(weighted, &allow, info)?;
         let mut set = AdapterSet::new();
         for ((pin, (adapter, weight)), allow) in pins.iter().zip(fitted).zip(allow) {

@@ -7,6 +7,7 @@
 //! | `heads` | what can be told of adapters before they are read |
 //! | `way` | how other adapters get into a model: beside its weights, or into them |
 //! | `swap` | a set that is merged in place of another one |
+//! | `room` | whether there is memory for that |
 //! | `known` | the adapters that were made for a model, and what their refs meant |
 //! | `own` | the set that a model has where a request names none, from one change to the next |
 //!
@@ -18,6 +19,7 @@ mod known;
 mod limits;
 mod make;
 mod own;
+mod room;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,8 @@ use std::{
 
 use futures_util::FutureExt;
 use llm_local_core::{
-    AdapterPolicy, AdapterSet, AdapterSpec, Allowance, Error, LoadedModel, LoraAdapter, ModelFormat, ModelInfo, Result,
+    AdapterPolicy, AdapterSet, AdapterSpec, Allowance, ArtifactRef, Error, LoadedModel, LoraAdapter, ModelFormat,
+    ModelInfo, Result,
 };
 
 use super::{identity::Identity, route::Route};
@@ -75,6 +78,7 @@ impl Sets {
         let set = adapters.iter().fold(AdapterSet::new(), |set, (adapter, weight)| set.with(adapter.clone(), *weight));
         let way = Way::new(plan, !adapters.is_empty(), how, &info);
         let own = OwnSet::new(used, set.digest());
+        let own = if matches!(how.1, Route::Requantized(_)) { own.requantized() } else { own };
         // Of a model that takes no others, nobody asks.
         let own = match &way {
             Way::Merged(_) => own.touching(way::touched(adapters, &info)?),
@@ -116,6 +120,12 @@ impl Sets {
     /// The model's own set now.
     pub(super) fn own(&self) -> Arc<OwnSet> {
         lock(&self.own).clone()
+    }
+
+    /// Whether `adapters` may be what the model has already: by their refs, which say it before anything is fetched.
+    fn may_be_own<'a>(&self, mut adapters: impl Iterator<Item = &'a ArtifactRef>) -> bool {
+        let own = self.own();
+        adapters.all(|adapter| own.used().iter().any(|used| used.reference == *adapter))
     }
 
     /// What `start` gives, which puts a request in line, with the model's own set at that place of the line.

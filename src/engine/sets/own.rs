@@ -11,10 +11,14 @@ use llm_local_core::{Result, UsedAdapter};
 /// A replacement of a model's own set, on its way through the line of requests.
 type Change = Shared<BoxFuture<'static, Result<()>>>;
 
+/// Behind the digest of a set that is merged into tensors which were quantized again: what is computed with those is not what
+/// the same set computes otherwise.
+const REQUANTIZED: &str = "+requantized";
+
 /// What is in a set of adapters.
 pub(crate) struct OwnSet {
     used: Vec<UsedAdapter>,
-    /// As [`llm_local_core::AdapterSet::digest`].
+    /// As [`llm_local_core::AdapterSet::digest`], with [`REQUANTIZED`] behind it where that holds.
     digest: String,
     /// The tensors that it touches, of a set that is in the weights.
     touched: Vec<String>,
@@ -27,6 +31,23 @@ impl OwnSet {
     /// The set of `used`, with this digest.
     pub(super) fn new(used: Vec<UsedAdapter>, digest: String) -> Self {
         Self { used, digest, touched: Vec::new(), change: None }
+    }
+
+    /// This set, merged into tensors that were quantized again.
+    pub(super) fn requantized(mut self) -> Self {
+        self.digest.push_str(REQUANTIZED);
+        self
+    }
+
+    /// Whether it is made of the same adapters, however they got into the weights.
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        let adapters = |digest| str::strip_suffix(digest, REQUANTIZED).unwrap_or(digest);
+        adapters(&self.digest) == adapters(&other.digest)
+    }
+
+    /// This set, which is in the weights as `other` is.
+    pub(super) fn as_is(&self, other: &Self) -> Self {
+        Self { digest: other.digest.clone(), ..self.touching(other.touched.clone()) }
     }
 
     /// This set, which touches these tensors of the weights that it is merged into.
@@ -80,7 +101,7 @@ impl OwnSet {
         &self.touched
     }
 
-    /// As [`llm_local_core::AdapterSet::digest`]. Of a set that [is settled](OwnSet::settled).
+    /// As [`crate::ModelDigest::adapters`]. Of a set that [is settled](OwnSet::settled).
     pub(crate) fn digest(&self) -> &str {
         &self.digest
     }

@@ -4,10 +4,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::FutureExt;
-use llm_local_core::{AdapterSet, Allowance, DeviceKind, Error, LoadedModel, ModelInfo, Result, TensorSource};
+use llm_local_core::{AdapterSet, Allowance, Error, LoadedModel, ModelInfo, Result, TensorSource};
 use llm_local_weights::Checkpoint;
 
-use super::{OwnSet, Sets, lock, names};
+use super::{OwnSet, Sets, lock, names, room};
 use crate::{
     blocking::blocking,
     engine::{identity::Identity, memory},
@@ -21,6 +21,8 @@ struct Merged {
     info: Arc<ModelInfo>,
     /// The names of the tensors that the adapters touch.
     touched: Vec<String>,
+    /// The first of these that the base has quantized.
+    quantized: Option<String>,
 }
 
 impl Sets {
@@ -46,18 +48,19 @@ impl Sets {
             let line = self.own();
             // What it was before is settled first: of a change that failed nothing was touched.
             let before = line.settled().await;
-            if before.digest() == new.digest() {
+            if before.is_of(new) {
                 let mut own = lock(&self.own);
                 if Arc::ptr_eq(&own, &line) {
-                    *own = Arc::new(new.touching(merged.touched));
+                    *own = Arc::new(new.as_is(&before));
                     return Ok(());
                 }
                 continue;
             }
             let mut touched: BTreeSet<String> = before.touched().iter().cloned().collect();
             touched.extend(merged.touched.iter().cloned());
-            check_room(&merged, &touched, loaded, &of_set)?;
-            let (loaded, of_set, Merged { tensors, info, touched: of_new }) =
+            self.way.check_merged(merged.quantized.as_deref(), || of_set.clone())?;
+            room::check(&merged.info, &touched, &loaded.info(), memory::available, &of_set)?;
+            let (loaded, of_set, Merged { tensors, info, touched: of_new, .. }) =
                 (loaded.clone(), of_set.clone(), merged.clone());
             let change = async move {
                 let replaced = loaded.replace_tensors(tensors, info, touched.into_iter().collect()).await;
@@ -74,6 +77,8 @@ impl Sets {
                 let _ = change.clone().now_or_never();
                 *own = Arc::new(new.touching(of_new).after(change.clone(), &own));
             }
+            // The source goes with the change, before the heap is given back behind it.
+            drop(merged);
             return change.await;
         }
     }
@@ -85,31 +90,12 @@ async fn open(base: Arc<Identity>, set: AdapterSet, allow: Vec<BTreeSet<Allowanc
     blocking("merge", move || {
         let Checkpoint { tensors, info, .. } = base.open_again()?;
         if set.is_empty() {
-            return Ok(Merged { tensors, info, touched: Vec::new() });
+            return Ok(Merged { tensors, info, touched: Vec::new(), quantized: None });
         }
         let merged = MergedSource::allowing(tensors, set.adapters, &allow, &info)?;
         let touched = merged.report().touched.iter().map(|touched| touched.name.clone()).collect();
-        Ok(Merged { info: merged.info().clone(), tensors: Arc::new(merged), touched })
+        let quantized = merged.report().quantized().map(|touched| touched.name.clone());
+        Ok(Merged { info: merged.info().clone(), tensors: Arc::new(merged), touched, quantized })
     })
     .await
-}
-
-/// Checks that the tensors that are read anew have room beside those that they replace. Where nobody knows how much memory
-/// there is, it is tried.
-fn check_room(merged: &Merged, touched: &BTreeSet<String>, loaded: &Arc<dyn LoadedModel>, names: &str) -> Result<()> {
-    if !matches!(loaded.info().device.kind, DeviceKind::Cpu | DeviceKind::Metal) {
-        return Ok(());
-    }
-    let entries = touched.iter().filter_map(|name| merged.tensors.entry(name)?.stored_bytes());
-    let required: u64 = entries.map(|bytes| bytes as u64).sum();
-    match memory::available() {
-        Some(available) if available < required => {
-            let reason = format!(
-                "the tensors that change take {required} bytes a second time while they are read anew, of which \
-                 {available} are available; free memory, or unload the model and load a spec with these adapters"
-            );
-            Err(Error::adapter(names, reason))
-        }
-        _ => Ok(()),
-    }
 }

@@ -86,15 +86,41 @@ impl Way {
         }
     }
 
-    /// Checks that `outlines`, which fit as `report` says, can go this way.
+    /// Checks that `outlines`, which fit as `report` says, can go this way. Those that `may_be_in` are perhaps what the model
+    /// has already, which [`Way::check_merged`] leaves to whoever knows.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] that names the adapter and why it cannot.
-    pub(super) fn check(&self, outlines: &[(AdapterOutline, f32)], report: &FitReport) -> Result<()> {
+    pub(super) fn check(&self, outlines: &[(AdapterOutline, f32)], report: &FitReport, may_be_in: bool) -> Result<()> {
         match self {
             Self::Beside(_) => check_beside(outlines, report),
-            Self::Merged(merging) => merging.check(report),
+            Self::Merged(_) => {
+                let names = || super::names(report.adapters.iter().map(|adapter| &adapter.reference));
+                if let Some(why) = lora::not_mergeable(report) {
+                    let reason = format!("{why}; use a checkpoint of the base in f32, f16 or bf16");
+                    return Err(Error::adapter(names(), reason));
+                }
+                let quantized = report.quantized().filter(|_| !may_be_in);
+                self.check_merged(quantized.map(|touched| &*touched.name), names)
+            }
             Self::Neither(_) => Ok(()),
+        }
+    }
+
+    /// Checks that a set may be merged into a loaded model that touches `quantized`, the first such tensor if there is one.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] of the adapters `names` where it would have to be quantized again.
+    pub(super) fn check_merged(&self, quantized: Option<&str>, names: impl FnOnce() -> String) -> Result<()> {
+        match (self, quantized) {
+            (Self::Merged(Merging { requantizes: true, .. }), Some(tensor)) => {
+                let reason = format!(
+                    "the base has `{tensor}` quantized, and what is lost when such a tensor is quantized again is measured by \
+                     a load alone; name the adapter in a spec and load that"
+                );
+                Err(Error::adapter(names(), reason))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -111,26 +137,6 @@ impl Way {
         match self {
             Self::Merged(_) => Ok(adapters),
             Self::Beside(_) | Self::Neither(_) => lora::for_backend(&adapters, allow, info),
-        }
-    }
-}
-
-impl Merging {
-    fn check(&self, report: &FitReport) -> Result<()> {
-        let names = || super::names(report.adapters.iter().map(|adapter| &adapter.reference));
-        if let Some(why) = lora::not_mergeable(report) {
-            return Err(Error::adapter(names(), format!("{why}; use a checkpoint of the base in f32, f16 or bf16")));
-        }
-        match report.quantized() {
-            Some(touched) if self.requantizes => {
-                let reason = format!(
-                    "the base has `{}` quantized, and what is lost when such a tensor is quantized again is measured by a \
-                     load alone; name the adapter in a spec and load that",
-                    touched.name
-                );
-                Err(Error::adapter(names(), reason))
-            }
-            _ => Ok(()),
         }
     }
 }
