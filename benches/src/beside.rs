@@ -7,7 +7,7 @@ use llm_local::{AdapterPolicy, ComputeDtype};
 use crate::{
     Result, files,
     ours::{self, Timing},
-    speed::prompt,
+    speed::{Runs, prompt},
     stats::Quartiles,
 };
 
@@ -22,15 +22,8 @@ pub(crate) struct Args {
     /// The adapter's folder.
     #[arg(long)]
     adapter: PathBuf,
-    /// How many pairs are measured.
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
-    pairs: u16,
-    /// Tokens of the prompt.
-    #[arg(long, default_value_t = 256)]
-    prompt: usize,
-    /// Tokens generated.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(2..))]
-    decode: u16,
+    #[command(flatten)]
+    runs: Runs,
 }
 
 pub(crate) fn measure(args: &Args) -> Result<()> {
@@ -39,9 +32,9 @@ pub(crate) fn measure(args: &Args) -> Result<()> {
          tok/s are medians; time with/without is the median [quartiles] of the ratios within the pairs",
         files::name(&args.adapter),
         files::threads_in_words()?,
-        args.prompt,
-        args.decode,
-        args.pairs
+        args.runs.prompt,
+        args.runs.decode,
+        args.runs.pairs
     );
     for base in &args.models {
         files::touch(base)?;
@@ -49,11 +42,11 @@ pub(crate) fn measure(args: &Args) -> Result<()> {
         let without = pollster::block_on(engine.load(&ours::spec(base, None, ComputeDtype::Auto)?))?;
         let spec = ours::spec(base, Some(&args.adapter), ComputeDtype::Auto)?;
         let with = pollster::block_on(engine.load(&spec.with_adapter_policy(AdapterPolicy::KeepUnmerged)))?;
-        let (prompt, count) = (prompt(args.prompt, with.info().vocab_size), usize::from(args.decode));
+        let (prompt, count) = (prompt(args.runs.prompt, with.info().vocab_size), usize::from(args.runs.decode));
         ours::run(&with, &prompt, count)?;
         ours::run(&without, &prompt, count)?;
         let (mut timings_with, mut timings_without) = (Vec::new(), Vec::new());
-        for pair in 0..args.pairs {
+        for pair in 0..args.runs.pairs {
             if pair % 2 == 0 {
                 timings_with.push(ours::run(&with, &prompt, count)?);
                 timings_without.push(ours::run(&without, &prompt, count)?);

@@ -35,21 +35,28 @@ pub(crate) struct Args {
     /// The models: folders with one model.safetensors, or GGUF files.
     #[arg(required = true)]
     models: Vec<PathBuf>,
-    /// How many pairs are measured.
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
-    pairs: u16,
-    /// Tokens of the prompt.
-    #[arg(long, default_value_t = 256)]
-    prompt: usize,
-    /// Tokens generated.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(2..))]
-    decode: u16,
+    #[command(flatten)]
+    runs: Runs,
     /// Also compares the bare loop with a second copy of itself: how far the ratio of equals strays on this machine.
     #[arg(long)]
     control: bool,
     /// Another engine's figures for the same files, shown beside: what `scripts/llamacpp.py` wrote.
     #[arg(long)]
     beside: Option<PathBuf>,
+}
+
+/// What is run, and how often.
+#[derive(clap::Args)]
+pub(crate) struct Runs {
+    /// How many pairs are measured.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) pairs: u16,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) prompt: usize,
+    /// Tokens generated.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(2..))]
+    pub(crate) decode: u16,
 }
 
 pub(crate) fn measure(args: &Args) -> Result<()> {
@@ -59,9 +66,9 @@ pub(crate) fn measure(args: &Args) -> Result<()> {
          tok/s are medians; ours/bare is the median [quartiles] of the ratios within the pairs; the bare loop has the \
          prompt in the chunks (in brackets) that suit it best{}",
         files::threads_in_words()?,
-        args.prompt,
-        args.decode,
-        args.pairs,
+        args.runs.prompt,
+        args.runs.decode,
+        args.runs.pairs,
         beside.as_ref().map(|b| format!("; beside, not interleaved: {b}")).unwrap_or_default()
     );
     println!(
@@ -91,14 +98,14 @@ fn pairs(path: &Path, args: &Args, beside: Option<&Beside>) -> Result<()> {
         other => return Err(format!("the bare loop does not compute in {other}").into()),
     };
     let mut bare = Bare::load(path, dtype)?;
-    let (prompt, count) = (prompt(args.prompt, info.vocab_size), usize::from(args.decode));
-    let chunk = best_chunk(&mut bare, &prompt, args.pairs)?;
+    let (prompt, count) = (prompt(args.runs.prompt, info.vocab_size), usize::from(args.runs.decode));
+    let chunk = best_chunk(&mut bare, &prompt, args.runs.pairs)?;
     let warm = ours::run(&model, &prompt, count)?;
     let repeats = (SHORTEST.as_secs_f64() / (warm.prefill + warm.decode).as_secs_f64()).ceil() as usize;
 
     let mut twin = if args.control { Some(Bare::load(path, dtype)?) } else { None };
     let (mut of_ours, mut of_bare, mut of_twin) = (Vec::new(), Vec::new(), Vec::new());
-    for pair in 0..args.pairs {
+    for pair in 0..args.runs.pairs {
         // Ours stays next to the loop it is compared with; the other is only shown beside.
         let mut order = [Side::Ours, Side::Bare, Side::Twin];
         if pair % 2 == 1 {

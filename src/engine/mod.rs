@@ -2,15 +2,16 @@
 //!
 //! 1. `prepare`: resolve → plan → fetch → adapt. The sources pin the refs. `judge` decides whether it can be run: it opens
 //!    what is here, and asks for the heads (`peek`) of what is not; a backend is found (`choose`), and the adapters are
-//!    checked against the base (`together`). Only then are files fetched (`fetch`), for which there is `room`; and what came is judged by itself.
-//! 2. `load`: the backend reads the tensors, adapters merged in as they are read, or kept from an earlier merge (`merged`).
-//!    What it loses where tensors are quantized again is measured first (`probe`).
+//!    checked against the base (`together`). Only then are files fetched (`fetch`), for which there is `room`; and what came
+//!    is judged by itself.
+//! 2. `load`: the backend reads the tensors, adapters merged in as they are read, or kept from an earlier merge (`merged`),
+//!    or beside them, as `route` says. What is lost where tensors are quantized again is measured first (`probe`).
 //! 3. [`Model::generate`] gives tokens.
 //!
 //! What a ref means is decided in `resolve`, by what is kept (`versions`) or by its source, which is asked once of
-//! refs that move together (`asked`). [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a load. `slots` keeps one model per
-//! spec, and `identity` tells loaded models apart by their content, and `seen` files that are replaced. `sets` has the adapters of a loaded model that are not in
-//! its weights: they can be replaced.
+//! refs that move together (`asked`). [`Engine::plan`] ends after the first judgement, and [`Engine::download`] before a
+//! load. `slots` keeps one model per spec, `identity` tells loaded models apart by their content, and `seen` files that are
+//! replaced. `sets` has the adapters of a loaded model, which can be replaced.
 
 mod asked;
 mod builder;
