@@ -104,10 +104,12 @@ impl MergedSource {
         for touched in &merged.report.touched {
             let change = &merged.changes[&touched.name];
             if !change.terms.is_empty() || merged.given_as(change) != change.stored {
-                quantized::check(change.stored).and_then(|()| merged.check_parts(change)).map_err(|why| {
-                    let hint = "keep the adapter unmerged, or use a checkpoint in f32, f16 or bf16";
-                    merged.error(change, format!("{why}: {hint}"))
-                })?;
+                quantized::check(change.stored, &change.base_shape).and_then(|()| merged.check_parts(change)).map_err(
+                    |why| {
+                        let hint = "keep the adapter unmerged, or use a checkpoint in f32, f16 or bf16";
+                        merged.error(change, format!("{why}: {hint}"))
+                    },
+                )?;
             }
             match merged.base.entry(&change.from) {
                 Some(e) if e.shape == change.base_shape && e.encoding == change.stored => {}
@@ -144,7 +146,8 @@ impl MergedSource {
                 continue;
             }
             let hint = "keep the adapter unmerged, or merge it into the dequantized tensors";
-            quantized::check_again(change.stored).map_err(|why| self.error(change, format!("{why}: {hint}")))?;
+            quantized::check_again(change.stored, &change.base_shape)
+                .map_err(|why| self.error(change, format!("{why}: {hint}")))?;
         }
         self.given = Given::Requantized;
         self.info = self.report.merged_info_as(&self.base_info, self.given);

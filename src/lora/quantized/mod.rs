@@ -70,7 +70,8 @@ impl Given {
 
 /// Checks that tensors which are stored so can be merged into. The error continues a sentence that starts with the
 /// tensor's name.
-pub(super) fn check(stored: Encoding) -> Result<(), String> {
+pub(super) fn check(stored: Encoding, shape: &[usize]) -> Result<(), String> {
+    check_dimensions(stored, shape)?;
     match stored {
         Encoding::Float(_) => Ok(()),
         Encoding::Ggml(kind) => blocks::check(kind),
@@ -81,12 +82,22 @@ pub(super) fn check(stored: Encoding) -> Result<(), String> {
 
 /// Checks that a tensor which is stored so can be given so again once it has changed. The error continues a sentence that
 /// starts with the tensor's name.
-pub(super) fn check_again(stored: Encoding) -> Result<(), String> {
+pub(super) fn check_again(stored: Encoding, shape: &[usize]) -> Result<(), String> {
+    check_dimensions(stored, shape)?;
     match stored {
         Encoding::Float(_) => Ok(()),
         Encoding::Ggml(kind) => Quantizer::new(kind).map(drop),
         Encoding::MlxAffine { bits, group_size } => Packing::new(bits, group_size).map(drop),
         stored => Err(format!("is stored as {stored}, to which floats cannot be quantized here")),
+    }
+}
+
+/// Checks that what is quantized is a matrix at least: the merge goes by rows, and a row of a vector is one element.
+fn check_dimensions(stored: Encoding, shape: &[usize]) -> Result<(), String> {
+    match stored {
+        Encoding::Float(_) => Ok(()),
+        stored if shape.len() < 2 => Err(format!("is a vector of {stored}; expected floats, or a matrix")),
+        _ => Ok(()),
     }
 }
 
@@ -115,10 +126,10 @@ pub(crate) fn not_requantizable(report: &FitReport) -> Option<String> {
     first_that_is_not(report, check_again)
 }
 
-fn first_that_is_not(report: &FitReport, check: impl Fn(Encoding) -> Result<(), String>) -> Option<String> {
+fn first_that_is_not(report: &FitReport, check: impl Fn(Encoding, &[usize]) -> Result<(), String>) -> Option<String> {
     let changed = report.touched.iter().filter(|touched| !touched.adapters.is_empty());
     changed
-        .filter_map(|touched| Some((touched, check(touched.stored).err()?)))
+        .filter_map(|touched| Some((touched, check(touched.stored, &touched.shape).err()?)))
         .map(|(touched, why)| format!("the base tensor `{}` {why}", touched.name))
         .next()
 }

@@ -25,21 +25,27 @@ fn blocks_are_of_the_size_that_candle_takes_them_for_and_others_are_refused_by_n
         match dtype(kind) {
             Some(dtype) => {
                 assert_eq!((dtype.block_size(), dtype.type_size()), kind.block(), "{kind}");
-                assert_eq!(check(Encoding::Ggml(kind)), Ok(()));
+                assert_eq!(check(Encoding::Ggml(kind), &[32, 64]), Ok(()));
                 known += 1;
             }
             None => {
-                let error = check(Encoding::Ggml(kind)).unwrap_err();
+                let error = check(Encoding::Ggml(kind), &[32, 64]).unwrap_err();
                 assert!(error.contains(&kind.to_string()) && error.contains("candle"), "{error}");
             }
         }
     }
     assert_eq!(known, 12);
     let affine = |bits, group_size| Encoding::MlxAffine { bits, group_size };
-    assert_eq!(check(affine(4, 64)), Ok(()));
-    assert!(check(affine(7, 64)).unwrap_err().contains("mlx-affine(7 bits, group 64)"));
-    assert!(check_again(affine(4, 16)).unwrap_err().contains("mlx-affine(4 bits, group 16)"));
-    assert!(check_again(Encoding::Ggml(GgmlType::IQ4_NL)).unwrap_err().contains("IQ4_NL, which candle cannot"));
+    assert_eq!(check(affine(4, 64), &[32, 64]), Ok(()));
+    for vector in [check(Encoding::Ggml(GgmlType::Q8_0), &[64]), check_again(Encoding::Ggml(GgmlType::Q8_0), &[64])] {
+        assert!(vector.unwrap_err().contains("is a vector of Q8_0; expected floats"));
+    }
+    assert_eq!(check(Encoding::Float(FloatType::F32), &[64]), Ok(()));
+    assert!(check(affine(7, 64), &[32, 64]).unwrap_err().contains("mlx-affine(7 bits, group 64)"));
+    assert!(check_again(affine(4, 16), &[32, 64]).unwrap_err().contains("mlx-affine(4 bits, group 16)"));
+    assert!(
+        check_again(Encoding::Ggml(GgmlType::IQ4_NL), &[32, 64]).unwrap_err().contains("IQ4_NL, which candle cannot")
+    );
 }
 
 #[test]

@@ -13,8 +13,8 @@ fn formats_of_candle_name_its_feature_and_others_are_not_promised_to_it() {
         (GgmlType::MXFP4, "which candle cannot dequantize"),
     ] {
         let errors = [
-            check(Encoding::Ggml(kind)).unwrap_err(),
-            check_again(Encoding::Ggml(kind)).unwrap_err(),
+            check(Encoding::Ggml(kind), &[32, 64]).unwrap_err(),
+            check_again(Encoding::Ggml(kind), &[32, 64]).unwrap_err(),
             Blocks::new(kind, &[]).err().unwrap(),
             Quantizer::new(kind).err().unwrap(),
         ];
@@ -24,5 +24,5 @@ fn formats_of_candle_name_its_feature_and_others_are_not_promised_to_it() {
     }
     // MLX's packing takes no candle.
     let affine = Encoding::MlxAffine { bits: 4, group_size: 64 };
-    assert_eq!((check(affine), check_again(affine)), (Ok(()), Ok(())));
+    assert_eq!((check(affine, &[32, 64]), check_again(affine, &[32, 64])), (Ok(()), Ok(())));
 }
