@@ -100,10 +100,12 @@ mod tests {
 
     #[test]
     fn a_drop_waits_for_the_last_step_that_has_begun() {
+        let (release, released) = mpsc::channel();
         let (begin, begun) = mpsc::channel();
         let (order, events) = mpsc::channel();
         let dropped = order.clone();
         let mut work = Box::pin(blocking_while_wanted("test", move |wanted| {
+            released.recv().unwrap();
             wanted.commit(|| {
                 begin.send(()).unwrap();
                 // Long enough for a drop that does not wait to come first.
@@ -113,6 +115,7 @@ mod tests {
             })
         }));
         assert!(work.as_mut().now_or_never().is_none());
+        release.send(()).unwrap();
         begun.recv().unwrap();
         drop(work);
         dropped.send("drop").unwrap();
