@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use llm_local_core::{
-    AdapterSet, Allowance, Error, FetchContext, InferenceBackend, LoadedModel, LoraAdapter, ModelInfo, ModelSpec,
-    ModelWeights, Result, TensorSource,
+    AdapterSet, Allowance, Error, FetchContext, InferenceBackend, LoadOptions, LoadedModel, LoraAdapter, ModelInfo,
+    ModelSpec, ModelWeights, Result, TensorSource,
 };
 
 use super::{
@@ -46,9 +46,12 @@ impl Inner {
             Route::Merged if !parts.adapters.is_empty() => {
                 let weights;
                 (weights, keeping) = self.kept(&parts, key, parts.merged().await?).await?;
-                (parts.backend.load(weights, options).await?, None)
+                (parts.load(weights, options).await?, None)
             }
-            Route::Merged | Route::Beside => (parts.backend.load(parts.beside()?, options).await?, None),
+            Route::Merged | Route::Beside => {
+                let weights = parts.beside()?;
+                (parts.load(weights, options).await?, None)
+            }
             Route::Requantized(requantizing) => {
                 let probe = Probe::new(&spec.probe_prompts, parts.names(), requantizing);
                 let mut loads = Loads::new(options, if requantizing.can_be_beside { 2 } else { 3 });
@@ -56,8 +59,9 @@ impl Inner {
                 let effect = parts.effect(&probe, requantizing, &mut loads).await?;
                 // Tensors that are quantized are not kept.
                 let weights = parts.weights(merged.info().clone(), Some(Arc::new(merged)));
-                let loaded = parts.backend.load(weights, loads.next()).await?;
-                let lost = parts.lost(&probe, &effect, requantizing, &loaded).await?;
+                let names = parts.names();
+                let loaded = parts.load(weights, loads.next()).await?;
+                let lost = lost(&probe, &effect, (names, requantizing), &loaded).await?;
                 (loaded, Some(lost))
             }
         };
@@ -125,6 +129,14 @@ impl Parts {
         blocking("merge", move || MergedSource::allowing(base, adapters, &allow, &info)).await
     }
 
+    /// Loads `weights`, the last that are made of these parts. What these hold beside them goes first: a backend gives the
+    /// heap back when it has loaded, and the vocabulary of a GGUF file alone takes megabytes.
+    async fn load(self, weights: ModelWeights, options: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
+        let Self { backend, base, adapters, allow } = self;
+        drop((base, adapters, allow));
+        backend.load(weights, options).await
+    }
+
     /// What the adapters do to the answers to `probe`. Each model that tells is unloaded before the next is loaded, and the
     /// last one before this returns.
     ///
@@ -149,36 +161,29 @@ impl Parts {
         let asked = probe.ask(&*model, None).await;
         probe.effect(unmerged, &unloaded(model, asked).await?)
     }
+}
 
-    /// How much of `effect` is lost in `loaded`, which is unloaded if that is too much.
-    ///
-    /// # Errors
-    /// Those of [`Probe`].
-    async fn lost(
-        &self,
-        probe: &Probe,
-        effect: &Effect,
-        requantizing: Requantizing,
-        loaded: &Arc<dyn LoadedModel>,
-    ) -> Result<f64> {
-        let measured = async {
-            let lost = effect.lost_in(&probe.ask(&**loaded, None).await?);
-            tracing::info!(
-                adapters = self.names(),
-                lost,
-                max_error = requantizing.max_error,
-                prompts = probe.len(),
-                "quantized again"
-            );
-            probe.check(lost).map(|()| lost)
-        };
-        let measured = measured.await;
-        if measured.is_err() {
-            // What is wrong is said already.
-            drop(loaded.unload().await);
-        }
-        measured
+/// How much of `effect` is lost in `loaded`, which is unloaded if that is too much.
+///
+/// # Errors
+/// Those of [`Probe`].
+async fn lost(
+    probe: &Probe,
+    effect: &Effect,
+    (adapters, requantizing): (String, Requantizing),
+    loaded: &Arc<dyn LoadedModel>,
+) -> Result<f64> {
+    let measured = async {
+        let lost = effect.lost_in(&probe.ask(&**loaded, None).await?);
+        tracing::info!(adapters, lost, max_error = requantizing.max_error, prompts = probe.len(), "quantized again");
+        probe.check(lost).map(|()| lost)
+    };
+    let measured = measured.await;
+    if measured.is_err() {
+        // What is wrong is said already.
+        drop(loaded.unload().await);
     }
+    measured
 }
 
 /// `outcome` of a model, once its memory is back.
