@@ -11,7 +11,7 @@ use common::{engine, fixture, fixture_ref, max_difference, reference, tiny};
 use llm_local::{
     AdapterLimits, AdapterPolicy, AdapterSet, AdapterSpec, ArtifactRef, BackendPreference, ComputeDtype, Engine, Error,
     GenerateRequest, LogitsRequest, Model, ModelSpec, SavedCache, TurnOptions, UsedAdapter,
-    core::{Allowance, Generation, GenerationEvent, SessionId},
+    core::{Allowance, Generation, SessionId},
 };
 use pollster::block_on;
 use safetensors::{SafeTensors, tensor::TensorView};
@@ -202,12 +202,7 @@ fn a_running_generation_keeps_its_adapters_while_others_are_set() {
     assert_ne!(expected("peft"), expected("rslora"));
     block_on(async {
         let mut running = model.generate(prompt());
-        let mut tokens = Vec::new();
-        while tokens.len() < 4 {
-            if let GenerationEvent::Token { id, .. } = running.next().await.unwrap().unwrap() {
-                tokens.push(id);
-            }
-        }
+        let mut tokens = common::first_tokens(&mut running, 4).await;
         engine.set_adapters(&model, &[adapter("rslora")]).await.unwrap();
         let after = model.generate(prompt()).complete().await.unwrap();
         let rest = running.complete().await.unwrap();

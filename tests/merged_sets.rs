@@ -176,12 +176,7 @@ fn a_running_generation_keeps_the_weights_that_it_began_with() {
     assert_ne!(expected("peft"), expected("rslora"));
     block_on(async {
         let mut running = model.generate(prompt());
-        let mut tokens = Vec::new();
-        while tokens.len() < 4 {
-            if let GenerationEvent::Token { id, .. } = running.next().await.unwrap().unwrap() {
-                tokens.push(id);
-            }
-        }
+        let mut tokens = common::first_tokens(&mut running, 4).await;
         engine.set_adapters(&model, &[adapter("rslora")]).await.unwrap();
         // What it still computes with is counted.
         assert!(model.memory().weights > bytes);

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use llm_local::{ArtifactRef, Engine, GenerateRequest, LogitsRequest, ModelSpec};
+use llm_local::{ArtifactRef, Engine, GenerateRequest, Generation, GenerationEvent, LogitsRequest, ModelSpec};
 use pollster::block_on;
 
 /// A path below `tests/fixtures`.
@@ -82,6 +82,17 @@ fn results(name: &str, prefix: &str) -> Reference {
         }
     });
     Reference { cases: cases.collect() }
+}
+
+/// The first `count` tokens of a generation that goes on.
+pub async fn first_tokens(generation: &mut Generation, count: usize) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    while tokens.len() < count {
+        if let GenerationEvent::Token { id, .. } = generation.next().await.unwrap().unwrap() {
+            tokens.push(id);
+        }
+    }
+    tokens
 }
 
 /// The largest absolute difference.

@@ -12,7 +12,7 @@ use super::{
     MergedSource, bytes, decode,
     naive::{merged, worst},
     numbers, stored_floats,
-    variants::{Kind, TOLERANCE},
+    variants::{TOLERANCE, kinds},
 };
 use crate::lora::testing::{fixture, read_folder};
 
@@ -53,29 +53,13 @@ fn parts() -> [String; 2] {
     ["scales", "biases"].map(|part| format!("{MODULE}.{part}"))
 }
 
-fn kinds() -> [Kind; 3] {
-    let plain = Kind {
-        rank: 3,
-        stored: FloatType::F32,
-        scale: 0.05,
-        weight: 0.75,
-        has_pair: true,
-        has_magnitude: false,
-        replaces: false,
-        rows: Vec::new(),
-    };
-    let dora = Kind { has_magnitude: true, weight: 1.0, ..plain.clone() };
-    let rows = Kind { rows: vec![0, 7], stored: FloatType::Bf16, ..plain.clone() };
-    [plain, dora, rows]
-}
-
 #[test]
 fn a_packed_weight_is_merged_as_the_values_that_mlx_dequantizes() {
     let mlx = SafetensorsSource::open(&fixture("mlx/affine.safetensors")).unwrap();
     for bits in [4, 8] {
         let base = open(bits);
         let own: Vec<_> = values(&mlx, &format!("model.{bits}")).into_iter().map(f64::from).collect();
-        for (seed, kind) in (1..).zip(kinds()) {
+        for (seed, kind) in (1..).zip(kinds(0.05)) {
             let adapter = kind.adapter(MODULE, SHAPE, false, seed);
             let expected = merged(WEIGHT, &own, SHAPE.into(), false, &[(&adapter, f64::from(kind.weight))]);
             let with = over(&base, adapter, kind.weight);
@@ -94,7 +78,7 @@ fn a_packed_weight_is_merged_as_the_values_that_mlx_dequantizes() {
 fn what_is_packed_again_is_what_is_read_as_floats_and_as_near_to_the_sum_as_its_groups_allow() {
     for bits in [4u8, 8] {
         let base = open(bits);
-        for (seed, kind) in (1..).zip(kinds()) {
+        for (seed, kind) in (1..).zip(kinds(0.05)) {
             let with = || over(&base, kind.adapter(MODULE, SHAPE, false, seed), kind.weight);
             let sum = values(&with(), WEIGHT);
             let again = with().requantized().unwrap();
@@ -127,7 +111,7 @@ fn what_is_packed_again_is_what_is_read_as_floats_and_as_near_to_the_sum_as_its_
 #[test]
 fn a_merge_as_floats_has_no_scales_and_biases_of_what_it_changes() {
     let base = open(4);
-    let with = over(&base, kinds()[0].adapter(MODULE, SHAPE, false, 1), 1.0);
+    let with = over(&base, kinds(0.05)[0].adapter(MODULE, SHAPE, false, 1), 1.0);
     assert_eq!(with.entries(), &with.info().tensors[..]);
     assert_eq!(with.entries().len(), base.tensors.entries().len() - 2);
     let entry = with.entry(WEIGHT).unwrap();

@@ -17,7 +17,7 @@ use super::{
     MergedSource, bytes, decode,
     naive::{merged, worst},
     numbers, stored_floats,
-    variants::{Kind, TOLERANCE},
+    variants::{TOLERANCE, kinds},
 };
 use crate::lora::{quantized::dtype, testing::fixture};
 
@@ -35,22 +35,6 @@ fn dequantized(source: &GgufSource, entry: &TensorEntry, dtype: GgmlDType) -> Ve
     let storage = QStorage::from_data(Cow::Owned(data), &Device::Cpu, dtype).unwrap();
     let tensor = QTensor::new(storage, &entry.shape[..]).unwrap().dequantize(&Device::Cpu).unwrap();
     tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
-}
-
-pub(super) fn kinds() -> [Kind; 3] {
-    let plain = Kind {
-        rank: 3,
-        stored: FloatType::F32,
-        scale: 0.5,
-        weight: 0.75,
-        has_pair: true,
-        has_magnitude: false,
-        replaces: false,
-        rows: Vec::new(),
-    };
-    let dora = Kind { has_magnitude: true, weight: 1.0, ..plain.clone() };
-    let rows = Kind { rows: vec![0, 7], stored: FloatType::Bf16, ..plain.clone() };
-    [plain, dora, rows]
 }
 
 #[test]
@@ -79,7 +63,7 @@ fn each_block_format_is_merged_as_its_dequantized_values_are() {
             }
             let base = dequantized(&source, entry, dtype(kind).unwrap());
             let module = entry.name.strip_suffix(".weight").unwrap();
-            for (seed, changed) in (1..).zip(kinds()) {
+            for (seed, changed) in (1..).zip(kinds(0.5)) {
                 let adapter = Arc::new(changed.adapter(module, [rows, columns], false, seed));
                 let adapters = vec![(adapter.clone(), changed.weight)];
                 let expected =

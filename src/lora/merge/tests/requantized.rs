@@ -16,8 +16,9 @@ use super::{
     MergedSource, bytes, decode,
     naive::merged,
     numbers,
-    quantized::{kinds, on, open},
+    quantized::{on, open},
     stored_floats,
+    variants::kinds,
 };
 use crate::lora::merge::{kernel::Touched, stored::ReadTensor};
 use crate::lora::quantized::dtype;
@@ -82,7 +83,7 @@ fn each_block_format_is_what_candle_makes_of_the_merged_values() {
         let base = Arc::new(Base::new(kind, [rows, columns]));
         let own = dequantized(kind, base.bytes.clone(), rows * columns);
         let own: Vec<_> = own.into_iter().map(f64::from).collect();
-        for (seed, changed) in (1..).zip(kinds()) {
+        for (seed, changed) in (1..).zip(kinds(0.5)) {
             let adapter = Arc::new(changed.adapter("m", [rows, columns], false, seed));
             let with =
                 || MergedSource::new(base.clone(), vec![(adapter.clone(), changed.weight)], &base.info()).unwrap();

@@ -29,6 +29,23 @@ pub(super) struct Kind {
     pub(super) rows: Vec<usize>,
 }
 
+/// One of each that is computed in another way, with this scale: a pair, DoRA, and a pair with rows beside it.
+pub(super) fn kinds(scale: f64) -> [Kind; 3] {
+    let plain = Kind {
+        rank: 3,
+        stored: FloatType::F32,
+        scale,
+        weight: 0.75,
+        has_pair: true,
+        has_magnitude: false,
+        replaces: false,
+        rows: Vec::new(),
+    };
+    let dora = Kind { has_magnitude: true, weight: 1.0, ..plain.clone() };
+    let rows = Kind { rows: vec![0, 7], stored: FloatType::Bf16, ..plain.clone() };
+    [plain, dora, rows]
+}
+
 pub(super) fn kind() -> impl Strategy<Value = Kind> {
     let weight = prop_oneof![2 => Just(1f32), 1 => 0.1f32..2.0, 1 => -2.0f32..-0.1];
     let rows = proptest::collection::vec(any::<usize>(), 0..4);
