@@ -11,7 +11,7 @@ use futures_util::future::join;
 use llm_local::{
     AdapterPolicy, AdapterSet, AdapterSpec, ArtifactRef, ComputeDtype, Engine, Error, GenerateRequest, LogitsRequest,
     Model, ModelSpec, TurnOptions, UsedAdapter,
-    core::{GenerationEvent, LoadedInfo, SessionId},
+    core::{LoadedInfo, SessionId},
 };
 use pollster::block_on;
 
