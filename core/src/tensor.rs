@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Tensors by name. The merge of an adapter is a `TensorSource` around another one.
 pub trait TensorSource: Send + Sync {
@@ -15,8 +15,22 @@ pub trait TensorSource: Send + Sync {
     /// it is stored in. A part of a tensor (scales, biases) is read by its own name.
     ///
     /// # Errors
-    /// [`crate::Error::LoadFailed`] if there is no such tensor, or [`crate::Error::Unsupported`] if it cannot be given as `want`.
+    /// [`Error::LoadFailed`] if there is no such tensor, or [`Error::Unsupported`] if it cannot be given as `want`.
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>>;
+
+    /// Writes the data of the tensor `name` into `out`: what [`TensorSource::read`] gives, but into memory that the caller
+    /// has, such as a part of a larger matrix. Afterwards `out` is complete, or there was an error and it holds anything.
+    ///
+    /// The default copies what `read` gives. Sources that compute what they give override it, and save the copy.
+    ///
+    /// # Errors
+    /// Those of [`TensorSource::read`]; [`Error::LoadFailed`] if the data does not have the length of `out`, in bytes.
+    fn read_into(&self, name: &str, want: Option<FloatType>, out: &mut [u8]) -> Result<()> {
+        let data = self.read(name, want)?;
+        data.check_len(name, out.len())?;
+        data.copy_to(out);
+        Ok(())
+    }
 
     /// The entry of the tensor `name`. Sources with many tensors override the default, a linear search.
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
@@ -229,6 +243,32 @@ impl TensorData<'_> {
             Self::Bytes(v) => v.len(),
         }
     }
+
+    /// Checks that the data, of the tensor `name`, has `expected` bytes.
+    ///
+    /// # Errors
+    /// [`Error::LoadFailed`] if it has not.
+    pub fn check_len(&self, name: &str, expected: usize) -> Result<()> {
+        let found = self.byte_len();
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::load(format!("tensor `{name}`"), format!("its data has {found} bytes; {expected} were expected")))
+    }
+
+    /// Writes the data into `out`, little-endian.
+    ///
+    /// # Panics
+    /// If `out` does not have [`TensorData::byte_len`] bytes.
+    pub fn copy_to(&self, out: &mut [u8]) {
+        assert_eq!(out.len(), self.byte_len(), "bytes of a tensor into memory of another length");
+        match self {
+            Self::Borrowed(b) => out.copy_from_slice(b),
+            Self::Bytes(v) => out.copy_from_slice(v),
+            Self::F32(v) => out.as_chunks_mut().0.iter_mut().zip(v).for_each(|(out, v)| *out = v.to_le_bytes()),
+            Self::Half(v) => out.as_chunks_mut().0.iter_mut().zip(v).for_each(|(out, v)| *out = v.to_le_bytes()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -245,6 +285,35 @@ mod tests {
         assert_eq!(entry(&[2, 64], affine).stored_bytes(), Some(64));
         assert_eq!(entry(&[usize::MAX, 2], Encoding::Float(FloatType::F32)).stored_bytes(), None);
         assert_eq!(entry(&[], Encoding::Float(FloatType::F32)).stored_bytes(), Some(4));
+    }
+
+    #[test]
+    fn data_of_every_form_is_copied_as_little_endian_bytes() {
+        let copied = |data: TensorData<'_>| {
+            let mut out = vec![0; data.byte_len()];
+            data.copy_to(&mut out);
+            out
+        };
+        assert_eq!(copied(TensorData::F32(vec![1.5, -2.0])), [0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0]);
+        assert_eq!(copied(TensorData::Half(vec![0x3e00, 0x1234])), [0, 0x3e, 0x34, 0x12]);
+        assert_eq!(copied(TensorData::Borrowed(&[1, 2, 3])), [1, 2, 3]);
+        assert_eq!(copied(TensorData::Bytes(vec![4, 5])), [4, 5]);
+    }
+
+    #[test]
+    fn data_of_another_length_than_the_memory_for_it_is_an_error_that_names_both() {
+        struct Two;
+        impl TensorSource for Two {
+            fn entries(&self) -> &[TensorEntry] {
+                &[]
+            }
+            fn read(&self, _: &str, _: Option<FloatType>) -> Result<TensorData<'_>> {
+                Ok(TensorData::F32(vec![1.0, 2.0]))
+            }
+        }
+        let error = Two.read_into("w", None, &mut [0; 6]).unwrap_err().to_string();
+        assert!(error.contains("`w`") && error.contains("8 bytes") && error.contains("6 were"), "{error}");
+        assert!(Two.read_into("w", None, &mut [0; 8]).is_ok());
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::fakes::decode;
 /// - as stored, a tensor has the bytes that its shape and encoding say, and the same at every read;
 /// - floats can be had as f32, f16 and bf16: the right number of them, and each the stored number rounded once, to
 ///   within one unit roundoff (2^-24, 2^-11, 2^-8) or half the smallest subnormal number;
-/// - other encodings are converted too, or refused with [`llm_local_core::Error::Unsupported`].
+/// - other encodings are converted too, or refused with [`llm_local_core::Error::Unsupported`];
+/// - `read_into` writes what `read` gives, refuses memory of another length, and is refused where `read` is.
 ///
 /// # Panics
 /// With what is wrong.
@@ -23,8 +24,10 @@ pub fn tensor_source(source: &dyn TensorSource) {
         assert!(names.insert(name), "entries: the tensor `{name}` stands there twice");
         assert_eq!(source.entry(name), Some(entry), "entry(`{name}`) differs from what entries() has");
         stored(source, entry);
+        read_into(source, entry, None);
         for want in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
             converted(source, entry, want);
+            read_into(source, entry, Some(want));
         }
         for part in &entry.parts {
             let found = source.read(part, None);
@@ -74,6 +77,29 @@ fn converted(source: &dyn TensorSource, entry: &TensorEntry, want: FloatType) {
     for (i, (&found, &exact)) in found.iter().zip(&exact).enumerate() {
         assert!(is_rounded(found, exact, want), "`{name}`[{i}] as {want} is {found}, but {exact} is stored");
     }
+}
+
+fn read_into(source: &dyn TensorSource, entry: &TensorEntry, want: Option<FloatType>) {
+    let name = &entry.name;
+    let data = match source.read(name, want) {
+        Ok(data) => data,
+        Err(error) => {
+            let found = source.read_into(name, want, &mut []).map_err(|error| error.code());
+            assert_eq!(found, Err(error.code()), "`{name}` as {want:?}: read_into, where read fails: {error}");
+            return;
+        }
+    };
+    let mut expected = vec![0; data.byte_len()];
+    data.copy_to(&mut expected);
+    // What is left as it was shows in one of them.
+    for fill in [0, 0xff] {
+        let mut out = vec![fill; expected.len()];
+        let written = source.read_into(name, want, &mut out);
+        assert!(written.is_ok(), "`{name}` as {want:?} cannot be read into memory: {}", written.unwrap_err());
+        assert!(out == expected, "`{name}` as {want:?}: read_into wrote other bytes than read gives");
+    }
+    let longer = source.read_into(name, want, &mut vec![0; expected.len() + 8]);
+    assert!(longer.is_err(), "`{name}` as {want:?} was read into memory that is 8 bytes longer; expected an error");
 }
 
 /// What other reads are compared with: the stored floats, or what another encoding gives as f32.
@@ -162,6 +188,9 @@ mod tests {
         GivesAnything,
         AnotherError,
         Nameless,
+        IntoNothing,
+        IntoAnyLength,
+        IntoAlways,
     }
 
     struct Bad {
@@ -215,6 +244,19 @@ mod tests {
                 (_, _, data) => data,
             }
         }
+
+        fn read_into(&self, name: &str, want: Option<FloatType>, out: &mut [u8]) -> Result<()> {
+            match self.wrong {
+                Wrong::IntoNothing => Ok(()),
+                Wrong::IntoAnyLength => {
+                    let data = self.read(name, want)?;
+                    data.copy_to(&mut out[..data.byte_len()]);
+                    Ok(())
+                }
+                Wrong::IntoAlways if self.inner.read(name, want).is_err() => Ok(()),
+                _ => self.inner.read_into(name, want, out),
+            }
+        }
     }
 
     #[test]
@@ -236,6 +278,9 @@ mod tests {
             (Wrong::GivesAnything, "has 0 elements"),
             (Wrong::AnotherError, "another error"),
             (Wrong::Nameless, "does not name the tensor"),
+            (Wrong::IntoNothing, "read_into wrote other bytes"),
+            (Wrong::IntoAnyLength, "memory that is 8 bytes longer"),
+            (Wrong::IntoAlways, "where read fails"),
         ] {
             let said = failure(|| tensor_source(&Bad::new(wrong)));
             assert!(said.contains(message), "{message}: {said}");
