@@ -66,7 +66,8 @@ impl Outlet {
         }
     }
 
-    /// Ends the generation with what is left of its text (may be empty) and its last event. Only the first end counts.
+    /// Ends the generation with what is left of its text (may be empty) and its last event, which the consumer sees once this is
+    /// dropped. Only the first end counts.
     pub(super) fn end(&mut self, text: String, end: Result<GenerationEvent>) {
         if let Some(last) = self.last.take() {
             // The consumer may be gone; then nobody is left to tell.

@@ -37,13 +37,15 @@ pub(super) struct Generating<M: StepModel> {
     request: GenerateRequest,
     /// What it computes with; of a set that the request names, from the first step on.
     adapters: Option<Lease<M::Adapters>>,
-    outlet: Outlet,
     session: Option<OfSession>,
     requested: Duration,
     usage: Usage,
     stats: GenerationStats,
     /// From the first turn on: reading the prompt is work too, and has its turn like any other.
     running: Option<Running<M::Cache>>,
+    /// Last, and so dropped last: the consumer sees the end when this is gone, and what it looks at then, such as the memory in
+    /// use, is without all of the above.
+    outlet: Outlet,
 }
 
 /// The session of a generation.
@@ -77,11 +79,11 @@ impl<M: StepModel> Generating<M> {
             session,
             adapters: named.is_none().then(|| own.clone()),
             request: requested.request,
-            outlet: requested.outlet,
             requested: requested.at,
             usage: Usage::default(),
             stats: GenerationStats::default(),
             running: None,
+            outlet: requested.outlet,
         }
     }
 
@@ -118,9 +120,9 @@ impl<M: StepModel> Generating<M> {
             return self.finish(FinishReason::Length, turn);
         }
         let started = (turn.clock)();
-        let adapters = match &self.adapters {
-            Some(lease) => lease.clone(),
-            None => self.lease(turn)?,
+        let adapters = match &mut self.adapters {
+            Some(lease) => lease,
+            none => none.insert(named(&self.request, turn)?),
         };
         let running = running(&mut self.running)?;
         if running.sequence.computed() == 0
@@ -166,14 +168,6 @@ impl<M: StepModel> Generating<M> {
             (Some(kept), None) => kept.cached.free(),
             (None, _) => Ok(()),
         }
-    }
-
-    /// The set of adapters that the request names.
-    fn lease(&mut self, turn: &mut Turn<'_, M>) -> Result<Lease<M::Adapters>> {
-        let named =
-            self.request.adapters.as_ref().ok_or_else(|| Error::generation("the generation has no adapters"))?;
-        let lease = turn.sets.lease(named, turn.model)?;
-        Ok(self.adapters.insert(lease).clone())
     }
 
     fn begin(&mut self, turn: &Turn<'_, M>) -> Result<()> {
@@ -243,6 +237,12 @@ impl<M: StepModel> Generating<M> {
         self.outlet.end(text, Ok(GenerationEvent::finished(reason, usage, stats)));
         Ok(Next::Done)
     }
+}
+
+/// The set of adapters that `request` names.
+fn named<M: StepModel>(request: &GenerateRequest, turn: &mut Turn<'_, M>) -> Result<Lease<M::Adapters>> {
+    let named = request.adapters.as_ref().ok_or_else(|| Error::generation("the generation has no adapters"))?;
+    turn.sets.lease(named, turn.model)
 }
 
 /// What `begin` has put there.

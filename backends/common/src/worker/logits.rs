@@ -51,12 +51,18 @@ impl<M: StepModel> Computing<M> {
         };
         // Before the answer: whoever has it may look at the memory in use.
         sequence.release()?;
+        self.let_adapters_go();
         self.reply.answer(Ok(logits));
         Ok(Next::Done)
     }
 
     pub(super) fn fail(&mut self, error: Error) {
         caught::discard("the KV cache of failed logits", self.sequence.take());
+        self.let_adapters_go();
         self.reply.answer(Err(error));
+    }
+
+    fn let_adapters_go(&mut self) {
+        caught::discard("the adapters of logits", self.adapters.take());
     }
 }

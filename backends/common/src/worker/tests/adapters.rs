@@ -1,17 +1,23 @@
 //! Sets of adapters: the model's own, those of requests, and whose cache is whose.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering::SeqCst},
-    mpsc,
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use llm_local_core::{
-    AdapterSet, CancellationToken, Error, GenerateRequest, LoadedModel, LogitsRequest, LoraAdapter, Result, SessionId,
+    AdapterSet, CancellationToken, Error, GenerateRequest, LoadedModel, LogitsRequest, LoraAdapter, MemoryReport,
+    Result, SessionId,
 };
 use pollster::block_on;
 
 use super::{
+    super::handle::Handle,
     driven::Driven,
     fake::{ADAPTER_BYTES, CACHE_BYTES_PER_TOKEN, Setup, WEIGHT_BYTES, answer_with, id_after, options},
     sharing::{export, fork, import},
@@ -116,6 +122,51 @@ fn a_set_in_use_is_made_ready_once_and_dropped_behind_the_last() {
     assert_eq!((made.load(SeqCst), dropped_sets()), (2, 1));
 }
 
+/// A caller that looks at the memory in use as soon as it can have an answer.
+struct Looks(Arc<Handle>, Mutex<Vec<MemoryReport>>);
+
+impl Wake for Looks {
+    fn wake(self: Arc<Self>) {
+        self.1.lock().unwrap().push(self.0.memory());
+    }
+}
+
+/// What whoever waits for `future` sees of the memory when it is ready, which `cause` and the worker bring about.
+fn seen<T>(worker: &mut Driven, mut future: impl Future<Output = T> + Unpin, cause: impl FnOnce()) -> MemoryReport {
+    let looks = Arc::new(Looks(worker.model.clone(), Mutex::default()));
+    let waker = Waker::from(looks.clone());
+    let mut is_ready = || matches!(Pin::new(&mut future).poll(&mut Context::from_waker(&waker)), Poll::Ready(_));
+    assert!(!is_ready());
+    cause();
+    worker.drive();
+    let seen = looks.1.lock().unwrap().clone();
+    assert!(seen.len() == 1 && is_ready(), "woken {} times", seen.len());
+    seen[0]
+}
+
+#[test]
+fn a_set_is_let_go_before_its_last_user_has_its_answer() {
+    let (setup, _) = setup();
+    let fails = Arc::new(Mutex::new(false));
+    let now = fails.clone();
+    let mut worker = Driven::new(setup.hook(move |_| match *now.lock().unwrap() {
+        true => Err(Error::generation("out of luck")),
+        false => Ok(()),
+    }));
+    let model = worker.model.clone();
+    let without = MemoryReport::new(WEIGHT_BYTES, 0);
+    for is_error in [false, true] {
+        let cancel = CancellationToken::new();
+        let mut running = model.generate(request().with_adapters(set(1.0)).with_cancel(cancel.clone()));
+        assert!(worker.read(&mut running).unwrap().unwrap().is_ok());
+        assert_eq!(model.memory().weights, WEIGHT_BYTES + ADAPTER_BYTES);
+        let ends = || if is_error { *fails.lock().unwrap() = true } else { cancel.cancel() };
+        assert_eq!(seen(&mut worker, Box::pin(running.next()), ends), without, "error: {is_error}");
+        let logits = LogitsRequest::new(PROMPT.to_vec()).with_adapters(set(1.0));
+        assert_eq!(seen(&mut worker, model.logits(logits), || ()), without, "error: {is_error}");
+    }
+}
+
 #[test]
 fn a_session_has_a_cache_for_each_set_of_adapters() {
     let mut worker = Driven::new(setup().0);
@@ -207,7 +258,7 @@ fn what_computes_nothing_makes_no_set_ready() {
     // Given up before the worker came to it.
     let model = worker.model.clone();
     let mut given_up = model.set_adapters(set(1.0));
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut context = Context::from_waker(Waker::noop());
     assert!(given_up.as_mut().poll(&mut context).is_pending());
     drop(given_up);
     worker.drive();
