@@ -35,7 +35,8 @@ pub trait InferenceBackend: Send + Sync {
     /// Loads a model. Dropping the future gives up; memory taken until then is given back.
     ///
     /// # Errors
-    /// [`Error::LoadFailed`], [`Error::InsufficientMemory`], [`Error::Cancelled`], or what reading a tensor gave.
+    /// [`Error::LoadFailed`], [`Error::InsufficientMemory`], [`Error::Cancelled`], or what reading a tensor gave; for
+    /// [`ModelWeights::adapters`], those of [`LoadedModel::set_adapters`].
     async fn load(&self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>>;
 }
 

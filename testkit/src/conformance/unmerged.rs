@@ -88,7 +88,7 @@ impl<'a> UnmergedCase<'a> {
 ///   in a request, and nothing has changed behind it;
 /// - an unloaded model takes no set.
 ///
-/// Where it cannot, a load, a request and a swap with adapters are errors.
+/// Where it cannot, a load, a request and a swap with adapters are [`llm_local_core::Error::Unsupported`].
 ///
 /// # Panics
 /// With what is wrong.

@@ -77,7 +77,9 @@ fn an_adapter_that_the_suite_can_tell_nothing_by_is_refused() {
 #[test]
 fn each_thing_that_is_wrong_is_found() {
     for (wrong, message) in [
-        (Wrong::RunsNoneButSaysNothing, "but loads a model with one"),
+        (Wrong::RunsNoneButSaysNothing, "but a load with adapters works"),
+        (Wrong::RunsNoneByAnotherError, "a load with adapters, where no adapters run beside the weights: "),
+        (Wrong::RunsNoneButInRequests, "but a generation with adapters works"),
         (Wrong::LoadIgnores, "the adapter of the load moves no logit"),
         (Wrong::RequestIgnored, "the adapter of a request is not that of a load"),
         (Wrong::RequestKept, "kept for a later request"),

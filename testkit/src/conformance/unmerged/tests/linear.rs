@@ -25,6 +25,8 @@ pub(super) enum Wrong {
     Nothing,
     RunsNone,
     RunsNoneButSaysNothing,
+    RunsNoneByAnotherError,
+    RunsNoneButInRequests,
     LoadIgnores,
     RequestIgnored,
     RequestKept,
@@ -73,7 +75,13 @@ impl InferenceBackend for Backend {
     }
 
     fn supports(&self, _: &ModelInfo, _: &LoadOptions) -> Support {
-        let none = matches!(self.0, Wrong::RunsNone | Wrong::RunsNoneButSaysNothing);
+        let none = matches!(
+            self.0,
+            Wrong::RunsNone
+                | Wrong::RunsNoneButSaysNothing
+                | Wrong::RunsNoneByAnotherError
+                | Wrong::RunsNoneButInRequests
+        );
         Support::Yes(Capabilities::new().with_unmerged(!none).with_sessions(true))
     }
 
@@ -90,8 +98,11 @@ impl InferenceBackend for Backend {
             other => panic!("{other:?}"),
         };
         let set = w.adapters.iter().fold(AdapterSet::new(), |set, (a, weight)| set.with(a.clone(), *weight));
-        if self.0 == Wrong::RunsNone && !set.is_empty() {
-            return Err(unsupported());
+        match self.0 {
+            _ if set.is_empty() => {}
+            Wrong::RunsNone | Wrong::RunsNoneButInRequests => return Err(unsupported()),
+            Wrong::RunsNoneByAnotherError => return Err(Error::adapter("an adapter", "there is no place for it")),
+            _ => {}
         }
         check(self.0, &set)?;
         let own = if self.0 == Wrong::LoadIgnores { AdapterSet::new() } else { set };
@@ -194,7 +205,7 @@ impl Linear {
     /// The set of a request; `None` stands for whatever is the model's own when it is asked.
     fn named(&self, state: &mut State, set: Option<AdapterSet>) -> Result<Option<AdapterSet>> {
         let Some(set) = set else { return Ok(None) };
-        if self.is(Wrong::RunsNone) {
+        if self.is(Wrong::RunsNone) || self.is(Wrong::RunsNoneByAnotherError) {
             return Err(unsupported());
         }
         check(self.wrong, &set)?;
@@ -313,7 +324,7 @@ impl LoadedModel for Linear {
     }
 
     async fn set_adapters(&self, a: AdapterSet) -> Result<()> {
-        if self.is(Wrong::RunsNone) {
+        if self.is(Wrong::RunsNone) || self.is(Wrong::RunsNoneByAnotherError) {
             return Err(unsupported());
         }
         let mut state = match self.state() {
