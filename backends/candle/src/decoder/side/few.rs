@@ -9,6 +9,7 @@ use candle_core::Result;
 use super::{
     Piece, SidePath,
     values::{CHUNK, Values},
+    vectors::{self, Loops, Portable, Vectors},
 };
 use crate::decoder::parts::{Run, in_parts};
 
@@ -78,34 +79,66 @@ fn within(side: &SidePath) -> impl Iterator<Item = (&Piece, Range<usize>)> {
 
 /// `narrow = scale · A x` for some ranks.
 fn project(piece: &Piece, width: usize, ranks: Range<usize>, x: &[f32], narrow: &mut [f32]) {
-    let mut buffer = [0f32; CHUNK];
-    for (rank, narrow) in ranks.zip(narrow) {
-        let row = rank * width;
-        let parts = x.chunks(CHUNK).enumerate();
-        let sum: f32 =
-            parts.map(|(i, x)| dot(piece.a.some(row + i * CHUNK..row + i * CHUNK + x.len(), &mut buffer), x)).sum();
-        *narrow = piece.scale * sum;
+    vectors::run(Project { piece, width, ranks, x, narrow });
+}
+
+struct Project<'a> {
+    piece: &'a Piece,
+    width: usize,
+    ranks: Range<usize>,
+    x: &'a [f32],
+    narrow: &'a mut [f32],
+}
+
+impl Loops for Project<'_> {
+    #[inline(always)]
+    fn run<V: Vectors>(self, vectors: V) {
+        let mut buffer = [0f32; CHUNK];
+        for (rank, narrow) in self.ranks.zip(self.narrow) {
+            let mut sum = 0f32;
+            for (i, x) in self.x.chunks(CHUNK).enumerate() {
+                let at = rank * self.width + i * CHUNK;
+                sum += dot(self.piece.a.some(at..at + x.len(), &mut buffer, vectors), x);
+            }
+            *narrow = self.piece.scale * sum;
+        }
     }
 }
 
 /// `y += B narrow` for some ranks, whose numbers `narrow` has, and some columns of the piece, which `y` has.
 fn widen(piece: &Piece, ranks: Range<usize>, narrow: &[f32], columns: Range<usize>, y: &mut [f32]) {
-    let mut buffers = [[0f32; CHUNK]; AT_ONCE];
-    let width = piece.rows.len();
-    for (i, y) in y.chunks_mut(CHUNK).enumerate() {
-        let at = columns.start + i * CHUNK;
-        for (first, narrow) in ranks.clone().step_by(AT_ONCE).zip(narrow.chunks(AT_ONCE)) {
-            let mut by = [0f32; AT_ONCE];
-            by[..narrow.len()].copy_from_slice(narrow);
-            let [b0, b1, b2, b3] = &mut buffers;
-            // Behind the last rank stands the first again, times 0.
-            let column = |k: usize| {
-                let row = if k < narrow.len() { first + k } else { first };
-                row * width + at..row * width + at + y.len()
-            };
-            let b: &Values = &piece.b;
-            let b = [b.some(column(0), b0), b.some(column(1), b1), b.some(column(2), b2), b.some(column(3), b3)];
-            add_four(y, b, by);
+    vectors::run(Widen { piece, ranks, narrow, columns, y });
+}
+
+struct Widen<'a> {
+    piece: &'a Piece,
+    ranks: Range<usize>,
+    narrow: &'a [f32],
+    columns: Range<usize>,
+    y: &'a mut [f32],
+}
+
+impl Loops for Widen<'_> {
+    #[inline(always)]
+    fn run<V: Vectors>(self, vectors: V) {
+        let mut buffers = [[0f32; CHUNK]; AT_ONCE];
+        let (b, width): (&Values, _) = (&self.piece.b, self.piece.rows.len());
+        for (i, y) in self.y.chunks_mut(CHUNK).enumerate() {
+            let at = self.columns.start + i * CHUNK;
+            for (first, narrow) in self.ranks.clone().step_by(AT_ONCE).zip(self.narrow.chunks(AT_ONCE)) {
+                let mut by = [0f32; AT_ONCE];
+                by[..narrow.len()].copy_from_slice(narrow);
+                // Behind the last rank stands the first again, times 0.
+                let start = |k: usize| (if k < narrow.len() { first + k } else { first }) * width + at;
+                let [b0, b1, b2, b3] = &mut buffers;
+                let b = [
+                    b.some(start(0)..start(0) + y.len(), b0, vectors),
+                    b.some(start(1)..start(1) + y.len(), b1, vectors),
+                    b.some(start(2)..start(2) + y.len(), b2, vectors),
+                    b.some(start(3)..start(3) + y.len(), b3, vectors),
+                ];
+                add_four(y, b, by);
+            }
         }
     }
 }
@@ -122,7 +155,7 @@ pub(super) fn add_rows(side: &SidePath, ids: &[u32], y: &mut [f32]) -> Result<()
                 let by = piece.scale * piece.b.get(rank * piece.rows.len() + id - piece.rows.start);
                 for (i, y) in y.chunks_mut(CHUNK).enumerate() {
                     let at = rank * side.width + i * CHUNK;
-                    let a = piece.a.some(at..at + y.len(), &mut buffer);
+                    let a = piece.a.some(at..at + y.len(), &mut buffer, Portable);
                     y.iter_mut().zip(a).for_each(|(y, a)| *y += by * a);
                 }
             }
@@ -132,8 +165,9 @@ pub(super) fn add_rows(side: &SidePath, ids: &[u32], y: &mut [f32]) -> Result<()
 }
 
 /// Sums of several lanes, which a compiler may keep in registers.
+#[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
+    const LANES: usize = 32;
     let mut sums = [0f32; LANES];
     let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
@@ -145,10 +179,41 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+#[inline(always)]
 fn add_four(y: &mut [f32], [a, b, c, d]: [&[f32]; AT_ONCE], by: [f32; AT_ONCE]) {
     let n = y.len();
     let (a, b, c, d) = (&a[..n], &b[..n], &c[..n], &d[..n]);
     for i in 0..n {
         y[i] += by[0] * a[i] + by[1] * b[i] + by[2] * c[i] + by[3] * d[i];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_vectors_gives_the_same_bits() {
+        let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+        let (width, out, rank) = (300, 270, 7);
+        let types: [fn(Vec<f32>) -> Values; 3] = [
+            Values::F32,
+            |v| Values::F16(v.into_iter().map(f16::from_f32).collect()),
+            |v| Values::Bf16(v.into_iter().map(bf16::from_f32).collect()),
+        ];
+        for values in types {
+            let (a, b) = (values(numbers(rank * width)), values(numbers(rank * out)));
+            let (piece, x) = (&Piece { rank, rows: 0..out, a, b, scale: 0.5 }, &numbers(width)[..]);
+            let (mut widest, mut portable) = ([0f32; 7], [0f32; 7]);
+            project(piece, width, 0..rank, x, &mut widest);
+            Project { piece, width, ranks: 0..rank, x, narrow: &mut portable }.run(Portable);
+            assert_eq!(widest, portable);
+            let (mut widest, mut other) = (numbers(out), numbers(out));
+            widen(piece, 0..rank, &portable, 0..out, &mut widest);
+            Widen { piece, ranks: 0..rank, narrow: &portable, columns: 0..out, y: &mut other }.run(Portable);
+            assert_eq!(widest, other);
+        }
     }
 }
