@@ -1,5 +1,7 @@
 //! Tensor data into candle's tensors, and back.
 
+use std::slice;
+
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16, vec::HalfBitsVecExt};
 use llm_local_core::{Error, FloatType, Result, TensorData, TensorSource, model::RowOrder};
@@ -20,6 +22,9 @@ pub(crate) trait Element: Copy + 'static {
 pub(crate) trait Float: Element + WithDType {
     /// Its name in the contract.
     const FLOAT: FloatType;
+
+    /// So many zeros, in memory that the system zeroes when it is first used.
+    fn zeros(count: usize) -> Vec<Self>;
 }
 
 /// Data in one of the forms it comes in.
@@ -46,7 +51,7 @@ impl Element for u8 {
 }
 
 macro_rules! float {
-    ($type:ty, $float:ident, $variant:ident, $convert:expr) => {
+    ($type:ty, $float:ident, $variant:ident, $zero:expr, $convert:expr) => {
         impl Element for $type {
             const SIZE: usize = size_of::<$type>();
 
@@ -68,13 +73,37 @@ macro_rules! float {
 
         impl Float for $type {
             const FLOAT: FloatType = FloatType::$float;
+
+            fn zeros(count: usize) -> Vec<Self> {
+                $convert(vec![$zero; count])
+            }
         }
     };
 }
 
-float!(f32, F32, F32, |v| v);
-float!(f16, F16, Half, |v: Vec<u16>| v.reinterpret_into::<f16>());
-float!(bf16, Bf16, Half, |v: Vec<u16>| v.reinterpret_into::<bf16>());
+float!(f32, F32, F32, 0f32, |v| v);
+float!(f16, F16, Half, 0u16, |v: Vec<u16>| v.reinterpret_into::<f16>());
+float!(bf16, Bf16, Half, 0u16, |v: Vec<u16>| v.reinterpret_into::<bf16>());
+
+/// Floats one below another: each of `parts`, so many elements, by what `read` writes into its little-endian bytes.
+pub(crate) fn stack<T: Float>(parts: &[usize], mut read: impl FnMut(usize, &mut [u8]) -> Result<()>) -> Result<Vec<T>> {
+    let mut all = T::zeros(parts.iter().sum());
+    let mut rest = &mut all[..];
+    for (i, count) in parts.iter().enumerate() {
+        let (part, after) = rest.split_at_mut(*count);
+        rest = after;
+        // SAFETY: these are the bytes of `part`, which is borrowed mutably for as long as they are. Floats are plain
+        // numbers without padding, of which any bits are one, and bytes need no alignment.
+        let bytes = unsafe { slice::from_raw_parts_mut(part.as_mut_ptr().cast::<u8>(), size_of_val(part)) };
+        read(i, bytes)?;
+        if cfg!(target_endian = "big") {
+            for (number, bytes) in bytes.to_vec().chunks_exact(T::SIZE).enumerate() {
+                part[number] = T::from_le(bytes);
+            }
+        }
+    }
+    Ok(all)
+}
 
 /// Appends the rows of `data`, each of `row` elements, to `all`; with `order` they come in that of GGUF files, and are put
 /// back. Owned data that is all there is to be is moved.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use llm_local_core::{DeviceKind, Encoding, GgmlType, MemoryEstimate, TensorEntry};
 
 use crate::{
-    decoder::{LayerCache, tile_bytes},
+    decoder::{LayerCache, reading_threads, tile_bytes},
     load::prefill_chunk,
     support::{Held, Supported},
 };
@@ -15,7 +15,10 @@ const F32: u64 = 4;
 /// Bytes of weights, KV cache, scratch and load peak at a context of `context` tokens.
 pub(crate) fn estimate(s: &Supported, tensors: &[TensorEntry], context: usize) -> MemoryEstimate {
     let chunk = prefill_chunk(s.device_info.kind).min(context);
-    let peak = used(s, tensors).map(|t| load_peak(t, s)).max().unwrap_or(0);
+    // Each thread that reads has one tensor in work.
+    let mut peaks: Vec<u64> = used(s, tensors).map(|t| load_peak(t, s)).collect();
+    peaks.sort_unstable_by(|a, b| b.cmp(a));
+    let peak = peaks.iter().take(reading_threads(&s.device)).sum();
     MemoryEstimate::new(weights(s, tensors), kv_cache(s, chunk, context))
         .with_working(working(s, chunk as u64, context as u64))
         .with_load_peak(peak)

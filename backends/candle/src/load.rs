@@ -1,6 +1,10 @@
 //! From weights to a model on its worker's thread.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
 
 use llm_local_backend_common::{
     text::TextPipeline,
@@ -8,7 +12,7 @@ use llm_local_backend_common::{
 };
 use llm_local_core::{
     AdapterSet, CancellationToken, DeviceKind, Error, LoadOptions, LoadedInfo, LoadedModel, ModelWeights,
-    ProgressEvent, ProgressHandler, Result, TensorSource,
+    ProgressEvent, ProgressHandler, Result, TensorSource, TextFiles,
 };
 
 use crate::{
@@ -33,7 +37,7 @@ pub(crate) async fn load(s: Supported, w: ModelWeights, o: LoadOptions) -> Resul
         let (device, vocab) = (s.device_info.clone(), s.decoder.vocab_size);
         Ok(Loaded {
             model: Decoder::load(&s, source, context, loading)?,
-            info: LoadedInfo::new(&s.id, NAME, device, s.dtype, context, vocab),
+            info: LoadedInfo::new(&s.id, NAME, device, s.dtype, context, vocab).with_held_in(s.held_in()),
             prefill_chunk: prefill_chunk(s.device_info.kind),
         })
     })
@@ -64,9 +68,10 @@ pub(crate) async fn spawn<M: StepModel>(
         // Dropped last, also behind a load that fails or is given up.
         let trim = TrimOnDrop::new(w.reservation);
         let source = w.tensors.ok_or_else(|| Error::load(&id, "it came without its tensors, which candle needs"))?;
-        // First, because it is quick to fail.
-        let text = TextPipeline::open(&id, &w.text)?;
-        let Loaded { model, info, prefill_chunk } = load(&*source, o.context_length, Loading::new(&o, tensors))?;
+        let (text, loaded) = open_beside(&id, &w.text, &o, |o| {
+            load(&*source, o.context_length, Loading::new(o, tensors)) //
+        })?;
+        let Loaded { model, info, prefill_chunk } = loaded;
         // What was read and is not needed any more, before what it leaves in the heap is given back.
         drop((source, w.info, w.text));
         let adapters =
@@ -76,6 +81,33 @@ pub(crate) async fn spawn<M: StepModel>(
     })
     .await;
     loaded.map_err(|error| of_model(&name, error))
+}
+
+/// Opens the text side of the model `id` while `load` reads its weights, which stops where that fails: it is the quicker
+/// of the two, and its error the one that is told.
+fn open_beside<T>(
+    id: &str,
+    text: &TextFiles,
+    o: &LoadOptions,
+    load: impl FnOnce(&LoadOptions) -> Result<T>,
+) -> Result<(TextPipeline, T)> {
+    let cancel = o.cancel.child_token();
+    let stoppable = o.clone().with_cancel(cancel.clone());
+    let open = || {
+        let opened = catch_unwind(AssertUnwindSafe(|| TextPipeline::open(id, text)));
+        if !matches!(opened, Ok(Ok(_))) {
+            cancel.cancel();
+        }
+        opened
+    };
+    let (opened, loaded) = thread::scope(|scope| {
+        let opening = thread::Builder::new().name("llm-tokenizer".into()).spawn_scoped(scope, open);
+        let loaded = load(&stoppable);
+        // Where the system gives no more threads, one after the other.
+        let opened = opening.map_or_else(|_| open(), |opening| opening.join().flatten());
+        (opened, loaded)
+    });
+    Ok((opened.unwrap_or_else(|panic| resume_unwind(panic))?, loaded?))
 }
 
 /// Names the model in a failure that names less: a tensor, a file, or from the worker only "the model".
@@ -92,18 +124,19 @@ fn of_model(id: &str, error: Error) -> Error {
 pub(crate) struct Loading {
     cancel: CancellationToken,
     progress: Option<Arc<dyn ProgressHandler>>,
-    done: usize,
+    /// Locked while its count is told, so that counts are heard in order.
+    done: Mutex<usize>,
     total: usize,
 }
 
 impl Loading {
     pub(crate) fn new(options: &LoadOptions, total: usize) -> Self {
-        Self { cancel: options.cancel.clone(), progress: options.progress.clone(), done: 0, total }
+        Self { cancel: options.cancel.clone(), progress: options.progress.clone(), done: Mutex::default(), total }
     }
 
     /// Of tensors that are replaced later, of which nobody hears; `cancel` gives up.
     pub(crate) fn quiet(cancel: CancellationToken) -> Self {
-        Self { cancel, progress: None, done: 0, total: 0 }
+        Self { cancel, progress: None, done: Mutex::default(), total: 0 }
     }
 
     /// Called before each tensor.
@@ -111,11 +144,12 @@ impl Loading {
         if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    /// Called after each tensor.
-    pub(crate) fn tensor_done(&mut self) {
-        self.done += 1;
+    /// Called after each tensor, by any of the threads that read.
+    pub(crate) fn tensor_done(&self) {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        *done += 1;
         if let Some(progress) = &self.progress {
-            progress.on_progress(&ProgressEvent::loading(self.done, self.total));
+            progress.on_progress(&ProgressEvent::loading(*done, self.total));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From tensors by name to a decoder.
 
+use candle_core::Device;
 use llm_local_core::{
     Result, TensorSource,
     model::{ModuleRole as R, NormPlacement},
@@ -14,6 +15,8 @@ use super::{
     linear::Linear,
     network::Network,
     norm::RmsNorm,
+    product::threads,
+    readers,
     rotary::Rotary,
     weights::Weights,
 };
@@ -40,11 +43,16 @@ impl Decoder {
             },
         };
         tied::check(c, s.layout, source)?;
-        let mut weights = Weights::new(s, source, loading);
-        let embedding = weights.matrix(&[R::Embedding], 0)?;
-        let layers = (0..c.layers).map(|i| layer(&mut weights, s, i)).collect::<Result<_>>()?;
-        let norm = RmsNorm::new(weights.norm(R::FinalNorm, 0)?, c.norm_eps);
-        let head = if c.tied_embeddings { Linear::new(embedding.clone(), None) } else { weights.linear(R::Head, 0)? };
+        let weights = Weights::new(s, source, loading);
+        let around = || {
+            let embedding = weights.matrix(&[R::Embedding], 0)?;
+            let norm = RmsNorm::new(weights.norm(R::FinalNorm, 0)?, c.norm_eps);
+            let tied = || Linear::new(embedding.clone(), None);
+            let head = if c.tied_embeddings { tied() } else { weights.linear(R::Head, 0)? };
+            Ok((embedding, norm, head))
+        };
+        let ((embedding, norm, head), layers) =
+            readers::read(reading_threads(&s.device), around, c.layers, |i| layer(&weights, s, i))?;
         let window = |i| c.sliding_window.as_ref().filter(|_| c.is_windowed(i)).map(|w| w.size);
         Ok(Self {
             base: Network { embedding: Embedding::new(embedding, c.embedding_scale), layers, norm, head },
@@ -62,14 +70,22 @@ impl Decoder {
                 device: s.device.clone(),
             },
             vocab_size: c.vocab_size,
-            weight_bytes: weights.bytes,
+            weight_bytes: weights.bytes(),
         })
     }
 }
 
-fn layer(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
+/// Threads that read at most: more of them would mostly wait for memory, and each may hold a tensor more.
+const MOST_READERS: usize = 8;
+
+/// How many threads read. Copies to another device would go through its one queue.
+pub(crate) fn reading_threads(device: &Device) -> usize {
+    if device.is_cpu() { threads().min(MOST_READERS) } else { 1 }
+}
+
+fn layer(weights: &Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
     let c = &s.decoder;
-    let norm = |weights: &mut Weights<'_>, role, wanted: bool| -> Result<Option<RmsNorm>> {
+    let norm = |weights: &Weights<'_>, role, wanted: bool| -> Result<Option<RmsNorm>> {
         wanted.then(|| weights.norm(role, i).map(|w| RmsNorm::new(w, c.norm_eps))).transpose()
     };
     let (before, after) = (NormPlacement::before(c.norms), NormPlacement::after(c.norms));
@@ -103,7 +119,7 @@ fn layer(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
 }
 
 /// Queries, keys and values, in one matrix where they are held alike.
-pub(super) fn projections(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<Projections> {
+pub(super) fn projections(weights: &Weights<'_>, s: &Supported, i: usize) -> Result<Projections> {
     if s.decoder.fused_projections {
         return weights.linear(R::QueryKeyValue, i).map(Projections::Fused);
     }
@@ -118,7 +134,7 @@ pub(super) fn projections(weights: &mut Weights<'_>, s: &Supported, i: usize) ->
 }
 
 /// Gate and up, in one matrix where they are held alike.
-pub(super) fn gate_up(weights: &mut Weights<'_>, s: &Supported, i: usize) -> Result<GateUp> {
+pub(super) fn gate_up(weights: &Weights<'_>, s: &Supported, i: usize) -> Result<GateUp> {
     if s.decoder.fused_projections {
         return weights.linear(R::GateUp, i).map(GateUp::Fused);
     }

@@ -4,6 +4,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `load`, `weights` | from tensors by name to a decoder |
+//! | `readers` | the threads that read its layers |
 //! | `replace` | tensors of a decoder that are read anew |
 //! | `embedding`, `layer`, `attention`, `linear`, `norm`, `rotary`, `mask` | the computation |
 //! | `network` | the matrices and norms of a model |
@@ -26,6 +27,7 @@ mod network;
 mod norm;
 mod parts;
 mod product;
+mod readers;
 mod replace;
 mod rotary;
 mod session;
@@ -38,6 +40,7 @@ pub(crate) use adapters::Adapted;
 pub(crate) use cache::LayerCache;
 use candle_core::{DType, Device};
 pub(crate) use linear::tile_bytes;
+pub(crate) use load::reading_threads;
 
 use llm_local_core::model::DecoderConfig;
 

@@ -43,7 +43,7 @@ impl Decoder {
         let mut replacing = Replacing { s: &s, weights, touched, before: 0 };
         let mut network = self.base.clone();
         replacing.network(&mut network)?;
-        let (before, after) = (replacing.before, replacing.weights.bytes);
+        let (before, after) = (replacing.before, replacing.weights.bytes());
         self.weight_bytes = self.weight_bytes - before + after;
         self.supported = s;
         Ok(Adapted::new(std::mem::replace(&mut self.base, network), before))
@@ -109,7 +109,7 @@ impl Replacing<'_> {
                 Projections::Fused(fused) => bytes(fused),
                 Projections::Split { q, k, v } => bytes(q) + bytes(k) + bytes(v),
             };
-            *attention = projections(&mut self.weights, self.s, i)?;
+            *attention = projections(&self.weights, self.s, i)?;
         }
         if self.has(&[R::AttentionOutput], i) {
             self.linear(&mut layer.attention.output, R::AttentionOutput, i)?;
@@ -119,7 +119,7 @@ impl Replacing<'_> {
                 GateUp::Fused(both) => bytes(both),
                 GateUp::Split { gate, up } => bytes(gate) + bytes(up),
             };
-            layer.mlp.gate_up = gate_up(&mut self.weights, self.s, i)?;
+            layer.mlp.gate_up = gate_up(&self.weights, self.s, i)?;
         }
         if self.has(&[R::Down], i) {
             self.linear(&mut layer.mlp.down, R::Down, i)?;

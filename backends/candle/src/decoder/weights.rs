@@ -1,6 +1,9 @@
 //! Tensors by name as what the decoder computes with.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use candle_core::{
     Tensor,
@@ -14,36 +17,45 @@ use llm_local_core::{
 
 use super::linear::{Linear, Matrix};
 use crate::{
-    elements::{Float, append},
+    elements::{Float, append, stack},
     errors::load_error,
     load::Loading,
     support::{Held, Supported},
 };
 
-/// Reads the tensors of a model.
+/// Reads the tensors of a model, in any number of threads.
 pub(super) struct Weights<'a> {
     s: &'a Supported,
     source: &'a dyn TensorSource,
     loading: Loading,
     base: HashMap<(ModuleRole, usize, bool), BaseTensor>,
-    /// Bytes held so far.
-    pub(super) bytes: u64,
+    /// Those held so far.
+    bytes: AtomicU64,
 }
 
 impl<'a> Weights<'a> {
     pub(super) fn new(s: &'a Supported, source: &'a dyn TensorSource, loading: Loading) -> Self {
         let base = s.decoder.base_tensors(s.layout).into_iter().map(|t| ((t.role, t.layer, t.bias), t)).collect();
-        Self { s, source, loading, base, bytes: 0 }
+        Self { s, source, loading, base, bytes: AtomicU64::new(0) }
+    }
+
+    /// Bytes of all that was read, as they are held.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// The linear layer of one module.
-    pub(super) fn linear(&mut self, role: ModuleRole, layer: usize) -> Result<Linear> {
+    pub(super) fn linear(&self, role: ModuleRole, layer: usize) -> Result<Linear> {
         let weight = self.matrix(&[role], layer)?;
         Ok(Linear::new(weight, self.bias(&[role], layer)?))
     }
 
     /// One linear layer with the rows of several modules in this order; `None` if they are not held alike.
-    pub(super) fn stacked(&mut self, roles: &[ModuleRole], layer: usize) -> Result<Option<Linear>> {
+    pub(super) fn stacked(&self, roles: &[ModuleRole], layer: usize) -> Result<Option<Linear>> {
         let held = roles.iter().map(|role| self.held(*role, layer)).collect::<Result<Vec<_>>>()?;
         if held.windows(2).any(|pair| pair[0] != pair[1]) {
             return Ok(None);
@@ -53,7 +65,7 @@ impl<'a> Weights<'a> {
     }
 
     /// The matrix of one module, or of several that are held alike, with their rows in this order.
-    pub(super) fn matrix(&mut self, roles: &[ModuleRole], layer: usize) -> Result<Matrix> {
+    pub(super) fn matrix(&self, roles: &[ModuleRole], layer: usize) -> Result<Matrix> {
         match self.held(roles[0], layer)? {
             Held::Blocks(dtype) => self.blocks(roles, layer, dtype),
             Held::Dense(FloatType::F16) => self.floats::<f16>(roles, layer, false).map(Matrix::Dense),
@@ -63,7 +75,7 @@ impl<'a> Weights<'a> {
     }
 
     /// The weight of a norm, with the description's offset, in the type of the activations.
-    pub(super) fn norm(&mut self, role: ModuleRole, layer: usize) -> Result<Tensor> {
+    pub(super) fn norm(&self, role: ModuleRole, layer: usize) -> Result<Tensor> {
         let weight = self.floats::<f32>(&[role], layer, false)?;
         let offset = self.s.decoder.norm_offset;
         let weight = if offset == 0.0 { Ok(weight) } else { weight + offset };
@@ -71,7 +83,7 @@ impl<'a> Weights<'a> {
     }
 
     /// The bias of a linear layer, in the type of the activations, if the description gives it one.
-    fn bias(&mut self, roles: &[ModuleRole], layer: usize) -> Result<Option<Tensor>> {
+    fn bias(&self, roles: &[ModuleRole], layer: usize) -> Result<Option<Tensor>> {
         if !self.base.contains_key(&(roles[0], layer, true)) {
             return Ok(None);
         }
@@ -99,27 +111,33 @@ impl<'a> Weights<'a> {
     }
 
     /// The tensors of `roles` one below another, as floats.
-    fn floats<T: Float>(&mut self, roles: &[ModuleRole], layer: usize, bias: bool) -> Result<Tensor> {
+    fn floats<T: Float>(&self, roles: &[ModuleRole], layer: usize, bias: bool) -> Result<Tensor> {
         let parts = roles.iter().map(|role| self.base(*role, layer, bias)).collect::<Result<Vec<_>>>()?;
         let shape = stacked_shape(&parts);
-        let elements = shape.iter().product();
-        let mut all = Vec::new();
-        if parts.len() > 1 {
-            all.reserve_exact(elements);
-        }
-        for part in &parts {
-            let data = self.read(&part.name, Some(T::FLOAT), part.shape.iter().product::<usize>() * T::FLOAT.size())?;
-            let row = part.shape[1..].iter().product();
-            append::<T>(&mut all, &part.name, data, row, self.order(part.role))?;
-            self.loading.tensor_done();
-        }
-        self.bytes += (elements * T::FLOAT.size()) as u64;
+        let elements: usize = shape.iter().product();
+        let counts: Vec<usize> = parts.iter().map(|part| part.shape.iter().product()).collect();
+        let all = if parts.len() > 1 && parts.iter().all(|part| self.order(part.role).is_none()) {
+            stack::<T>(&counts, |i, rows| self.read_into(&parts[i].name, Some(T::FLOAT), rows))?
+        } else {
+            let mut all = Vec::new();
+            if parts.len() > 1 {
+                all.reserve_exact(elements);
+            }
+            for (part, count) in parts.iter().zip(counts) {
+                let data = self.read(&part.name, Some(T::FLOAT), count * T::FLOAT.size())?;
+                let row = part.shape[1..].iter().product();
+                append::<T>(&mut all, &part.name, data, row, self.order(part.role))?;
+                self.loading.tensor_done();
+            }
+            all
+        };
+        self.add_bytes((elements * T::FLOAT.size()) as u64);
         Tensor::from_vec(all, shape, &self.s.device)
             .map_err(|e| load_error(&parts[0].name, "it could not be put on the device", e))
     }
 
     /// The blocks of `roles` one below another: rows are whole blocks.
-    fn blocks(&mut self, roles: &[ModuleRole], layer: usize, dtype: GgmlDType) -> Result<Matrix> {
+    fn blocks(&self, roles: &[ModuleRole], layer: usize, dtype: GgmlDType) -> Result<Matrix> {
         let parts = roles.iter().map(|role| self.base(*role, layer, false)).collect::<Result<Vec<_>>>()?;
         let shape = stacked_shape(&parts);
         let size = |elements: usize| elements / dtype.block_size() * dtype.type_size();
@@ -157,8 +175,16 @@ impl<'a> Weights<'a> {
             Some(whole) => whole,
             None => made(&all[start..])?,
         };
-        self.bytes += matrix.storage_size_in_bytes() as u64;
+        self.add_bytes(matrix.storage_size_in_bytes() as u64);
         Matrix::quantized(matrix).map_err(|e| load_error(&parts[0].name, "it is no matrix", e))
+    }
+
+    /// Writes a tensor to its place.
+    fn read_into(&self, name: &str, want: Option<FloatType>, out: &mut [u8]) -> Result<()> {
+        self.loading.check()?;
+        self.source.read_into(name, want, out)?;
+        self.loading.tensor_done();
+        Ok(())
     }
 
     fn read(&self, name: &str, want: Option<FloatType>, expected: usize) -> Result<TensorData<'a>> {

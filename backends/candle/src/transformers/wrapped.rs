@@ -38,7 +38,7 @@ impl Wrapped {
         what: Supported,
         source: &dyn TensorSource,
         context_length: usize,
-        mut loading: Loading,
+        loading: Loading,
     ) -> Result<Self> {
         let mut tensors = HashMap::new();
         let mut weight_bytes = 0;
