@@ -420,6 +420,8 @@ pub struct LoadedInfo {
     pub device: DeviceInfo,
     /// What dense weights are computed in.
     pub dtype: FloatType,
+    /// The types that dense weights are held in, by the type that they are stored in; empty where the backend does not say.
+    pub held_in: Vec<(FloatType, FloatType)>,
     /// Tokens that prompt and answer may have together.
     pub context_length: usize,
     /// Number of logits.
@@ -445,11 +447,18 @@ impl LoadedInfo {
             backend: backend.into(),
             device,
             dtype,
+            held_in: Vec::new(),
             context_length,
             vocab_size,
             has_chat_template: false,
             load_time: Duration::ZERO,
         }
+    }
+
+    /// Sets what dense weights are held in, by what they are stored in.
+    pub fn with_held_in(mut self, held_in: Vec<(FloatType, FloatType)>) -> Self {
+        self.held_in = held_in;
+        self
     }
 
     /// Sets whether there is a chat template.

@@ -77,6 +77,12 @@ impl Supported {
         }
     }
 
+    /// As [`Supported::held`] has it, the float types that dense matrices are held in, by those that they are stored in.
+    pub(crate) fn held_in(&self) -> Vec<(FloatType, FloatType)> {
+        let stored = [FloatType::F64, FloatType::F32, FloatType::F16, FloatType::Bf16];
+        stored.map(|stored| (stored, self.dense.held(stored))).into()
+    }
+
     /// The same for `info`, other tensors of this model; the error is what of it would be held otherwise.
     pub(crate) fn with_tensors(&self, info: &ModelInfo) -> Result<Self, String> {
         let other = decide(info, self.want, (&self.device_info, &self.device))?;

@@ -23,7 +23,7 @@ pub(super) fn check(
     if !matches!(loaded.device.kind, DeviceKind::Cpu | DeviceKind::Metal) {
         return Ok(());
     }
-    let required = required(info, touched, loaded.dtype);
+    let required = required(info, touched, loaded);
     match available() {
         Some(available) if available < required => {
             let reason = format!(
@@ -36,21 +36,28 @@ pub(super) fn check(
     }
 }
 
-/// The most bytes that reading `touched` anew takes: all that backends hold in one with these, in the type that they compute
-/// in or as it is stored, whichever is more; and while it is made, one of them once more in f32.
-fn required(info: &ModelInfo, touched: &BTreeSet<String>, dtype: FloatType) -> u64 {
+/// The most bytes that reading `touched` anew takes: all that backends hold in one with these, as `loaded` holds them; and
+/// while one of them is made, floats once more in f32, and blocks as read beside those that they are put together in.
+fn required(info: &ModelInfo, touched: &BTreeSet<String>, loaded: &LoadedInfo) -> u64 {
     let read: Vec<_> = with_groups(info, touched).into_iter().filter_map(|name| info.tensor(name)).collect();
-    let elements = |entry: &TensorEntry| entry.elements().unwrap_or(0);
-    let held = |entry: &&TensorEntry| {
-        let stored = entry.stored_bytes().unwrap_or(0);
-        let computed = match entry.encoding {
-            Encoding::Float(_) => elements(entry) * dtype.size(),
-            _ => 0,
-        };
-        stored.max(computed) as u64
+    let made = |entry: &&TensorEntry| match entry.encoding {
+        Encoding::Float(_) => entry.elements().unwrap_or(0) * FloatType::F32.size(),
+        _ => 2 * entry.stored_bytes().unwrap_or(0),
     };
-    let largest = read.iter().map(|entry| elements(entry)).max().unwrap_or(0);
-    read.iter().map(held).sum::<u64>() + (largest * FloatType::F32.size()) as u64
+    let largest = read.iter().map(made).max().unwrap_or(0);
+    (read.iter().map(|entry| held(entry, loaded)).sum::<usize>() + largest) as u64
+}
+
+/// The most bytes that `loaded` holds for `entry`. Where its backend does not say, floats are in the type that it computes in
+/// or as they are stored, whichever is more.
+fn held(entry: &TensorEntry, loaded: &LoadedInfo) -> usize {
+    let stored = entry.stored_bytes().unwrap_or(0);
+    let Encoding::Float(of) = entry.encoding else { return stored };
+    let in_type = |float: FloatType| entry.elements().unwrap_or(0) * float.size();
+    match loaded.held_in.iter().find(|(stored, _)| *stored == of) {
+        Some((_, held)) => in_type(*held),
+        None => stored.max(in_type(loaded.dtype)),
+    }
 }
 
 /// `touched`, and what backends hold in one with them: queries, keys and values; gate and up.
@@ -74,24 +81,42 @@ fn with_groups<'a>(info: &'a ModelInfo, touched: &'a BTreeSet<String>) -> HashSe
 
 #[cfg(all(test, feature = "local"))]
 mod tests {
-    use llm_local_core::DeviceInfo;
+    use std::{
+        collections::BTreeMap,
+        path::{Path, PathBuf},
+        sync::Arc,
+    };
+
+    use llm_local_core::{ArtifactRef, DeviceInfo};
     use llm_local_weights::Checkpoint;
 
     use super::*;
+    use crate::lora;
+
+    fn fixture(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+    }
+
+    /// What lies at `path`, or in the folder there, by name.
+    fn files(path: PathBuf) -> BTreeMap<String, PathBuf> {
+        let all = match path.is_dir() {
+            true => fs_err::read_dir(&path).unwrap().map(|e| e.unwrap().path()).collect(),
+            false => vec![path],
+        };
+        all.into_iter().map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path)).collect()
+    }
 
     fn info(path: &str) -> ModelInfo {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
-        let all = if path.is_dir() {
-            fs_err::read_dir(&path).unwrap().map(|e| e.unwrap().path()).collect()
-        } else {
-            vec![path]
-        };
-        let named = |path: std::path::PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), path);
-        (*Checkpoint::open("m", &all.into_iter().map(named).collect()).unwrap().info).clone()
+        (*Checkpoint::open("m", &files(fixture(path))).unwrap().info).clone()
     }
 
     fn names(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// A model that is computed in `dtype`.
+    fn loaded(dtype: FloatType) -> LoadedInfo {
+        LoadedInfo::new("m", "candle", DeviceInfo::new("d", DeviceKind::Cpu, "a device"), dtype, 64, 1)
     }
 
     #[test]
@@ -100,7 +125,7 @@ mod tests {
         let (q, kv, middle) = (128 * 128, 64 * 128, 384 * 128);
         let info = info("models/tiny-llama");
         let q_proj = "model.layers.1.self_attn.q_proj.weight";
-        let required = |touched: &[&str], dtype| required(&info, &names(touched), dtype);
+        let required = |touched: &[&str], dtype| required(&info, &names(touched), &loaded(dtype));
         let stored = info.tensor(q_proj).unwrap().stored_bytes().unwrap() / q;
         for dtype in [FloatType::F32, FloatType::F16] {
             let size = dtype.size().max(stored);
@@ -112,28 +137,65 @@ mod tests {
     }
 
     #[test]
+    fn floats_count_in_the_type_that_the_backend_says_that_it_holds_them_in() {
+        let mut info = info("models/tiny-llama");
+        let (o_proj, elements) = ("model.layers.0.self_attn.o_proj.weight", 128 * 128);
+        for (stored, held, size) in [
+            (FloatType::F16, None, 4),
+            (FloatType::F16, Some(FloatType::F16), 2),
+            (FloatType::F16, Some(FloatType::F32), 4),
+            (FloatType::F32, Some(FloatType::F16), 2),
+        ] {
+            let mut entries = info.tensors.to_vec();
+            entries.iter_mut().for_each(|entry| entry.encoding = Encoding::Float(stored));
+            info.tensors = entries.into();
+            let held_in = held.map(|held| (stored, held)).into_iter().collect();
+            let loaded = loaded(FloatType::F32).with_held_in(held_in);
+            let required = required(&info, &names(&[o_proj]), &loaded);
+            assert_eq!(required, (size + 4) * elements, "{stored} in {held:?}");
+        }
+    }
+
+    #[test]
+    fn a_merge_into_blocks_counts_as_it_is_given_and_blocks_that_come_back_take_no_floats() {
+        let (base, adapter) = (fixture("gguf/tiny-llama-q8_0.gguf"), fixture("adapters/tiny-llama-lora-qv-last2"));
+        let adapter_files = ["adapter_config.json", "adapter_model.safetensors"];
+        let adapter_files = adapter_files.map(|name| (name.to_owned(), adapter.join(name))).into();
+        let adapter = lora::read(&ArtifactRef::file(&adapter).unwrap(), &adapter_files).unwrap();
+        let Checkpoint { tensors, info: base, .. } = Checkpoint::open("m", &files(base)).unwrap();
+        let merged = lora::MergedSource::new(tensors, vec![(Arc::new(adapter), 1.0)], &base).unwrap();
+        let touched: BTreeSet<_> = merged.report().touched.iter().map(|touched| touched.name.clone()).collect();
+        assert_eq!(touched.len(), 4);
+        let held_in = [FloatType::F32, FloatType::F16].map(|float| (float, float)).into();
+        let loaded = loaded(FloatType::F32).with_held_in(held_in);
+        // Queries and values of two layers, with the keys that are held in one with them and stay blocks.
+        let (q, kv) = (128 * 128, 64 * 128);
+        let of_blocks = |elements: u64| elements / 32 * 34;
+        let as_merged = 2 * (2 * (q + kv) + of_blocks(kv)) + 4 * q;
+        assert_eq!(required(merged.info(), &touched, &loaded), as_merged);
+        // No adapters: what was touched comes back.
+        assert_eq!(required(&base, &touched, &loaded), 2 * of_blocks(q + 2 * kv) + 2 * of_blocks(q));
+    }
+
+    #[test]
     fn blocks_count_as_they_are_stored() {
         let info = info("gguf/tiny-llama-q8_0.gguf");
         let (q, kv) = (128 * 128, 64 * 128);
         // 34 bytes for 32 weights.
-        let blocks = (q + 2 * kv) / 32 * 34;
-        assert_eq!(required(&info, &names(&["blk.0.attn_k.weight"]), FloatType::F32), (blocks + 4 * q) as u64);
+        let blocks = |elements: u64| elements / 32 * 34;
+        let required = required(&info, &names(&["blk.0.attn_k.weight"]), &loaded(FloatType::F32));
+        assert_eq!(required, blocks(q + 2 * kv) + 2 * blocks(q));
     }
 
     #[test]
     fn too_little_memory_is_refused_with_both_numbers_and_just_enough_is_not() {
         let info = info("models/tiny-llama");
         let touched = names(&["model.layers.0.self_attn.o_proj.weight"]);
-        let required = required(&info, &touched, FloatType::F32);
+        let required = required(&info, &touched, &loaded(FloatType::F32));
         let loaded = |kind| {
-            LoadedInfo::new(
-                "m",
-                "candle",
-                DeviceInfo::new("d", kind, "a device"),
-                FloatType::F32,
-                64,
-                info.tensors.len(),
-            )
+            let mut loaded = loaded(FloatType::F32);
+            loaded.device.kind = kind;
+            loaded
         };
         let checked = |kind, available| check(&info, &touched, &loaded(kind), || available, "file:/a");
         checked(DeviceKind::Cpu, Some(required)).unwrap();

@@ -275,6 +275,10 @@ fn dense_matrices_are_held_as_asked_or_as_stored_where_candle_computes_with_that
     assert_eq!(yes.dtype, FloatType::F32);
     assert_eq!(yes.held(&mixed.tensors[0]), Some(Held::Dense(FloatType::F16)));
     assert_eq!(yes.held(&mixed.tensors[2]), Some(Held::Blocks(GgmlDType::Q4_0)));
+    let stored = [FloatType::F64, FloatType::F32, FloatType::F16, FloatType::Bf16];
+    let own = |t| if t == FloatType::F16 { t } else { FloatType::F32 };
+    assert_eq!(yes.held_in(), stored.map(|t| (t, own(t))));
+    assert_eq!(ask(&mixed, &with(ComputeDtype::F32)).unwrap().held_in(), stored.map(|t| (t, FloatType::F32)));
 }
 
 #[test]
