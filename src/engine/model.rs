@@ -137,17 +137,20 @@ impl Model {
     /// Where the adapters are merged into the weights, the tensors that the ones before touched and the new ones touch are
     /// read anew from the base's files, with the new ones merged in, and then replaced at once: nothing is subtracted, and
     /// the model is to the bit as one that was loaded so; where these tensors are quantized, as one that was loaded so with
-    /// [`AdapterPolicy::MergeDequantized`](llm_local_core::AdapterPolicy::MergeDequantized). It gets in line once the headers of the base were read. While
-    /// these tensors are read no other request goes on, and they take memory twice, the ones before for as long as requests
-    /// made before run.
+    /// [`AdapterPolicy::MergeDequantized`](llm_local_core::AdapterPolicy::MergeDequantized). A model that was loaded with
+    /// [`AdapterPolicy::MergeRequantized`](llm_local_core::AdapterPolicy::MergeRequantized) takes no adapters for tensors that
+    /// are quantized, other than those that it has, since only a load measures what is lost when such a tensor is quantized
+    /// again; no adapters, and adapters for other tensors, it takes. The change gets in line once the headers of the base were
+    /// read. While these tensors are read no other request goes on, and they take memory twice, the ones before for as long
+    /// as requests made before run.
     ///
     /// # Errors
     /// [`llm_local_core::Error::AdapterMergeFailed`] for a set that was not made for this model
     /// ([`crate::Engine::adapter_set`]) or exceeds the [limits](crate::AdapterLimits), for a model whose backend can neither
     /// run adapters nor replace tensors, and for what the backend refuses; where they are merged, also for a base whose
-    /// files have changed or go wrong, sums that are not finite, too little memory, and a set with which the model would
-    /// have another vocabulary, or a head tied or untied: load another spec for that;
-    /// [`llm_local_core::Error::ModelNotLoaded`]. The adapters are then as before.
+    /// files have changed or go wrong, sums that are not finite, too little memory, a set for quantized tensors of a model
+    /// that was loaded to quantize them again, and a set with which the model would have another vocabulary, or a head tied
+    /// or untied: load another spec for that; [`llm_local_core::Error::ModelNotLoaded`]. The adapters are then as before.
     pub async fn set_adapters(&self, adapters: AdapterSet) -> Result<()> {
         let Inner { loaded, sets, identity, plan, .. } = &*self.inner;
         if !self.is_loaded() {

@@ -18,10 +18,15 @@ impl Engine {
     /// holds them; their files may go. A lock of the model's spec says nothing of them. The adapters of a set are summed,
     /// whatever the spec's [`combination`](llm_local_core::ModelSpec::combination) is.
     ///
+    /// For a model that was loaded with
+    /// [`AdapterPolicy::MergeRequantized`](llm_local_core::AdapterPolicy::MergeRequantized) there is no set of adapters for
+    /// tensors that are quantized, but of those that it has: [`Model::set_adapters`] says why.
+    ///
     /// # Errors
-    /// [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed) with the cause for whatever is wrong: an adapter that cannot be had, is not allowed, is
-    /// broken, does not fit or exceeds the [limits](crate::AdapterLimits); one that can only be merged, for a model that has
-    /// its adapters beside the weights; a model whose backend can neither run adapters nor replace tensors.
+    /// [`Error::AdapterMergeFailed`](llm_local_core::Error::AdapterMergeFailed) with the cause for whatever is wrong: an
+    /// adapter that cannot be had, is not allowed, is broken, does not fit or exceeds the [limits](crate::AdapterLimits); one
+    /// that can only be merged, for a model that has its adapters beside the weights; one for quantized tensors, for a model
+    /// that was loaded to quantize them again; a model whose backend can neither run adapters nor replace tensors.
     /// [`Error::Cancelled`](llm_local_core::Error::Cancelled).
     pub async fn adapter_set(&self, model: &Model, adapters: &[AdapterSpec]) -> Result<AdapterSet> {
         let cx = self.context(None);
