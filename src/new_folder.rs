@@ -125,9 +125,8 @@ impl NewFolder {
     /// [`Error::Io`]; [`Error::Cancelled`].
     pub(crate) fn publish(self, into: &Path, wanted: &Wanted) -> Result<Vec<String>> {
         sync_folder(&self.inner)?;
-        let aside = self.outer.path().join("before");
         wanted.commit(|| {
-            put(&self.inner, into, &aside, |from, to| fs::rename(from, to)).map_err(|e| Error::io(self.doing, into, e))
+            put(&self.inner, into, |from, to| fs::rename(from, to)).map_err(|e| Error::io(self.doing, into, e))
         })?;
         drop(self.outer);
         sync_folder(parent(into))?;
@@ -135,29 +134,27 @@ impl NewFolder {
     }
 }
 
-/// Renames the folder `from` to `into`. An empty folder that stands there goes `aside` where the system does not put a folder
-/// in the place of another, and back if that was for nothing.
+/// Renames the folder `from` to `into`. An empty folder that stands there is removed where the system does not put a folder
+/// in the place of another, and made again if that was for nothing; one that is not empty stays, whatever happens.
 ///
 /// # Errors
 /// What the first renaming gave.
-fn put(from: &Path, into: &Path, aside: &Path, rename: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+fn put(from: &Path, into: &Path, rename: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
     let Err(first) = rename(from, into) else { return Ok(()) };
     // Windows says that access is denied.
     let exists = first.kind() == io::ErrorKind::AlreadyExists
         || cfg!(windows) && first.kind() == io::ErrorKind::PermissionDenied;
-    if !exists || !into.is_dir() || rename(into, aside).is_err() {
+    if !exists || fs::remove_dir(into).is_err() {
         return Err(first);
     }
-    // Looked at where nobody else puts anything into it.
-    let is_empty = fs::read_dir(aside).is_ok_and(|mut entries| entries.next().is_none());
-    if is_empty && rename(from, into).is_ok() {
-        return Ok(());
-    }
-    if let Err(error) = rename(aside, into) {
-        let reason = format!("{first}; and what was there is in {}, and does not go back: {error}", aside.display());
-        return Err(io::Error::new(first.kind(), reason));
-    }
-    Err(first)
+    rename(from, into).map_err(|_| match fs::create_dir(into) {
+        Ok(()) => first,
+        Err(error) => {
+            let reason =
+                format!("{first}; and the empty folder that was there is gone, and cannot be made again: {error}");
+            io::Error::new(first.kind(), reason)
+        }
+    })
 }
 
 /// The folder that `path` is in.
