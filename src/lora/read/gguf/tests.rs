@@ -2,8 +2,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use llm_local_core::{
     ArtifactRef, LoraAdapter, LoraModule, Result,
-    lora::{AdapterFeature, Floats},
-    model::Layout,
+    lora::{AdapterFeature, BaseHint, Floats},
+    model::{Architecture, Layout},
 };
 use llm_local_weights::Head;
 use tempfile::TempDir;
@@ -268,9 +268,15 @@ fn a_factor_of_rank_1_may_lack_its_outermost_dimension() {
 fn the_base_is_known_by_its_repository_or_else_by_its_name() {
     let named = || TestGguf::new().set("general.base_model.0.name", Meta::Text("Base"));
     let base = |test: TestGguf| test.read().unwrap().base;
-    assert_eq!(base(named()).name.as_deref(), Some("Base"));
+    let hint = |name: &str, revision: Option<&str>| {
+        BaseHint::new(Some(name.to_owned()), revision.map(str::to_owned)).with_architecture(Architecture::Qwen2)
+    };
+    assert_eq!(base(named()), hint("Base", None));
     let repository = Meta::Text("https://huggingface.co/org/base");
-    assert_eq!(base(named().set("general.base_model.0.repo_url", repository)).name.as_deref(), Some("org/base"));
+    let version = Meta::Text("abc");
+    let test = named().set("general.base_model.0.repo_url", repository).set("general.base_model.0.version", version);
+    assert_eq!(base(test), hint("org/base", Some("abc")));
+    assert_eq!(base(TestGguf::new()), BaseHint::default().with_architecture(Architecture::Qwen2));
     let prefix = TestGguf::new().set("adapter.lora.prompt_prefix", Meta::Text("Arr: ")).read().unwrap();
     assert!(prefix.notes[0].contains("prompt_prefix") && prefix.notes[0].contains("Arr: "), "{:?}", prefix.notes);
 }

@@ -1,4 +1,8 @@
-use llm_local_core::{TensorSource, lora::BaseHint, lora::Floats, model::Layout};
+use llm_local_core::{
+    TensorSource,
+    lora::{BaseHint, Floats},
+    model::{Architecture, Layout},
+};
 use llm_local_weights::GgufSource;
 
 use super::*;
@@ -24,20 +28,22 @@ fn what_is_written_is_what_llama_cpps_converter_writes() {
 
 #[test]
 fn adapters_of_every_architecture_are_the_same_there_and_back() {
-    for (name, model) in [
-        ("tiny-llama-lora-peft", "tiny-llama"),
-        ("tiny-llama-lora-mlx-trained", "tiny-llama"),
-        ("arch-mistral-lora", "arch-mistral"),
-        ("arch-qwen2-lora", "arch-qwen2"),
-        ("arch-qwen3-lora", "arch-qwen3"),
-        ("arch-gemma2-lora", "arch-gemma2"),
-        ("arch-gemma3-lora", "arch-gemma3"),
-        ("arch-llama3rope-lora", "arch-llama3rope"),
-        ("arch-phi3-lora", "arch-phi3"),
+    for (name, model, architecture) in [
+        ("tiny-llama-lora-peft", "tiny-llama", Architecture::Llama),
+        ("tiny-llama-lora-mlx-trained", "tiny-llama", Architecture::Llama),
+        // As llama.cpp has it.
+        ("arch-mistral-lora", "arch-mistral", Architecture::Llama),
+        ("arch-qwen2-lora", "arch-qwen2", Architecture::Qwen2),
+        ("arch-qwen3-lora", "arch-qwen3", Architecture::Qwen3),
+        ("arch-gemma2-lora", "arch-gemma2", Architecture::Gemma2),
+        ("arch-gemma3-lora", "arch-gemma3", Architecture::Gemma3),
+        ("arch-llama3rope-lora", "arch-llama3rope", Architecture::Llama),
+        ("arch-phi3-lora", "arch-phi3", Architecture::Phi3),
     ] {
         let adapter = adapter(name);
         let (back, notes) = there_and_back(&adapter, WriteFormat::Gguf, Some(&base(model))).unwrap();
         assert_same_values(&back, &adapter, name);
+        assert_eq!(back.base, adapter.base.with_architecture(architecture), "{name}");
         assert_eq!((back.targets, notes), (None, Vec::new()), "{name}");
     }
 }
@@ -51,6 +57,7 @@ fn an_adapter_of_gguf_stays_as_it_is_in_gguf() {
         let back = read_files(&written.files).unwrap();
         assert_eq!(back.row_order, Layout::Gguf);
         assert_same_values(&back, &adapter, name);
+        assert_eq!(back.base, adapter.base, "{name}");
     }
 }
 
@@ -93,6 +100,7 @@ fn an_embedding_and_its_base_are_written_as_llama_cpp_has_them() {
     assert_eq!(source.metadata().string("general.base_model.0.repo_url"), Some("https://huggingface.co/org/base"));
     let (back, _) = there_and_back(&embedding, WriteFormat::Gguf, Some(&base("tiny-llama"))).unwrap();
     assert_same_values(&back, &embedding, "embedding");
+    assert_eq!(back.base, embedding.base.with_architecture(Architecture::Llama));
 }
 
 #[test]

@@ -50,7 +50,8 @@ fn there_and_back(
     Ok((ordered.into_owned(), notes))
 }
 
-/// Holds that both adapters are the same but for digest, format and what only some formats say.
+/// Holds that both adapters are the same but for digest, format and what only some formats say, as GGUF the base's
+/// architecture.
 fn assert_same_values(found: &LoraAdapter, expected: &LoraAdapter, of: &str) {
     assert_eq!(found.row_order, expected.row_order, "{of}");
     assert_eq!(found.modules.len(), expected.modules.len(), "{of}");
