@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
-use llm_local_core::{ArtifactRef, FloatType, TensorData, TensorSource};
-use llm_local_source_common::store::{MergeKey, Store};
+use llm_local_core::{ArtifactRef, FloatType, Result, TensorData, TensorSource};
+use llm_local_source_common::store::{Hold, MergeKey, Store};
 use llm_local_testkit::fakes::CountingTensorSource;
 use llm_local_weights::Checkpoint;
 
@@ -59,9 +59,9 @@ fn bytes_of(source: &dyn TensorSource, want: Option<FloatType>) -> BTreeMap<Stri
     source.entries().iter().map(|entry| (entry.name.clone(), bytes(&entry.name))).collect()
 }
 
-fn finish(keeping: Option<Keeping>, known: &str) -> bool {
+fn finish(keeping: Option<Keeping>, known: &str) -> Result<Option<Hold>> {
     let Some(Keeping::Writing(writing, quota)) = keeping else { panic!("nothing is written") };
-    writing.finish(Some(vec![known.into()]), quota).is_ok_and(|hold| hold.is_some())
+    writing.finish(Some(vec![known.into()]), quota)
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_merge_that_was_kept_gives_the_same_bytes_and_reads_no_touched_tensor_of_the
         assert_eq!(bytes_of(&*writing, want), expected);
         // Twice, as a tied head is.
         assert_eq!(bytes_of(&*writing, want), expected);
-        assert!(finish(keeping, "base"));
+        assert!(finish(keeping, "base").unwrap().is_some());
 
         let (merged, base) = merged();
         let touched: Vec<_> = merged.report().touched.iter().map(|touched| touched.name.clone()).collect();
@@ -103,7 +103,7 @@ fn what_is_kept_and_damaged_is_made_again() {
     let keep = || {
         let (writing, keeping) = open(&store, None, key(), merged().0);
         let bytes = bytes_of(&*writing, None);
-        assert!(finish(keeping, "base"));
+        assert!(finish(keeping, "base").unwrap().is_some());
         bytes
     };
     let expected = keep();
@@ -133,7 +133,7 @@ fn where_the_spec_has_a_lock_other_bytes_of_the_same_size_are_seen() {
     let store = Store::new(folder.path());
     let (writing, keeping) = open(&store, None, key(), merged().0);
     let expected = bytes_of(&*writing, None);
-    assert!(finish(keeping, "base"));
+    assert!(finish(keeping, "base").unwrap().is_some());
     let path = store.list().unwrap().artifacts[0].files[0].1.clone();
     let mut bytes = fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -144,7 +144,7 @@ fn where_the_spec_has_a_lock_other_bytes_of_the_same_size_are_seen() {
     let locked = || KeyOfMerge { is_locked: true, ..key() };
     let (writing, keeping) = open(&store, None, locked(), merged().0);
     assert_eq!(bytes_of(&*writing, None), expected);
-    assert!(finish(keeping, "base"));
+    assert!(finish(keeping, "base").unwrap().is_some());
     let (kept, keeping) = open(&store, None, locked(), merged().0);
     assert!(matches!(keeping, Some(Keeping::Kept(_))));
     assert_eq!(bytes_of(&*kept, None), expected);
@@ -156,7 +156,7 @@ fn a_load_that_is_given_up_while_what_is_kept_is_read_does_not_merge_again() {
     let store = Store::new(folder.path());
     let (writing, keeping) = open(&store, None, key(), merged().0);
     bytes_of(&*writing, None);
-    assert!(finish(keeping, "base"));
+    assert!(finish(keeping, "base").unwrap().is_some());
     let given_up = Wanted::new();
     given_up.give_up();
     let locked = KeyOfMerge { is_locked: true, ..key() };
@@ -179,7 +179,7 @@ fn of_two_merges_at_once_one_is_kept_and_both_are_right() {
             assert_eq!(bytes.join().unwrap(), expected);
         }
     });
-    assert!(finish(keeping, "base"));
+    assert!(finish(keeping, "base").unwrap().is_some());
     let (kept, keeping) = open(&store, None, key(), merged().0);
     assert!(matches!(keeping, Some(Keeping::Kept(_))));
     assert_eq!(bytes_of(&*kept, None), expected);
@@ -203,7 +203,7 @@ fn what_cannot_be_kept_is_merged_all_the_same_and_leaves_nothing() {
     let quota = 2_000_000;
     let (source, keeping) = open(&store, Some(quota), key(), merged().0);
     bytes_of(&*source, Some(FloatType::F32));
-    assert!(keeping.is_some() && !finish(keeping, "base"));
+    assert_eq!(finish(keeping, "base").unwrap_err().code(), "insufficient_storage");
     drop(source);
     assert!(is_empty());
     // Where it is known what will be asked for, nothing is begun.
@@ -214,7 +214,13 @@ fn what_cannot_be_kept_is_merged_all_the_same_and_leaves_nothing() {
     // A base that was another when it had been read.
     let (source, keeping) = open(&store, None, key(), merged().0);
     assert_eq!(bytes_of(&*source, None), expected);
-    assert!(!finish(keeping, "another"));
+    let error = finish(keeping, "another").unwrap_err();
+    assert!(error.code() == "load_failed" && error.to_string().contains("its base changed"), "{error}");
+    drop(source);
+    assert!(is_empty());
+    // Of which nothing was asked for.
+    let (source, keeping) = open(&store, None, key(), merged().0);
+    assert!(finish(keeping, "base").unwrap().is_none());
     drop(source);
     assert!(is_empty());
     // A load that failed.
