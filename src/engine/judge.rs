@@ -136,7 +136,7 @@ impl Inner {
                 allow: spec.allow.clone(),
             }));
         }
-        Ok(Together { is_complete: known.len() == pins.len(), known, combination: spec.combination })
+        Ok(Together { known, asked: pins.len(), combination: spec.combination })
     }
 }
 

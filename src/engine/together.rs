@@ -23,8 +23,8 @@ pub(super) struct Known {
 /// The adapters of a spec, in its order.
 pub(super) struct Together {
     pub(super) known: Vec<Known>,
-    /// Whether these are all of them: of some nothing can be told before they are here.
-    pub(super) is_complete: bool,
+    /// How many the spec has: of some nothing can be told before they are here.
+    pub(super) asked: usize,
     pub(super) combination: Combination,
 }
 
@@ -43,7 +43,7 @@ impl Together {
         limits: &AdapterLimits,
     ) -> Result<(Vec<(AdapterOutline, f32)>, FitReport)> {
         // What one adapter has for the vocabulary may fit only with what another one has, of which nothing is known yet.
-        let can_be_told = |known: &&Known| self.is_complete || !known.outline.touches_vocabulary();
+        let can_be_told = |known: &&Known| self.is_complete() || !known.outline.touches_vocabulary();
         let told: Vec<_> = self.known.iter().filter(can_be_told).collect();
         let outlines: Vec<_> = told.iter().map(|known| (known.outline.clone(), known.weight)).collect();
         let allow: Vec<_> = told.iter().map(|known| known.allow.clone()).collect();
@@ -68,7 +68,7 @@ impl Together {
         if self.combination.seed().is_some() {
             lora::check_order(&used, &order)?;
         }
-        let combined = [(lora::combined_outline(&used, &self.combination)?, 1.0)];
+        let combined = [(lora::combined_outline(&used, self.asked, &self.combination)?, 1.0)];
         let report = lora::fit_outlines_allowing(&combined, &[self.allow_of_combined()], info)?;
         limits.check(&report.adapters)?;
         Ok((combined.into(), report))
@@ -77,10 +77,11 @@ impl Together {
     /// What goes into the model that `info` describes, all of which are here and fit.
     ///
     /// # Errors
-    /// Those of [`lora::combine`].
+    /// Those of [`lora::combine()`].
     pub(super) async fn into_model(self, info: &Arc<ModelInfo>) -> Result<Weighted> {
         let is_combined = self.is_combined();
-        let (order, combination, allow_of_combined) = (self.order(info)?, self.combination, self.allow_of_combined());
+        let (order, allow_of_combined) = (self.order(info)?, self.allow_of_combined());
+        let (asked, combination) = (self.asked, self.combination);
         let here = |known: Known| Some(((known.adapter?, known.weight), known.allow));
         let (adapters, allow): Weighted = self.known.into_iter().filter_map(here).unzip();
         if !is_combined || adapters.is_empty() {
@@ -96,10 +97,15 @@ impl Together {
             if used.is_empty() {
                 return Ok((adapters, allow));
             }
-            let combined = lora::combine(&used, &combination, &order)?;
+            let combined = lora::combine_left(&used, asked, &combination, &order)?;
             Ok((vec![(Arc::new(combined), 1.0)], vec![allow_of_combined]))
         })
         .await
+    }
+
+    /// Whether something is known of each adapter of the spec.
+    fn is_complete(&self) -> bool {
+        self.known.len() == self.asked
     }
 
     fn is_combined(&self) -> bool {
@@ -159,7 +165,7 @@ mod tests {
     }
 
     fn together(known: Vec<Known>, combination: &str) -> Together {
-        Together { known, is_complete: true, combination: combination.parse().unwrap() }
+        Together { asked: known.len(), known, combination: combination.parse().unwrap() }
     }
 
     fn fit(together: &Together) -> Result<(Vec<(AdapterOutline, f32)>, FitReport)> {
@@ -217,6 +223,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_left_of_several_is_combined_as_was_asked() {
+        let mut nothing = known("nothing", "m.other", [0.0, 1.0]);
+        nothing.allow.extend([Allowance::UnusedTensors, Allowance::NoEffect]);
+        let module = LoraModule::new("m.q", (2, 2, 2), vec![3.0, 0.0, 0.0, 1.0], vec![1.0, 0.0, 0.0, 1.0], 1.0);
+        let adapter = LoraAdapter::new("a", "a", vec![module]);
+        let outline = AdapterOutline::from(&adapter);
+        let left = Known { outline, adapter: Some(Arc::new(adapter)), weight: 1.0, allow: BTreeSet::new() };
+        let mut both = together(vec![left], "svd:rank=1");
+        assert_eq!(fit(&both).unwrap().0[0].0.ranks(), [2], "one alone is as it is");
+        both.asked = 2;
+        assert_eq!(fit(&both).unwrap().0[0].0.ranks(), [1], "nothing is known of the other one yet");
+        both.known.push(nothing);
+        assert_eq!(fit(&both).unwrap().0[0].0.ranks(), [1]);
+        let (adapters, _) = block_on(both.into_model(&info())).unwrap();
+        assert_eq!(adapters[0].0.modules[0].rank, 1);
+    }
+
+    #[test]
     fn random_values_are_drawn_for_a_tied_head_and_for_nothing_the_base_does_not_order() {
         let info = |name: &str| {
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
@@ -258,10 +282,10 @@ mod tests {
             wide
         };
         let mut both = together(vec![wide(), known("a", "m.q", [1.0, 0.0])], "sum");
-        both.is_complete = false;
+        both.asked = 3;
         let (outlines, _) = fit(&both).unwrap();
         assert_eq!(outlines.len(), 1, "the other one alone");
-        both.is_complete = true;
+        both.asked = 2;
         assert!(fit(&both).unwrap_err().to_string().contains("(3, 1)"), "it does not fit what is there");
     }
 

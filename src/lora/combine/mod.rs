@@ -68,8 +68,22 @@ pub fn combine(
     combination: &Combination,
     order: &[impl AsRef<str>],
 ) -> Result<LoraAdapter> {
+    combine_left(adapters, adapters.len(), combination, order)
+}
+
+/// As [`combine()`], of those that are left of `asked` adapters: one that is left of several is combined as they would be.
+///
+/// # Errors
+/// As [`combine()`].
+pub(crate) fn combine_left(
+    adapters: &[(Arc<LoraAdapter>, f32)],
+    asked: usize,
+    combination: &Combination,
+    order: &[impl AsRef<str>],
+) -> Result<LoraAdapter> {
     combination.validate()?;
-    let parts = Parts::of(&effective(combination, adapters.len()));
+    let effective = effective(combination, asked);
+    let parts = Parts::of(&effective);
     let by_module = check::pairs_by_module(adapters, combination)?;
     let visits = order::visits(by_module, parts, adapters, order)?;
     let default_rank = order::largest_rank(adapters);
@@ -79,19 +93,20 @@ pub fn combine(
         let named = adapters.iter().map(|(adapter, weight)| (&*adapter.reference, *weight));
         Error::adapter(result::reference(named, combination), reason)
     })?;
-    Ok(result::adapter(adapters, combination, modules))
+    Ok(result::adapter(adapters, (combination, &effective), modules))
 }
 
-/// The outline of what [`combine()`] makes of adapters with these outlines.
+/// The outline of what [`combine_left`] makes of adapters with these outlines, which are left of `asked`.
 ///
 /// # Errors
 /// As [`combine()`], as far as they can be told without values and without the order of modules.
 pub(crate) fn combined_outline(
     adapters: &[(AdapterOutline, f32)],
+    asked: usize,
     combination: &Combination,
 ) -> Result<AdapterOutline> {
     combination.validate()?;
-    let parts = Parts::of(&effective(combination, adapters.len()));
+    let parts = Parts::of(&effective(combination, asked));
     let by_module = check::check_outlines(adapters, combination)?;
     let largest = adapters.iter().flat_map(|(adapter, _)| &adapter.modules).map(|module| module.rank).max();
     let module = |pairs: Vec<&ModuleOutline>| {

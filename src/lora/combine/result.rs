@@ -19,16 +19,17 @@ pub(super) fn reference<'a>(adapters: impl IntoIterator<Item = (&'a str, f32)>, 
     format!("{}({})", combination.name(), terms.join(" + "))
 }
 
-/// The adapter of `modules`, in the order in which random numbers were drawn for them.
+/// The adapter of `modules`, in the order in which random numbers were drawn for them: what `asked` came to, being done as
+/// `effective`.
 pub(super) fn adapter(
     adapters: &[(Arc<LoraAdapter>, f32)],
-    combination: &Combination,
+    (asked, effective): (&Combination, &Combination),
     modules: Vec<LoraModule>,
 ) -> LoraAdapter {
     let outlines: Vec<_> =
         adapters.iter().map(|(adapter, weight)| (AdapterOutline::from(&**adapter), *weight)).collect();
-    let outline = outline(&outlines, combination, modules.iter().map(ModuleOutline::from).collect());
-    let digest = digest(adapters, combination, &modules);
+    let outline = outline(&outlines, asked, modules.iter().map(ModuleOutline::from).collect());
+    let digest = digest(adapters, asked, effective, &modules);
     let adapter = LoraAdapter::new(outline.reference, digest, modules)
         .with_row_order(outline.row_order)
         .with_features(outline.features)
@@ -88,9 +89,14 @@ pub(super) fn outline(
 }
 
 /// SHA-256 over all that decides the result.
-fn digest(adapters: &[(Arc<LoraAdapter>, f32)], combination: &Combination, modules: &[LoraModule]) -> String {
+fn digest(
+    adapters: &[(Arc<LoraAdapter>, f32)],
+    asked: &Combination,
+    effective: &Combination,
+    modules: &[LoraModule],
+) -> String {
     let mut hash = Sha256::new();
-    hash.update(format!("{combination:?}\n"));
+    hash.update(format!("{asked:?} {effective:?}\n"));
     for (adapter, weight) in adapters {
         hash.update(format!("{} {}\n", adapter.digest, weight.to_bits()));
     }

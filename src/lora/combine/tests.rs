@@ -16,7 +16,7 @@ use super::{
         outline::AdapterOutline,
         testing::{fixture, read_folder},
     },
-    combine, combined_outline, module_order,
+    combine, combine_left, combined_outline, module_order,
     pair::Pair,
 };
 
@@ -151,18 +151,18 @@ fn the_outline_of_a_combination_is_that_of_what_comes_out() {
         let result = case.run(&order[case.base()]);
         let outline = |(name, weight): (&String, &f32)| (AdapterOutline::from(&*adapter(name)), *weight);
         let outlines: Vec<_> = case.adapters.iter().zip(&case.weights).map(outline).collect();
-        let outline = combined_outline(&outlines, &case.combination()).unwrap();
+        let outline = combined_outline(&outlines, outlines.len(), &case.combination()).unwrap();
         assert_eq!(outline, AdapterOutline::from(&result), "{:?} of {:?}", case.combination(), case.adapters);
         checked += 1;
-        let sum = combined_outline(&outlines, &Combination::Sum).unwrap();
-        let cat = combined_outline(&outlines, &Combination::Cat).unwrap();
+        let sum = combined_outline(&outlines, outlines.len(), &Combination::Sum).unwrap();
+        let cat = combined_outline(&outlines, outlines.len(), &Combination::Cat).unwrap();
         assert_eq!((sum.modules, sum.bytes), (cat.modules, cat.bytes));
     }
     assert_eq!(checked, 29);
     let plain = (AdapterOutline::from(&*adapter("a")), 1.0);
     let mut tied = plain.clone();
     tied.0.features.push(AdapterFeature::WeightTying);
-    let error = combined_outline(&[plain, tied], &Combination::Linear).unwrap_err().to_string();
+    let error = combined_outline(&[plain, tied], 2, &Combination::Linear).unwrap_err().to_string();
     assert!(error.contains("ensure_weight_tying"), "{error}");
 }
 
@@ -217,6 +217,17 @@ fn the_result_says_what_it_is() {
         of(&adapters, Combination::Svd { rank: Some(3), clamp: None }).digest,
     ];
     assert!(digests.iter().enumerate().all(|(i, digest)| digest.len() == 64 && !digests[..i].contains(digest)));
+}
+
+#[test]
+fn one_that_is_left_of_several_is_another_than_one_alone() {
+    let (left, none): (_, [&str; 0]) = ([(adapter("a"), 0.5)], []);
+    let pruned = Combination::MagnitudePrune { density: 0.5 };
+    let [alone, of_two] = [1, 2].map(|asked| combine_left(&left, asked, &pruned, &none).unwrap());
+    assert_ne!(alone.digest, of_two.digest);
+    let [alone, of_two] = [alone, of_two].map(|adapter| Pair::of(&adapter.modules[0]).a);
+    let zeros = |a: &[f32]| a.iter().filter(|value| **value == 0.0).count();
+    assert_eq!((zeros(&alone), zeros(&of_two)), (0, of_two.len() / 2));
 }
 
 #[test]
