@@ -104,7 +104,8 @@ impl Identity {
 
     /// Of each file a line that tells its content from another without reading it: name, size, the digest that its source
     /// says or else its path, and its stamp. The stamp is there beside a digest too, which a file may have no longer: a load
-    /// without a lock does not compare it. `None` for a base without files, and where the system does not keep times.
+    /// without a lock does not compare it, and what was made of a damaged file must not be taken for one of the repaired
+    /// one. `None` for a base without files, and where the system does not keep times.
     pub(super) fn known(&self) -> Option<Vec<String>> {
         let lines = self.files.iter().map(|file| file.known(file.seen.size, file.stamp.as_ref()));
         lines.collect::<Option<Vec<_>>>().filter(|lines| !lines.is_empty())

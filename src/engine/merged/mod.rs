@@ -95,7 +95,9 @@ impl Keeping {
             Self::Kept(hold) => return Some(hold),
             Self::Writing(writing, quota) => (writing, quota),
         };
-        let (name, known) = (writing.name().to_owned(), base.known_now());
+        let name = writing.name().to_owned();
+        // The first also compares what the second leaves out, being written down: the device.
+        let known = base.check_unchanged().and_then(|()| base.known_now());
         let kept = blocking("merged", move || writing.finish(known?, quota)).await;
         kept.unwrap_or_else(|error| {
             not_kept(&name, &error);
