@@ -83,6 +83,12 @@ impl TensorEntry {
     }
 }
 
+/// A shape as messages have it: `(128, 8)`.
+pub fn shape_text(shape: &[usize]) -> String {
+    let dimensions: Vec<_> = shape.iter().map(usize::to_string).collect();
+    format!("({})", dimensions.join(", "))
+}
+
 /// How a tensor is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -285,6 +291,12 @@ mod tests {
         assert_eq!(entry(&[2, 64], affine).stored_bytes(), Some(64));
         assert_eq!(entry(&[usize::MAX, 2], Encoding::Float(FloatType::F32)).stored_bytes(), None);
         assert_eq!(entry(&[], Encoding::Float(FloatType::F32)).stored_bytes(), Some(4));
+    }
+
+    #[test]
+    fn a_shape_of_any_number_of_dimensions_is_shown() {
+        let shapes: [&[usize]; 3] = [&[], &[8], &[128, 8]];
+        assert_eq!(shapes.map(shape_text), ["()", "(8)", "(128, 8)"]);
     }
 
     #[test]

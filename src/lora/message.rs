@@ -1,14 +1,10 @@
 //! Words that messages share.
 
+pub(super) use llm_local_core::tensor::shape_text;
+
 /// Behind the reason of one that does nothing: how that is let pass.
 pub(super) const LET_PASS_NO_EFFECT: &str =
     "; if that is meant, let it pass (`no-effect` in what the adapter is allowed)";
-
-/// A shape as text: `(128, 8)`.
-pub(super) fn shape_text(shape: &[usize]) -> String {
-    let dimensions: Vec<_> = shape.iter().map(usize::to_string).collect();
-    format!("({})", dimensions.join(", "))
-}
 
 /// `all 4 modules`, or `its one module`.
 pub(super) fn all_of(count: usize, noun: &str) -> String {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use llm_local_core::{Encoding, Error, IntType, Result, TensorEntry, model::MlxQuantization};
+use llm_local_core::{Encoding, Error, IntType, Result, TensorEntry, model::MlxQuantization, tensor::shape_text};
 use serde_json::Value;
 
 /// Gives the weights among `entries` that MLX quantized their shape, encoding and parts, where `config` says that there are
@@ -61,12 +61,6 @@ fn wrong(shown: &str, module: &str, why: &str) -> Error {
         shown,
         format!("the module `{module}` {why}; get the checkpoint again, or convert it anew (mlx_lm convert)"),
     )
-}
-
-/// A shape in messages, as in (3, 16).
-fn shape_text(shape: &[usize]) -> String {
-    let lengths: Vec<_> = shape.iter().map(usize::to_string).collect();
-    format!("({})", lengths.join(", "))
 }
 
 /// The shape of a weight that is packed with these parts. The error continues a sentence that starts with the module's name.
