@@ -53,14 +53,19 @@ pub(crate) fn float(dtype: ComputeDtype) -> Option<FloatType> {
 }
 
 /// What stands before the data of `tensors`, filled up to `least` bytes. The error says what is wrong with them.
-pub(crate) fn head(mut tensors: Vec<Placed>, least: usize) -> Result<Vec<u8>, String> {
+pub(crate) fn head(tensors: Vec<Placed>, least: usize) -> Result<Vec<u8>, String> {
+    // What transformers asks for.
+    head_saying(&[("format", "pt")], tensors, least)
+}
+
+/// As [`head`], with the texts `said` for whoever reads it.
+pub(crate) fn head_saying(said: &[(&str, &str)], mut tensors: Vec<Placed>, least: usize) -> Result<Vec<u8>, String> {
     tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     let infos = tensors.into_iter().map(|Placed { name, shape, dtype, range }| {
         (name, TensorInfo { dtype, shape, data_offsets: (range.start, range.end) })
     });
-    // What transformers asks for.
-    let said = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata = Metadata::new(Some(said), infos.collect()).map_err(|e| e.to_string())?;
+    let said: HashMap<_, _> = said.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let metadata = Metadata::new((!said.is_empty()).then_some(said), infos.collect()).map_err(|e| e.to_string())?;
     let text = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
     let length = text.len().next_multiple_of(8).max(least.saturating_sub(8));
     let mut head = (length as u64).to_le_bytes().to_vec();

@@ -7,7 +7,7 @@ use llm_local_weights::Checkpoint;
 
 use super::Adapters;
 use crate::{
-    blocking::blocking,
+    blocking::{blocking, blocking_while_wanted},
     engine::Asked,
     lora::{self, ReadOptions, WriteFormat, WrittenAdapter},
 };
@@ -16,7 +16,7 @@ impl Adapters {
     /// Writes `adapter` in `format` into the new folder `into`, or as [`WriteFormat::Gguf`] into
     /// a file that ends in `.gguf`; whichever format it is in. What is written adds the same to its base, as
     /// [`lora::write`] has it. The adapter is fetched if it is not here; of `base`, the model that it is for, headers alone
-    /// are read.
+    /// are read. Dropping the future before all is written leaves nothing at `into`.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around what the sources say and those of the transfer, and that names what `format`
@@ -48,7 +48,10 @@ impl Adapters {
             None => None,
         };
         let into = into.to_owned();
-        blocking("adapters", move || lora::write(&adapter, format, base.as_deref(), &into)).await
+        blocking_while_wanted("adapters", move |wanted| {
+            lora::write_while_wanted(&adapter, format, base.as_deref(), &into, wanted)
+        })
+        .await
     }
 
     /// The model that `reference` means, by its headers. It is fetched only where these cannot be asked for.

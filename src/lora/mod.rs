@@ -49,6 +49,7 @@ pub use report::{
     BaseFacts, BaseIdentity, CompatibilityReport, IdentityCheck, IdentityVerdict, ModuleEffect, TargetReport,
     TensorReport, TensorState,
 };
+pub(crate) use write::write_while_wanted;
 pub use write::{WriteFormat, WrittenAdapter, write};
 
 pub(crate) use beside::{for_backend, only_merged, without};

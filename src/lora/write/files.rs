@@ -2,15 +2,18 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
-    fs::File,
-    io::{self, BufWriter},
+    io::{self, BufWriter, Write},
     path::Path,
 };
 
+use fs_err::File;
 use gguf_rs_lib::{builder::GGUFBuilder, format::metadata::MetadataValue, tensor::TensorType};
-use llm_local_core::{Error, FloatType, Result, lora::Floats};
-use safetensors::tensor::{Dtype, View};
+use llm_local_core::{Encoding, Error, FloatType, Result, lora::Floats};
+
+use crate::{
+    blocking::Wanted,
+    tensor_file::{self, Placed},
+};
 
 /// What an adapter is written as.
 pub(super) struct Files<'a> {
@@ -59,69 +62,75 @@ impl<'a> Tensor<'a> {
     }
 }
 
-impl View for &Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.values.float_type() {
-            FloatType::F16 => Dtype::F16,
-            FloatType::Bf16 => Dtype::BF16,
-            _ => Dtype::F32,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.bytes())
-    }
-
-    fn data_len(&self) -> usize {
-        self.values.byte_len()
-    }
-}
-
 impl Files<'_> {
-    /// Writes the tensors into a new file at `path`.
-    pub(super) fn write_tensors(&self, path: &Path) -> Result<()> {
+    /// Writes the tensors into the new `file`, as long as that is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Cancelled`] once nobody waits.
+    pub(super) fn write_tensors(&self, file: &File, wanted: &Wanted) -> Result<()> {
+        let mut writer = BufWriter::new(file);
         match &self.container {
-            Container::Safetensors(said) => self.write_safetensors(said, path),
-            Container::Gguf(metadata) => self.write_gguf(metadata, path),
+            Container::Safetensors(said) => self.write_safetensors(said, &mut writer, file.path(), wanted)?,
+            Container::Gguf(metadata) => self.write_gguf(metadata, &mut writer, file.path(), wanted)?,
         }
+        writer.flush().map_err(|e| Error::io("write", file.path(), e))
     }
 
-    fn write_safetensors(&self, said: &[(&str, &str)], path: &Path) -> Result<()> {
-        let said: HashMap<_, _> = said.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let tensors = self.tensors.iter().map(|tensor| (&tensor.name, tensor));
-        let file = || {
-            // The crate makes a file that its owner alone may read.
-            let open = File::create(path)?;
-            let permissions = open.metadata()?.permissions();
-            safetensors::serialize_to_file(tensors, (!said.is_empty()).then_some(said), path)
-                .map_err(io::Error::other)?;
-            fs_err::set_permissions(path, permissions)
-        };
-        file().map_err(|e: io::Error| Error::io("write", path, e))
+    fn write_safetensors(
+        &self,
+        said: &[(&str, &str)],
+        writer: &mut impl Write,
+        path: &Path,
+        wanted: &Wanted,
+    ) -> Result<()> {
+        let failed = |e| Error::io("write", path, e);
+        let dtype = |tensor: &Tensor<'_>| tensor_file::dtype(Encoding::Float(tensor.values.float_type()));
+        let mut placed = Vec::with_capacity(self.tensors.len());
+        for tensor in &self.tensors {
+            let dtype = dtype(tensor).ok_or_else(|| failed(io::Error::other("safetensors has no such type")))?;
+            placed.push((dtype, tensor));
+        }
+        // As the safetensors crate has them: those with wider values first, so that each is aligned.
+        placed.sort_by(|(of_a, a), (of_b, b)| of_b.cmp(of_a).then_with(|| a.name.cmp(&b.name)));
+        let mut end = 0;
+        let at = placed.iter().map(|(dtype, tensor)| {
+            let start = end;
+            end += tensor.values.byte_len();
+            Placed { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: *dtype, range: start..end }
+        });
+        let head =
+            tensor_file::head_saying(said, at.collect(), 0).map_err(|reason| failed(io::Error::other(reason)))?;
+        writer.write_all(&head).map_err(failed)?;
+        for (_, tensor) in placed {
+            wanted.check()?;
+            writer.write_all(&tensor.bytes()).map_err(failed)?;
+        }
+        Ok(())
     }
 
-    fn write_gguf(&self, metadata: &[(&'static str, MetadataValue)], path: &Path) -> Result<()> {
+    fn write_gguf(
+        &self,
+        metadata: &[(&'static str, MetadataValue)],
+        writer: &mut impl Write,
+        path: &Path,
+        wanted: &Wanted,
+    ) -> Result<()> {
+        let failed = |e| Error::io("write", path, io::Error::other(e));
         let mut builder = GGUFBuilder::new();
         for (key, value) in metadata {
             builder = builder.add_metadata(*key, value.clone());
         }
-        let file = || {
-            for tensor in &self.tensors {
-                // ggml names the innermost dimension first.
-                let shape = tensor.shape.iter().rev().map(|d| *d as u64).collect();
-                let kind = match tensor.values.float_type() {
-                    FloatType::F16 => TensorType::F16,
-                    FloatType::Bf16 => TensorType::BF16,
-                    _ => TensorType::F32,
-                };
-                builder = builder.add_tensor(&tensor.name, shape, kind, tensor.bytes()).map_err(io::Error::other)?;
-            }
-            builder.build_to_writer(BufWriter::new(File::create(path)?)).map_err(io::Error::other)
-        };
-        file().map(drop).map_err(|e| Error::io("write", path, e))
+        for tensor in &self.tensors {
+            wanted.check()?;
+            // ggml names the innermost dimension first.
+            let shape = tensor.shape.iter().rev().map(|d| *d as u64).collect();
+            let kind = match tensor.values.float_type() {
+                FloatType::F16 => TensorType::F16,
+                FloatType::Bf16 => TensorType::BF16,
+                _ => TensorType::F32,
+            };
+            builder = builder.add_tensor(&tensor.name, shape, kind, tensor.bytes()).map_err(failed)?;
+        }
+        builder.build_to_writer(writer).map(drop).map_err(failed)
     }
 }

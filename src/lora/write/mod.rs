@@ -30,6 +30,8 @@ use std::{
 
 use llm_local_core::{Error, LoraAdapter, ModelInfo, Result};
 
+use crate::blocking::Wanted;
+
 /// A format that adapters are written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -98,6 +100,20 @@ pub fn write(
     base: Option<&ModelInfo>,
     into: &Path,
 ) -> Result<WrittenAdapter> {
+    write_while_wanted(adapter, format, base, into, &Wanted::new())
+}
+
+/// As [`write`](write()), unless nobody waits for it any more: then nothing is at `into`.
+///
+/// # Errors
+/// As [`write`](write()); [`Error::Cancelled`].
+pub(crate) fn write_while_wanted(
+    adapter: &LoraAdapter,
+    format: WriteFormat,
+    base: Option<&ModelInfo>,
+    into: &Path,
+    wanted: &Wanted,
+) -> Result<WrittenAdapter> {
     folder::check_free(into)?;
     let refused = |reason| Error::adapter(&adapter.reference, reason);
     if adapter.modules.is_empty() && adapter.replacements.is_empty() && adapter.rows.is_empty() {
@@ -126,6 +142,6 @@ pub fn write(
     let mut files = files.map_err(written)?;
     files.notes.extend(note);
     let is_file = format == WriteFormat::Gguf && into.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-    let written = if is_file { folder::publish_file(&files, into) } else { folder::publish(&files, into) };
-    written.map(|written| WrittenAdapter { files: written, notes: files.notes })
+    let publish = if is_file { folder::publish_file } else { folder::publish };
+    publish(&files, into, wanted).map(|written| WrittenAdapter { files: written, notes: files.notes })
 }

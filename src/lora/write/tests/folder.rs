@@ -1,6 +1,10 @@
 use std::path::Path;
 
+use llm_local_core::lora::Floats;
+use safetensors::SafeTensors;
+
 use super::*;
+use crate::{blocking::Wanted, lora::write::write_while_wanted};
 
 fn put(into: &Path, format: WriteFormat) -> Result<WrittenAdapter> {
     write(&adapter("tiny-llama-lora-qv-last2"), format, Some(&base("tiny-llama")), into)
@@ -59,16 +63,60 @@ fn what_appears_meanwhile_is_not_written_over_and_nothing_half_written_is_left()
     let into = folder.path().join("into");
     fs::create_dir(&into).unwrap();
     fs::write(into.join("theirs"), "theirs").unwrap();
-    assert_eq!(super::super::folder::publish(&files, &into).unwrap_err().code(), "io");
+    assert_eq!(super::super::folder::publish(&files, &into, &Wanted::new()).unwrap_err().code(), "io");
     let files = super::super::gguf::files(&adapter, &Some(order::Described::of(&info))).unwrap();
     let file = folder.path().join("x.gguf");
     fs::write(&file, "theirs").unwrap();
-    assert_eq!(super::super::folder::publish_file(&files, &file).unwrap_err().code(), "io");
+    assert_eq!(super::super::folder::publish_file(&files, &file, &Wanted::new()).unwrap_err().code(), "io");
     assert_eq!((names(folder.path()), names(&into)), (vec!["into".into(), "x.gguf".into()], vec!["theirs".into()]));
     assert_eq!(fs::read_to_string(&file).unwrap(), "theirs");
     // A file where a folder is needed.
     let error = put(&file.join("below"), WriteFormat::Peft).unwrap_err();
     assert!(error.to_string().contains("x.gguf"), "{error}");
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_there() {
+    let folder = TempDir::new().unwrap();
+    let (adapter, info) = (adapter("tiny-llama-lora-qv-last2"), base("tiny-llama"));
+    let wanted = Wanted::new();
+    wanted.give_up();
+    for (name, format) in [("peft", WriteFormat::Peft), ("gguf", WriteFormat::Gguf), ("x.gguf", WriteFormat::Gguf)] {
+        let into = folder.path().join(name);
+        let error = write_while_wanted(&adapter, format, Some(&info), &into, &wanted).unwrap_err();
+        assert_eq!((error.code(), names(folder.path())), ("cancelled", vec![]), "{name}");
+        // Also once all tensors are written.
+        let files = match format {
+            WriteFormat::Peft => super::super::peft::files(&adapter).unwrap(),
+            _ => super::super::gguf::files(&adapter, &Some(order::Described::of(&info))).unwrap(),
+        };
+        let files = super::super::files::Files { tensors: Vec::new(), ..files };
+        let publish = if name == "x.gguf" { super::super::folder::publish_file } else { super::super::folder::publish };
+        let error = publish(&files, &into, &wanted).unwrap_err();
+        assert_eq!((error.code(), names(folder.path())), ("cancelled", vec![]), "{name}");
+    }
+}
+
+#[test]
+fn files_of_safetensors_are_to_the_byte_what_its_crate_writes() {
+    let folder = TempDir::new().unwrap();
+    let of = adapter("tiny-llama-lora-dora");
+    for format in [WriteFormat::Peft, WriteFormat::MlxLm] {
+        let into = folder.path().join(format.as_str());
+        let mut adapter = of.clone();
+        // Of two types.
+        for module in &mut adapter.modules {
+            module.a = Floats::F16(vec![0x3c00; module.a.len()]);
+        }
+        let written = write(&adapter, format, Some(&base("tiny-llama")), &into).unwrap();
+        let bytes = fs::read(&written.files[1]).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let found: std::collections::BTreeSet<_> = tensors.iter().map(|(_, view)| view.dtype()).collect();
+        assert_eq!(found.len(), 2, "{format}");
+        let expected = safetensors::serialize(tensors, metadata.metadata().clone()).unwrap();
+        assert!(bytes == expected, "{format}");
+    }
 }
 
 #[cfg(unix)]
