@@ -32,6 +32,12 @@ pub trait TensorSource: Send + Sync {
         Ok(())
     }
 
+    /// Whether what reading leaves behind depends on the order of the reads. A backend reads such a source on one thread, in
+    /// an order that is the same for each load of a model; others it may read on several at a time.
+    fn depends_on_order(&self) -> bool {
+        false
+    }
+
     /// The entry of the tensor `name`. Sources with many tensors override the default, a linear search.
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
         self.entries().iter().find(|e| e.name == name)

@@ -115,6 +115,11 @@ impl TensorSource for Writing {
         Ok(data)
     }
 
+    /// The tensors stand in the file in that order, and the same merge is to have the same digest.
+    fn depends_on_order(&self) -> bool {
+        true
+    }
+
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
         self.merged.entry(name)
     }

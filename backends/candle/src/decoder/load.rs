@@ -44,6 +44,7 @@ impl Decoder {
         };
         tied::check(c, s.layout, source)?;
         let weights = Weights::new(s, source, loading);
+        let threads = if source.depends_on_order() { 1 } else { reading_threads(&s.device) };
         let around = || {
             let embedding = weights.matrix(&[R::Embedding], 0)?;
             let norm = RmsNorm::new(weights.norm(R::FinalNorm, 0)?, c.norm_eps);
@@ -51,8 +52,7 @@ impl Decoder {
             let head = if c.tied_embeddings { tied() } else { weights.linear(R::Head, 0)? };
             Ok((embedding, norm, head))
         };
-        let ((embedding, norm, head), layers) =
-            readers::read(reading_threads(&s.device), around, c.layers, |i| layer(&weights, s, i))?;
+        let ((embedding, norm, head), layers) = readers::read(threads, around, c.layers, |i| layer(&weights, s, i))?;
         let window = |i| c.sliding_window.as_ref().filter(|_| c.is_windowed(i)).map(|w| w.size);
         Ok(Self {
             base: Network { embedding: Embedding::new(embedding, c.embedding_scale), layers, norm, head },
