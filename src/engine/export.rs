@@ -30,10 +30,12 @@ impl Engine {
     ///
     /// # Errors
     /// What [`Engine::load`] would say up to the point where weights are read; [`Error::Unsupported`] for a base in GGUF,
-    /// one that is quantized otherwise, one without files, and a value that is infinite in the type that the spec asks for;
-    /// [`Error::LoadFailed`] for a base that changed while it was read; [`Error::Io`] for an `into` that is there and not an empty
-    /// folder, or is no name of a folder, or where a file system is mounted, before anything is fetched, and for what cannot
-    /// be written; [`Error::InsufficientStorage`] if the disk has no room for all tensors; [`Error::AdapterMergeFailed`].
+    /// one that is quantized otherwise, one without files, and a value of a tensor that adapters leave as it is that is infinite
+    /// in the type that the spec asks for, but not in the base; [`Error::AdapterMergeFailed`] for a tensor that they change
+    /// and that is not finite then in the type it is written in, be it because of them, of that type, or of the base;
+    /// [`Error::LoadFailed`] for a base that changed while it was read; [`Error::Io`] for an `into` that is there and not an
+    /// empty folder, or is no name of a folder, or where a file system is mounted, before anything is fetched, and for what
+    /// cannot be written; [`Error::InsufficientStorage`] if the disk has no room for all tensors.
     pub async fn export(&self, spec: &ModelSpec, into: &Path) -> Result<Exported> {
         self.export_with_progress(spec, into, None).await
     }

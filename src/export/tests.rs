@@ -1,11 +1,12 @@
 use std::{cell::RefCell, collections::BTreeMap, fs, sync::Arc};
 
-use llm_local_core::{FloatType, GgmlType, IntType, TensorEntry};
+use llm_local_core::{FloatType, GgmlType, IntType, LoraAdapter, LoraModule, TensorEntry};
 use llm_local_testkit::fakes::MemoryTensorSource;
 use llm_local_weights::Checkpoint;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::lora::MergedSource;
 
 fn source() -> MemoryTensorSource {
     let values = |n: usize| (0..n).map(|i| i as f32 - 2.5).collect::<Vec<_>>();
@@ -190,6 +191,25 @@ fn a_value_that_the_type_asked_for_cannot_hold_is_an_error_and_what_was_infinite
     for (number, (source, dtype)) in held.iter().enumerate() {
         export(1000, *dtype, json!({}), source, &folder.path().join(number.to_string())).unwrap();
     }
+}
+
+#[test]
+fn a_value_beyond_the_type_asked_for_is_an_error_of_the_merge_where_an_adapter_changes_the_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let (into, values) = (folder.path().join("into"), [70000.0, 1.0, 2.0, 3.0]);
+    let of = |name: &str| {
+        let base = MemoryTensorSource::new().with_floats("m.q.weight", &[2, 2], FloatType::F32, &[1.0; 4]);
+        let base: Arc<dyn TensorSource> = Arc::new(base.with_floats(name, &[2, 2], FloatType::F32, &values));
+        let module = if name == "m.k.weight" { "m.q" } else { "m.v" };
+        let module = LoraModule::new(module, (1, 2, 2), vec![1.0; 2], vec![1.0; 2], 1.0);
+        let adapter = Arc::new(LoraAdapter::new("some/adapter", "a", vec![module]));
+        let merged = MergedSource::new(base.clone(), vec![(adapter, 1.0)], &info(json!({}), &*base)).unwrap();
+        export(1000, ComputeDtype::F16, json!({}), &merged, &into).unwrap_err()
+    };
+    let (unchanged, changed) = (of("m.k.weight"), of("m.v.weight"));
+    assert_eq!((unchanged.code(), changed.code()), ("unsupported", "adapter_merge_failed"));
+    let changed = changed.to_string();
+    assert!(changed.contains("some/adapter") && changed.contains("`m.v.weight` is not finite any more"), "{changed}");
 }
 
 #[test]
