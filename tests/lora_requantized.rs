@@ -106,6 +106,8 @@ fn four_bits_are_refused_by_a_limit_that_eight_bits_keep() {
         let policy = AdapterPolicy::MergeRequantized { max_error: 0.1 };
         base(kind).with_weighted_adapter(fixture_ref(ADAPTER), 0.1).with_adapter_policy(policy)
     };
+    let of_eight = lost(&weak("q8_0"));
+    assert!(of_eight < 0.03, "{of_eight}");
     let error = load(&weak("q4_0")).unwrap_err();
     refused(&error, &["tiny-llama-lora-peft", "quantized again, it loses 0.", "8 probe prompts", "at most 0.1"]);
     refused(&error, &["`keep-unmerged`", "`merge-dequantized`", "`max_error`"]);
