@@ -8,7 +8,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, Barrier, Mutex, mpsc},
+    sync::{Arc, Mutex, mpsc},
     task::{Context, Waker},
 };
 
@@ -20,6 +20,10 @@ use llm_local::{
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
+use tracing::{
+    Event, Metadata, Subscriber,
+    span::{Attributes, Id, Record},
+};
 
 /// A folder for exports.
 struct Place(tempfile::TempDir);
@@ -259,6 +263,28 @@ fn a_base_that_changes_during_an_export_is_an_error() {
     assert!(!place.model().exists() && place.others().is_empty());
 }
 
+/// Tells when an export that is dropped has given up, and begins to wait for its thread.
+struct ToldOfWaiting(mpsc::Sender<()>);
+
+impl Subscriber for ToldOfWaiting {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "llm_local::engine::export"
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        self.0.send(()).unwrap();
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
 #[test]
 fn an_export_that_is_given_up_leaves_nothing() {
     let place = Place::new();
@@ -281,25 +307,16 @@ fn an_export_that_is_given_up_leaves_nothing() {
         assert!(export.poll_unpin(&mut context).is_pending());
         std::thread::yield_now();
     }
-    let begins = Barrier::new(2);
+    let (waits, waiting) = mpsc::channel();
     std::thread::scope(|scope| {
-        // It waits for the tensor at hand.
-        let begun = &begins;
-        let dropped = scope.spawn(move || {
-            begun.wait();
-            drop(export);
-        });
-        begins.wait();
+        scope.spawn(move || tracing::subscriber::with_default(ToldOfWaiting(waits), || drop(export)));
+        waiting.recv().expect("it waits for the tensor at hand");
+        // For that one, and no other.
         go_on.send(()).unwrap();
-        while !dropped.is_finished() {
-            if working.try_recv().is_ok() {
-                go_on.send(()).unwrap();
-            }
-            std::thread::yield_now();
-        }
+        drop(go_on);
     });
     let done = heard.lock().unwrap().len();
-    assert!(done < 38, "it was not given up in time, or all was written at once");
+    assert_eq!(done, 1, "it goes on behind the tensor at hand");
     assert!(!into.exists() && place.others().is_empty());
     assert_eq!(fs::read_dir(into.parent().unwrap()).unwrap().count(), 0);
     assert_eq!(heard.lock().unwrap().len(), done, "nothing goes on");
