@@ -61,7 +61,15 @@ fn a_model_is_config_tokenizer_and_one_format_of_weights() {
         "tokenizer_config.json",
         "special_tokens_map.json",
         "chat_template.jinja",
+        "chat_template.json",
         "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "added_tokens.json",
+        "preprocessor_config.json",
+        "trainer_state.json",
+        "modeling_x.py",
         "pytorch_model.bin",
         "tf_model.h5",
         "model.Q4_0.gguf",
@@ -73,14 +81,20 @@ fn a_model_is_config_tokenizer_and_one_format_of_weights() {
         "sub/model.safetensors",
     ];
     let expected = [
+        "added_tokens.json",
         "chat_template.jinja",
+        "chat_template.json",
         "config.json",
         "generation_config.json",
+        "merges.txt",
         "model.safetensors",
+        "preprocessor_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
     ];
     assert_eq!(model(&files), expected);
     assert_eq!(chosen(":sub", Want::Model, &files).unwrap(), ["config.json", "model.safetensors"]);
