@@ -7,6 +7,7 @@ use llm_local_core::{LoraAdapter, LoraModule};
 use super::{
     kernel::{Delta, Dora, Sum},
     overlay::Overlay,
+    product::Panels,
 };
 use crate::lora::{
     fit::{Change, Placement, Term, TermKind},
@@ -102,13 +103,13 @@ pub(super) fn sums(change: &Change, adapters: &Adapters) -> Vec<Sum> {
 /// The factors of `pairs`, side by side: the product of the whole is the sum of the products.
 fn side_by_side(pairs: &[(&Pair<'_>, f64)], (rows, columns): (usize, usize)) -> Delta {
     let rank: usize = pairs.iter().map(|(pair, _)| pair.rank()).sum();
-    let mut delta = Delta { rank, a: vec![0.0; rank * columns], b: vec![0.0; rows * rank] };
+    let (mut a, mut b) = (vec![0.0; rank * columns], vec![0.0; rows * rank]);
     let mut first = 0;
     for (pair, weight) in pairs {
-        pair.write(&mut delta, columns, first, *weight);
+        pair.write(&mut a, &mut b, rank, first, *weight);
         first += pair.rank();
     }
-    delta
+    Delta { rank, a: Panels::new(&a, rank, columns), b }
 }
 
 /// A low-rank pair, or the bias of one, on one matrix.
@@ -155,14 +156,15 @@ impl<'a> Pair<'a> {
         Dora { delta, weight, magnitude, is_of_columns: self.transposed }
     }
 
-    /// Writes its factors into `delta`, from the rank `first` on.
-    fn write(&self, delta: &mut Delta, columns: usize, first: usize, weight: f64) {
-        let (LoraModule { rank, in_features, out_features, a, b, .. }, total) = (self.module, delta.rank);
+    /// Writes its factors into those of the rank `total`, from the rank `first` on: its rows of A, its columns of B.
+    fn write(&self, all_a: &mut [f32], all_b: &mut [f32], total: usize, first: usize, weight: f64) {
+        let LoraModule { rank, in_features, out_features, a, b, .. } = self.module;
         let (rank, expert, scale) = (*rank, self.expert, self.module.scale * weight);
-        let end = first + self.rank();
-        let rows = delta.b.chunks_exact_mut(total.max(1)).enumerate();
+        let (end, columns) = (first + self.rank(), all_a.len() / total);
+        let own_a = &mut all_a[first * columns..end * columns];
+        let rows = all_b.chunks_exact_mut(total).enumerate();
         if self.is_bias {
-            delta.a[first * columns..end * columns].fill(1.0);
+            own_a.fill(1.0);
             let bias = self.module.bias.as_deref().unwrap_or_default();
             for (row, to) in rows {
                 if let Some(source) = self.rows.source_of(self.first + row) {
@@ -173,7 +175,7 @@ impl<'a> Pair<'a> {
             // (B A)^T = A^T B^T.
             let mut own = vec![0.0; out_features * rank];
             floats::scale_into(b, expert * own.len(), 1.0, &mut own);
-            for (k, to) in delta.a[first * columns..end * columns].chunks_exact_mut(columns).enumerate() {
+            for (k, to) in own_a.chunks_exact_mut(columns).enumerate() {
                 to.iter_mut().zip(own.iter().skip(k).step_by(rank)).for_each(|(to, value)| *to = *value);
             }
             let mut own = vec![0.0; in_features * rank];
@@ -182,7 +184,7 @@ impl<'a> Pair<'a> {
                 to[first..end].iter_mut().zip(own.iter().skip(row).step_by(*in_features)).for_each(|(to, v)| *to = *v);
             }
         } else {
-            floats::scale_into(a, expert * rank * columns, 1.0, &mut delta.a[first * columns..end * columns]);
+            floats::scale_into(a, expert * rank * columns, 1.0, own_a);
             for (row, to) in rows {
                 if let Some(source) = self.rows.source_of(self.first + row) {
                     floats::scale_into(b, source * rank, scale, &mut to[first..end]);

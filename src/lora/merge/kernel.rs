@@ -6,28 +6,31 @@ use super::{
     mixed::Mixed,
     output::Output,
     overlay::Overlay,
-    product::{Tile, add_product},
+    product::{PANEL, Panels, Tile, add_product},
     stored::{Stored, all},
 };
 
-/// Rows of one task. Many enough that a product of them pays for packing A.
-pub(super) const ROWS: usize = 64;
+/// Rows of one tile. With [`COLUMNS`] they are 16 KiB of f32, which stay in a core's first-level cache from one step to the
+/// next, beside the panels that are added to them.
+pub(super) const ROWS: usize = 8;
 
-/// Most columns of one tile: ROWS * COLUMNS floats are 192 KiB, which stay in a core's second-level cache.
-const COLUMNS: usize = 768;
+/// Most columns of one tile.
+const COLUMNS: usize = 512;
+
+/// Fewest rows of one task, so that there is more to do than to share it out.
+const TASK_ROWS: usize = 64;
 
 /// Columns of the tiles that cut `columns` into even parts, so that none is too narrow to pay for its calls; whole units of
-/// `unit` elements, as `columns` are.
+/// `unit` elements, as `columns` are, and whole panels.
 fn tile_columns(columns: usize, unit: usize) -> usize {
-    columns.div_ceil(columns.div_ceil(COLUMNS)).next_multiple_of(unit.max(16)).min(columns)
+    columns.div_ceil(columns.div_ceil(COLUMNS)).next_multiple_of(unit.max(PANEL)).min(columns)
 }
 
 /// A product that is added to a matrix.
 #[derive(Default)]
 pub(super) struct Delta {
     pub(super) rank: usize,
-    /// Shape (rank, columns), row-major.
-    pub(super) a: Vec<f32>,
+    pub(super) a: Panels,
     /// Shape (rows, rank), row-major, with the scale in it.
     pub(super) b: Vec<f32>,
 }
@@ -125,27 +128,29 @@ impl Tiles for Plain<'_> {
         for (row, values) in values.chunks_mut(tile.columns).enumerate() {
             self.stored.widen((self.first + first + row) * self.columns + left, values);
         }
-        self.delta.add(Place { first, left, tile }, self.columns, values);
+        self.delta.add(Place { first, left, tile }, values);
     }
 }
 
 impl Delta {
-    /// Adds a tile of the product to `values`, the matrix having so many columns.
-    pub(super) fn add(&self, Place { first, left, tile }: Place, columns: usize, values: &mut [f32]) {
-        if self.rank == 0 {
-            return;
-        }
+    /// Adds a tile of the product to `values`.
+    pub(super) fn add(&self, Place { first, left, tile }: Place, values: &mut [f32]) {
         let b = &self.b[first * self.rank..(first + tile.rows) * self.rank];
-        add_product(values, tile, b, &self.a[left..], columns, self.rank);
+        add_product(values, tile, b, &self.a, left);
     }
 }
 
-/// What `touched` becomes, written by `output`: all matrices. The error continues a sentence that starts with the tensor's
-/// name; nothing is given then.
-pub(super) fn merge<O: Output>(touched: &Touched<'_>, output: &O) -> Result<Vec<O::Item>, String> {
+/// Items that `touched` becomes by `output`: those of all matrices.
+pub(super) fn items(touched: &Touched<'_>, output: &impl Output) -> usize {
+    touched.sums.len() * touched.rows * items_of(output, touched.columns)
+}
+
+/// Writes what `touched` becomes by `output` into `out`, which has that many [`items`]. The error continues a sentence that
+/// starts with the tensor's name; `out` holds anything then.
+pub(super) fn merge<O: Output>(touched: &Touched<'_>, output: &O, out: &mut [O::Item]) -> Result<(), String> {
+    assert_eq!(out.len(), items(touched, output), "memory for another number of items");
     let Touched { rows, columns, .. } = *touched;
     let items = rows * items_of(output, columns);
-    let mut out = vec![O::Item::default(); touched.sums.len() * items];
     let is_overlaid = touched.overlays.iter().any(|overlays| !overlays.is_empty());
     for (index, (sum, out)) in touched.sums.iter().zip(out.chunks_mut(items.max(1))).enumerate() {
         let first = index * rows;
@@ -164,7 +169,7 @@ pub(super) fn merge<O: Output>(touched: &Touched<'_>, output: &O) -> Result<Vec<
             )
         })?;
     }
-    Ok(out)
+    Ok(())
 }
 
 /// Items that so many elements of a row, which are whole units, become.
@@ -176,7 +181,7 @@ fn items_of(output: &impl Output, elements: usize) -> usize {
 /// Writes one matrix of `touched`, whose first row there is `start`; the error is a row that is not finite. Rows that no
 /// adapter places anything in stay what they are: quantizing them again might change them.
 ///
-/// Tasks take blocks of rows of fixed size, so the result does not depend on the number of threads.
+/// Tiles have fixed sizes, so the result does not depend on the number of threads.
 fn one<O: Output, M: Tiles>(
     matrix: &M,
     touched: &Touched<'_>,
@@ -186,7 +191,8 @@ fn one<O: Output, M: Tiles>(
 ) -> Result<(), usize> {
     let columns = touched.columns;
     let (width, items) = (touched.tile_columns(output.unit().0), items_of(output, columns));
-    out.par_chunks_mut(ROWS * items).enumerate().try_for_each_init(Scratch::default, |scratch, (block, out)| {
+    let blocks = out.par_chunks_mut(ROWS * items).enumerate().with_min_len(TASK_ROWS / ROWS);
+    blocks.try_for_each_init(Scratch::default, |scratch, (block, out)| {
         let first = block * ROWS;
         let rows = out.len() / items;
         scratch.values.resize(ROWS * width, 0.0);
@@ -208,7 +214,7 @@ fn one<O: Output, M: Tiles>(
                         stored.widen(from, values);
                         all_finite(values) && output.keep(stored, from, values, out)
                     }
-                    None => all_finite(values) && output.write(values, out),
+                    None => output.write(values, out),
                 };
                 if !is_written {
                     return Err(first + row);

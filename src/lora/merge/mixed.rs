@@ -46,7 +46,7 @@ impl<'a> Mixed<'a> {
     /// Writes `W + delta`.
     fn with(&self, delta: &Delta, place: Place, values: &mut [f32], spare: &mut Vec<f32>) {
         self.base(place, values, spare);
-        delta.add(place, self.touched.columns, values);
+        delta.add(place, values);
     }
 
     fn row_factors(&self, dora: &Dora, first: usize, rows: usize, scratch: &mut [Vec<f32>; 2]) -> Vec<f32> {
@@ -120,7 +120,7 @@ impl Tiles for Mixed<'_> {
         if !self.sum.doras.is_empty() {
             own(values);
         }
-        self.sum.plain.add(place, self.touched.columns, values);
+        self.sum.plain.add(place, values);
         for ((dora, rows), columns) in self.sum.doras.iter().zip(factors).zip(&self.columns) {
             scaled.resize(scaled.len().max(values.len()), 0.0);
             let scaled = &mut scaled[..values.len()];

@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `destination` | where what is merged goes: new memory, or the caller's |
 //! | `factors` | what the kernel works with, from adapters and what they change |
 //! | `kernel` | one tensor, block by block; plain pairs alone |
 //! | `mixed` | tiles of everything else: values replaced, DoRA |
@@ -11,6 +12,7 @@
 //! | `scan` | sums over tensors as they are stored |
 //! | `product` | `C += B @ A` on slices |
 
+mod destination;
 mod factors;
 mod kernel;
 mod mixed;
@@ -34,6 +36,7 @@ use llm_local_core::{
 
 pub(super) use self::scan::{difference, squares};
 use self::{
+    destination::{Destination, New, Within},
     kernel::Touched,
     output::{AffinePart, Exact, Factors},
     stored::ReadTensor,
@@ -191,21 +194,20 @@ impl MergedSource {
         write(&touched).map_err(|reason| self.error(change, reason))
     }
 
-    /// What `touched` becomes. The error continues a sentence that starts with the tensor's name.
-    fn write(
+    /// Gives `to` what `touched` becomes. The error continues a sentence that starts with the tensor's name.
+    fn write<D: Destination>(
         &self,
         change: &Change,
         touched: &Touched<'_>,
         want: Option<FloatType>,
-    ) -> Result<TensorData<'static>, String> {
+        to: D,
+    ) -> Result<D::Given, String> {
         match (self.given_as(change), want) {
-            (Encoding::Float(own), want) => output::floats(touched, &Exact, want.unwrap_or(own)),
-            (Encoding::Ggml(kind), None) => Ok(TensorData::Bytes(kernel::merge(touched, &Quantizer::new(kind)?)?)),
-            (Encoding::Ggml(kind), Some(want)) => output::floats(touched, &Quantizer::new(kind)?, want),
-            (Encoding::MlxAffine { .. }, None) => {
-                Ok(TensorData::Bytes(kernel::merge(touched, &self.quantizer(change)?.0)?))
-            }
-            (Encoding::MlxAffine { .. }, Some(want)) => output::floats(touched, &self.quantizer(change)?.0, want),
+            (Encoding::Float(own), want) => output::floats(touched, &Exact, want.unwrap_or(own), to),
+            (Encoding::Ggml(kind), None) => to.take(touched, &Quantizer::new(kind)?),
+            (Encoding::Ggml(kind), Some(want)) => output::floats(touched, &Quantizer::new(kind)?, want, to),
+            (Encoding::MlxAffine { .. }, None) => to.take(touched, &self.quantizer(change)?.0),
+            (Encoding::MlxAffine { .. }, Some(want)) => output::floats(touched, &self.quantizer(change)?.0, want, to),
             (other, _) => Err(format!("is stored as {other}, which cannot be merged into")),
         }
     }
@@ -219,7 +221,9 @@ impl MergedSource {
         want: Option<FloatType>,
     ) -> Result<TensorData<'static>, String> {
         let (quantizer, own) = self.quantizer(change)?;
-        let (values, want) = (kernel::merge(touched, &Factors(quantizer, part))?, want.unwrap_or(own));
+        let (factors, want) = (Factors(quantizer, part), want.unwrap_or(own));
+        let mut values = vec![0.0; kernel::items(touched, &factors)];
+        kernel::merge(touched, &factors, &mut values)?;
         let columns = values.len() / (touched.rows * touched.sums.len()).max(1);
         output::narrowed(values, columns, want).map_err(|row| match row {
             Some(row) => format!(
@@ -258,10 +262,40 @@ impl MergedSource {
         self.given.encoding(change.stored, !change.terms.is_empty(), is_new)
     }
 
+    /// Bytes of a tensor that is computed.
+    fn bytes_of(&self, change: &Change, want: Option<FloatType>) -> Option<usize> {
+        let encoding = want.map_or_else(|| self.given_as(change), Encoding::Float);
+        TensorEntry::new(change.name.as_str(), change.shape.clone(), encoding).stored_bytes()
+    }
+
+    /// Where the data of the tensor `name` come from.
+    fn origin<'a>(&'a self, name: &'a str) -> Origin<'a> {
+        if let Some((tensor, part)) = self.parts.get(name) {
+            return Origin::Part(&self.changes[tensor], *part);
+        }
+        match self.changes.get(name) {
+            None => Origin::Base(name),
+            Some(change) if change.terms.is_empty() && self.given_as(change) == change.stored => {
+                Origin::Base(&change.from)
+            }
+            Some(change) => Origin::Sum(change),
+        }
+    }
+
     /// Whether parts of the tensors that change are there no more.
     fn without_parts(&self) -> bool {
         self.given == Given::Dequantized
     }
+}
+
+/// Where the data of a tensor come from.
+enum Origin<'a> {
+    /// The base's tensor of this name, as it is.
+    Base(&'a str),
+    /// Computed.
+    Sum(&'a Change),
+    /// A part of what is computed.
+    Part(&'a Change, AffinePart),
 }
 
 /// The parts of the tensors of `base` that change.
@@ -284,21 +318,31 @@ impl TensorSource for MergedSource {
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
-        if let Some((tensor, part)) = self.parts.get(name) {
-            if self.without_parts() {
+        match self.origin(name) {
+            Origin::Base(name) => self.base.read(name, want),
+            Origin::Sum(change) => self.merge(change, |touched| self.write(change, touched, want, New)),
+            Origin::Part(change, _) if self.without_parts() => {
+                let tensor = &change.name;
                 let reason =
                     format!("`{tensor}`, of which it is a part, is of floats once an adapter is merged into it");
-                return Err(Error::load(format!("tensor `{name}`"), reason));
+                Err(Error::load(format!("tensor `{name}`"), reason))
             }
-            let change = &self.changes[tensor];
-            return self.merge(change, |touched| self.write_part(change, touched, *part, want));
+            Origin::Part(change, part) => self.merge(change, |touched| self.write_part(change, touched, part, want)),
         }
-        match self.changes.get(name) {
-            None => self.base.read(name, want),
-            Some(change) if change.terms.is_empty() && self.given_as(change) == change.stored => {
-                self.base.read(&change.from, want)
+    }
+
+    fn read_into(&self, name: &str, want: Option<FloatType>, out: &mut [u8]) -> Result<()> {
+        match self.origin(name) {
+            Origin::Base(name) => self.base.read_into(name, want, out),
+            Origin::Sum(change) if self.bytes_of(change, want) == Some(out.len()) => {
+                self.merge(change, |touched| self.write(change, touched, want, Within(out)))
             }
-            Some(change) => self.merge(change, |touched| self.write(change, touched, want)),
+            _ => {
+                let data = self.read(name, want)?;
+                data.check_len(name, out.len())?;
+                data.copy_to(out);
+                Ok(())
+            }
         }
     }
 

@@ -7,10 +7,12 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
 use llm_local_core::{FloatType, TensorData};
+use pulp::{Arch, bytemuck::Pod};
 
 use super::{
-    kernel::{Touched, all_finite, merge},
-    stored::{Stored, all, fill},
+    destination::Destination,
+    kernel::{Touched, all_finite},
+    stored::{Stored, all},
 };
 use crate::lora::{
     floats::narrow_bf16,
@@ -20,12 +22,15 @@ use crate::lora::{
 /// How f32 becomes what is given.
 pub(super) trait Output: Sync {
     /// What is written.
-    type Item: Copy + Default + Send;
+    type Item: Pod + Default + Send;
+
+    /// All that was written, as the data of a tensor.
+    fn data(&self, items: Vec<Self::Item>) -> TensorData<'static>;
 
     /// Elements of a row that become items together, and how many items they become.
     fn unit(&self) -> (usize, usize);
 
-    /// Writes finite values, whole units, and tells whether everything they became is finite too.
+    /// Writes whole units of values, and tells whether they are finite, and everything that they became.
     fn write(&self, values: &[f32], out: &mut [Self::Item]) -> bool;
 
     /// As [`Output::write`], of `values` that `stored` has from the index `start` on: what is stored, if it is of this
@@ -39,7 +44,10 @@ pub(super) trait Output: Sync {
 /// A float type to write.
 trait Narrow: Sync {
     /// A float, or its bits.
-    type Item: Copy + Default + Send;
+    type Item: Pod + Default + Send;
+
+    /// As [`Output::data`].
+    fn data(&self, items: Vec<Self::Item>) -> TensorData<'static>;
 
     /// As [`Output::write`].
     fn write(&self, values: &[f32], out: &mut [Self::Item]) -> bool;
@@ -50,9 +58,12 @@ struct ToF32;
 impl Narrow for ToF32 {
     type Item = f32;
 
+    fn data(&self, items: Vec<f32>) -> TensorData<'static> {
+        TensorData::F32(items)
+    }
+
     fn write(&self, values: &[f32], out: &mut [f32]) -> bool {
-        out.copy_from_slice(values);
-        true
+        write_each(values, out, |value| value) < f32::INFINITY
     }
 }
 
@@ -61,9 +72,12 @@ struct ToF64;
 impl Narrow for ToF64 {
     type Item = [u8; 8];
 
+    fn data(&self, items: Vec<[u8; 8]>) -> TensorData<'static> {
+        TensorData::Bytes(items.into_flattened())
+    }
+
     fn write(&self, values: &[f32], out: &mut [[u8; 8]]) -> bool {
-        fill(out, values.iter().map(|v| f64::from(*v).to_le_bytes()));
-        true
+        write_each(values, out, |value| f64::from(value).to_le_bytes()) < f32::INFINITY
     }
 }
 
@@ -71,6 +85,10 @@ struct ToF16;
 
 impl Narrow for ToF16 {
     type Item = u16;
+
+    fn data(&self, items: Vec<u16>) -> TensorData<'static> {
+        TensorData::Half(items)
+    }
 
     fn write(&self, values: &[f32], out: &mut [u16]) -> bool {
         out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
@@ -83,18 +101,35 @@ struct ToBf16;
 impl Narrow for ToBf16 {
     type Item = u16;
 
+    fn data(&self, items: Vec<u16>) -> TensorData<'static> {
+        TensorData::Half(items)
+    }
+
     fn write(&self, values: &[f32], out: &mut [u16]) -> bool {
-        fill(out, values.iter().map(|v| narrow_bf16(*v)));
-        all(out, |bits| bits & 0x7f80 != 0x7f80)
+        // From the middle between the largest bfloat16 and what would be the next, they are rounded to infinity.
+        write_each(values, out, narrow_bf16) < f32::from_bits(0x7f7f_8000)
     }
 }
 
-/// What finite values are rounded to before they are given as floats.
+/// Writes what `narrow` makes of each value. Returns the largest magnitude; a NaN if there is one.
+fn write_each<T>(values: &[f32], out: &mut [T], narrow: impl Fn(f32) -> T) -> f32 {
+    Arch::new().dispatch(|| {
+        // As bits, magnitudes have the order of integers, and NaNs are above them all.
+        let mut largest = 0;
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = narrow(*value);
+            largest = (value.to_bits() & 0x7fff_ffff).max(largest);
+        }
+        f32::from_bits(largest)
+    })
+}
+
+/// What values are rounded to before they are given as floats.
 pub(super) trait Rounding: Sync {
     /// Elements that are rounded together.
     fn unit(&self) -> usize;
 
-    /// Whole units, rounded; `None` if that makes a value that is not finite.
+    /// Whole units, rounded; `None` if a value is not finite before or after that, unless what is given is the values.
     fn rounded<'a>(&self, values: &'a [f32]) -> Option<Cow<'a, [f32]>>;
 
     /// As [`Output::beyond`].
@@ -124,6 +159,10 @@ struct Rounded<'a, R, O>(&'a R, O);
 impl<R: Rounding, O: Narrow> Output for Rounded<'_, R, O> {
     type Item = O::Item;
 
+    fn data(&self, items: Vec<O::Item>) -> TensorData<'static> {
+        self.1.data(items)
+    }
+
     fn unit(&self) -> (usize, usize) {
         (self.0.unit(), self.0.unit())
     }
@@ -145,11 +184,18 @@ impl<R: Rounding, O: Narrow> Output for Rounded<'_, R, O> {
 impl Output for Quantizer {
     type Item = u8;
 
+    fn data(&self, items: Vec<u8>) -> TensorData<'static> {
+        TensorData::Bytes(items)
+    }
+
     fn unit(&self) -> (usize, usize) {
         self.kind().block()
     }
 
     fn write(&self, values: &[f32], out: &mut [u8]) -> bool {
+        if !all_finite(values) {
+            return false;
+        }
         self.quantize(values, out);
         let mut given = vec![0.0; values.len()];
         self.dequantize(out, &mut given);
@@ -173,6 +219,9 @@ impl Rounding for Quantizer {
     }
 
     fn rounded<'a>(&self, values: &'a [f32]) -> Option<Cow<'a, [f32]>> {
+        if !all_finite(values) {
+            return None;
+        }
         let (elements, size) = self.kind().block();
         let mut blocks = vec![0; values.len() / elements * size];
         self.quantize(values, &mut blocks);
@@ -190,11 +239,18 @@ impl Rounding for Quantizer {
 impl Output for AffineQuantizer {
     type Item = u8;
 
+    fn data(&self, items: Vec<u8>) -> TensorData<'static> {
+        TensorData::Bytes(items)
+    }
+
     fn unit(&self) -> (usize, usize) {
         self.packing().group()
     }
 
     fn write(&self, values: &[f32], out: &mut [u8]) -> bool {
+        if !all_finite(values) {
+            return false;
+        }
         self.pack(values, out);
         let mut given = vec![0.0; values.len()];
         self.round(values, &mut given);
@@ -218,6 +274,9 @@ impl Rounding for AffineQuantizer {
     }
 
     fn rounded<'a>(&self, values: &'a [f32]) -> Option<Cow<'a, [f32]>> {
+        if !all_finite(values) {
+            return None;
+        }
         let mut given = vec![0.0; values.len()];
         self.round(values, &mut given);
         all_finite(&given).then_some(Cow::Owned(given))
@@ -254,11 +313,18 @@ pub(super) struct Factors(pub(super) AffineQuantizer, pub(super) AffinePart);
 impl Output for Factors {
     type Item = f32;
 
+    fn data(&self, items: Vec<f32>) -> TensorData<'static> {
+        TensorData::F32(items)
+    }
+
     fn unit(&self) -> (usize, usize) {
         (self.0.packing().group().0, 1)
     }
 
     fn write(&self, values: &[f32], out: &mut [f32]) -> bool {
+        if !all_finite(values) {
+            return false;
+        }
         let (elements, _) = self.0.packing().group();
         for (group, out) in values.chunks(elements).zip(&mut *out) {
             let (scale, bias) = self.0.factors(group);
@@ -279,42 +345,43 @@ impl Output for Factors {
     }
 }
 
-/// Values of rows of `columns` in a float type. The error is the first row that has a value beyond it, or `None` if there is
-/// no such type here.
+/// Finite values of rows of `columns` in a float type. The error is the first row that has a value beyond it, or `None` if
+/// there is no such type here.
 pub(super) fn narrowed(
     values: Vec<f32>,
     columns: usize,
     want: FloatType,
 ) -> Result<TensorData<'static>, Option<usize>> {
-    fn all<N: Narrow>(values: &[f32], columns: usize, narrow: &N) -> Result<Vec<N::Item>, Option<usize>> {
+    fn all<N: Narrow>(values: &[f32], columns: usize, narrow: &N) -> Result<TensorData<'static>, Option<usize>> {
         let mut out = vec![N::Item::default(); values.len()];
         let rows = values.chunks(columns.max(1)).zip(out.chunks_mut(columns.max(1)));
         match rows.map(|(values, out)| narrow.write(values, out)).position(|is_written| !is_written) {
-            None => Ok(out),
+            None => Ok(narrow.data(out)),
             row => Err(row),
         }
     }
-    Ok(match want {
-        FloatType::F32 => TensorData::F32(values),
-        FloatType::F64 => TensorData::Bytes(all(&values, columns, &ToF64)?.into_flattened()),
-        FloatType::F16 => TensorData::Half(all(&values, columns, &ToF16)?),
-        FloatType::Bf16 => TensorData::Half(all(&values, columns, &ToBf16)?),
-        _ => return Err(None),
-    })
+    match want {
+        FloatType::F32 => Ok(TensorData::F32(values)),
+        FloatType::F64 => all(&values, columns, &ToF64),
+        FloatType::F16 => all(&values, columns, &ToF16),
+        FloatType::Bf16 => all(&values, columns, &ToBf16),
+        _ => Err(None),
+    }
 }
 
 /// What `touched` becomes, after `rounding` rounded once to `want`. The error continues a sentence that starts with the
-/// tensor's name; nothing is given then.
-pub(super) fn floats(
+/// tensor's name.
+pub(super) fn floats<D: Destination>(
     touched: &Touched<'_>,
     rounding: &impl Rounding,
     want: FloatType,
-) -> Result<TensorData<'static>, String> {
-    Ok(match want {
-        FloatType::F32 => TensorData::F32(merge(touched, &Rounded(rounding, ToF32))?),
-        FloatType::F64 => TensorData::Bytes(merge(touched, &Rounded(rounding, ToF64))?.into_flattened()),
-        FloatType::F16 => TensorData::Half(merge(touched, &Rounded(rounding, ToF16))?),
-        FloatType::Bf16 => TensorData::Half(merge(touched, &Rounded(rounding, ToBf16))?),
-        other => return Err(format!("was asked for as {other}, which the merge cannot give")),
-    })
+    to: D,
+) -> Result<D::Given, String> {
+    match want {
+        FloatType::F32 => to.take(touched, &Rounded(rounding, ToF32)),
+        FloatType::F64 => to.take(touched, &Rounded(rounding, ToF64)),
+        FloatType::F16 => to.take(touched, &Rounded(rounding, ToF16)),
+        FloatType::Bf16 => to.take(touched, &Rounded(rounding, ToBf16)),
+        other => Err(format!("was asked for as {other}, which the merge cannot give")),
+    }
 }

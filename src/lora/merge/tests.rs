@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 mod affine;
+mod into;
 mod layouts;
 mod linear;
 mod mlx;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use llm_local_core::{
-    Encoding, FloatType, LoraAdapter, LoraModule, Result, TensorData, TensorEntry, TensorSource, lora::Floats,
+    Encoding, Error, FloatType, LoraAdapter, LoraModule, Result, TensorData, TensorEntry, TensorSource, lora::Floats,
 };
 
 use super::{decode, encode};
@@ -39,12 +39,17 @@ impl TensorSource for Tensors {
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
-        let bytes = &self.bytes[name];
-        if want.is_none_or(|want| want == self.stored) {
-            return Ok(TensorData::Borrowed(bytes));
+        let missing = || Error::load(format!("tensor `{name}`"), "it is not there");
+        let bytes = self.bytes.get(name).ok_or_else(missing)?;
+        match want {
+            Some(FloatType::F32) if self.stored != FloatType::F32 => {
+                Ok(TensorData::F32(decode(bytes, self.stored).map(|v| v as f32).collect()))
+            }
+            Some(want) if self.stored != want => {
+                Ok(TensorData::Bytes(decode(bytes, self.stored).flat_map(|v| encode(v, want)).collect()))
+            }
+            _ => Ok(TensorData::Borrowed(bytes)),
         }
-        assert_eq!(want, Some(FloatType::F32));
-        Ok(TensorData::F32(decode(bytes, self.stored).map(|v| v as f32).collect()))
     }
 }
 
