@@ -195,7 +195,7 @@ fn is_merged(name: &str, set: &AdapterSet) {
     merged.tensors = Arc::new(MergedOtherwise { inner: merged.tensors, entries, c, set: set.clone() });
     let expected = logits_with(&mut load(&merged, ComputeDtype::F32), &prompt, &AdapterSet::new());
     let (far, changed) = (difference(&found, &expected), difference(&found, &base));
-    assert!(far < 5e-5 && changed > 0.05, "{name}: {far}, and {changed} from the base");
+    assert!(far < 2e-5 && changed > 0.05, "{name}: {far}, and {changed} from the base");
 }
 
 fn pair(name: &str, width: usize, out: usize, seed: usize) -> LoraModule {
@@ -203,7 +203,7 @@ fn pair(name: &str, width: usize, out: usize, seed: usize) -> LoraModule {
     LoraModule::new(name, (rank, width, out), numbers(rank * width, seed, 0.3), numbers(out * rank, seed + 1, 0.3), 0.5)
 }
 
-/// Magnitudes, and whole tensors and rows that are replaced below pairs. Measured: at most 4e-6.
+/// Magnitudes, and whole tensors and rows that are replaced below pairs. Measured: at most 4e-6, and logits that move by 1 to 7.
 #[test]
 fn what_is_not_plain_goes_to_its_rows_too() {
     for name in ["arch-phi3", "tiny-llama"] {
@@ -234,7 +234,7 @@ fn what_is_not_plain_goes_to_its_rows_too() {
     }
 }
 
-/// The bias of a fused pair, and a fused bias that was trained. Measured: 4e-6.
+/// The bias of a fused pair, and a fused bias that was trained. Measured: 4e-6, and logits that move by 2.5 and 2.9.
 #[test]
 fn fused_biases_go_to_their_rows() {
     let c = description("arch-qwen2", None);
@@ -270,7 +270,8 @@ fn a_fused_pair_is_sliced_where_matrices_are_held_apart() {
     assert_eq!(found, expected);
 }
 
-/// The same of a fused tensor in bf16 that replaces all three: each is held as it is stored.
+/// The same of a fused tensor in bf16 that replaces all three: each is held as it is stored. Measured: the same logits to the
+/// bit, and 7.6 from the base's.
 #[test]
 fn a_fused_replacement_in_bf16_is_sliced_where_matrices_are_held_apart() {
     let checkpoint = gguf_checkpoint("mixed-q4_k_m");
@@ -295,8 +296,9 @@ fn a_fused_replacement_in_bf16_is_sliced_where_matrices_are_held_apart() {
     assert_eq!(model.adapter_bytes(&adapted), (c.layers * out * width * 2) as u64);
     let prompt = [3, 99, 250, 17, 42];
     let (found, expected) = (logits_with(&mut model, &prompt, &in_bf16), logits_with(&mut model, &prompt, &in_f32));
-    let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(apart <= 1e-5, "{apart}");
+    let base = logits_with(&mut model, &prompt, &AdapterSet::new());
+    let (apart, changed) = (difference(&found, &expected), difference(&found, &base));
+    assert!(apart <= 1e-5 && changed > 0.05, "{apart}, and {changed} from the base");
 }
 
 /// Bare parameters that are the weights of linear layers are pairs of those, as PEFT computes them; and a mark that the base
