@@ -93,7 +93,7 @@ pub struct FetchContext {
     pub offline: bool,
     /// Whether an adapter may be of files that the source does not know for one: of a plugin's format, or tensors of which
     /// somebody says what they are. Where a source that looks for names of files finds none that it knows, it lists those
-    /// that there are, but for pickles and models; whether they are an adapter is then known once they are read.
+    /// that there are, but for pickles, models, and what training left beside the file that it gave; whether they are an adapter is then known once they are read.
     pub any_adapter: bool,
     /// When cancelled, the call ends soon with [`Error::Cancelled`].
     pub cancel: CancellationToken,

@@ -109,6 +109,34 @@ fn tensors_without_a_config_are_pulled_locked_and_updated_from_everywhere() {
     assert!(error.to_string().contains("locked"), "{error}");
 }
 
+#[test]
+fn what_training_left_beside_tensors_without_a_config_is_neither_fetched_nor_locked() {
+    const DONE: &str = "adapters.safetensors";
+    let done = adapter_files("mlx").into_iter().find(|(name, _)| name == DONE).unwrap().1;
+    let steps = (1..=10).map(|step| (format!("{:07}_{DONE}", 100 * step), format!("step {step}").into_bytes()));
+    let files: Vec<_> = steps.chain([(DONE.to_owned(), done)]).collect();
+    let folder = tempfile::tempdir().unwrap();
+    files.iter().for_each(|(name, bytes)| fs::write(folder.path().join(name), bytes).unwrap());
+    let world = World::with_unnamed(&files);
+    let said = |reference| AdapterSpec::new(reference).with_scale(2.0).with_format(BareFormat::MlxLm);
+    let [folder, repository] = [ArtifactRef::file(folder.path()).unwrap(), "hf:org/unnamed".parse().unwrap()].map(said);
+    let of_folder = logits(&world.engine(), folder.clone(), AdapterPolicy::Auto).unwrap();
+    for adapter in [folder, repository] {
+        let engine = world.engine();
+        let spec = ModelSpec::new("hf:org/tiny".parse().unwrap()).with_adapter_spec(adapter.clone());
+        let lock = block_on(engine.lock(&spec)).unwrap();
+        let locked: Vec<_> = lock.artifacts[1].files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(locked, [DONE], "{}", adapter.reference);
+        assert_eq!(logits(&engine, adapter.clone(), AdapterPolicy::Auto).unwrap(), of_folder, "{}", adapter.reference);
+        let asked = world.hub.wait_until_idle();
+        assert!(!asked.iter().any(|request| request.path.contains(&files[0].0)), "{}", adapter.reference);
+        // What is here is enough, also for the lock.
+        assert_eq!(logits(&world.offline(), adapter, AdapterPolicy::Auto).unwrap(), of_folder);
+        let request = LogitsRequest::new(vec![1, 5, 9]);
+        assert_eq!(block_on(world.offline().logits(&spec.with_lock(lock), request)).unwrap(), of_folder);
+    }
+}
+
 /// A format of one file, `voice.factors`: the tensors of PEFT's adapter behind a line of text.
 struct Factors;
 

@@ -82,11 +82,23 @@ impl World {
 
     /// As [`World::new`], and with the repository `org/unnamed` of the Hub, which has one file.
     pub(crate) fn with_repository(release: Release, name: &str, bytes: &[u8]) -> Self {
+        Self { hub: Self::hub_with(&[(name.to_owned(), bytes.to_vec())]), ..Self::new(release) }
+    }
+
+    /// As [`World::with_repository`], where it has these files, and no release matters.
+    pub(crate) fn with_unnamed(files: &[(String, Vec<u8>)]) -> Self {
+        Self { hub: Self::hub_with(files), ..Self::new(loose("v1", "peft")) }
+    }
+
+    fn hub_with(unnamed: &[(String, Vec<u8>)]) -> Hub {
+        let repository = Repo::new("org/unnamed");
+        let unnamed =
+            unnamed.iter().fold(repository, |repository, (name, bytes)| repository.with_lfs(name, bytes.clone()));
         let hub = Hub::builder()
             .with_repo(repo("org/tiny", "models/tiny-llama"))
             .with_repo(repo("org/pirate", "adapters/tiny-llama-lora-peft"))
-            .with_repo(Repo::new("org/unnamed").with_lfs(name, bytes.to_vec()));
-        Self { hub: hub.start(), ..Self::new(release) }
+            .with_repo(unnamed);
+        hub.start()
     }
 
     pub(crate) fn builder(&self) -> EngineBuilder {

@@ -29,8 +29,8 @@ pub use gguf::GgufSource;
 pub use head::Head;
 pub use json::{LARGEST_CONFIG, parse_json_object, read_json, read_json_object};
 pub use names::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_file, is_gguf,
-    is_pickle, is_safetensors, is_trainer_state,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_checkpoint,
+    is_adapter_file, is_gguf, is_pickle, is_safetensors, is_trainer_state,
 };
 pub use outline::{Outline, WeightFiles};
 pub use safetensors::{SafetensorsFiles, SafetensorsSource, ShardIndex};

@@ -42,6 +42,14 @@ pub fn is_adapter_file(name: &str) -> bool {
     ADAPTER_WEIGHTS.contains(&name) || name.ends_with("_adapters.safetensors")
 }
 
+/// Whether a safetensors file of this name, in a folder that `has` others, is what mlx-lm had after so many steps
+/// (`0000100_adapters.safetensors`) of a training that is done, which gave `adapters.safetensors`.
+pub fn is_adapter_checkpoint(name: &str, has: impl FnOnce(&str) -> bool) -> bool {
+    let steps = name.strip_suffix("_adapters.safetensors");
+    let is_number = |steps: &str| !steps.is_empty() && steps.bytes().all(|byte| byte.is_ascii_digit());
+    steps.is_some_and(is_number) && has("adapters.safetensors")
+}
+
 /// Whether a file of this name is a pickle (`.bin`, `.pt`, `.pth`, `.ckpt`, `.pkl`, `.pickle`), which can run code when
 /// read, and therefore never is.
 pub fn is_pickle(name: &str) -> bool {
@@ -65,4 +73,20 @@ pub fn is_safetensors(name: &str) -> bool {
 
 fn has_extension(name: &str, extension: &str) -> bool {
     Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbered_adapters_are_checkpoints_where_the_last_one_is_there() {
+        let done = |name: &str| name == "adapters.safetensors";
+        assert!(is_adapter_checkpoint("0000100_adapters.safetensors", done));
+        assert!(!is_adapter_checkpoint("0000100_adapters.safetensors", |_| false));
+        for name in ["adapters.safetensors", "_adapters.safetensors", "pirate_adapters.safetensors", "100.safetensors"]
+        {
+            assert!(!is_adapter_checkpoint(name, done), "{name}");
+        }
+    }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use llm_local_core::{Error, Result};
 use llm_local_weights::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GgufSource, MODEL_CONFIG, SafetensorsFiles, SafetensorsSource, is_gguf, is_pickle,
-    is_safetensors,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, GgufSource, MODEL_CONFIG, SafetensorsFiles, SafetensorsSource,
+    is_adapter_checkpoint, is_gguf, is_pickle, is_safetensors,
 };
 
 use crate::{
@@ -15,15 +15,15 @@ use crate::{
 
 /// The names of the files that are the adapter in the folder at `path`: config and weights, whoever wrote them, or the
 /// one GGUF file. Headers are checked here; what the config means is the reader's to judge. Of a folder that has none of
-/// these, and no model, it is all files but pickles where `any` may be one.
+/// these, and no model, it is all files where `any` may be one, but pickles, and checkpoints of a training that is done.
 pub(crate) fn in_folder(path: &Path, any: bool) -> Result<Vec<String>> {
     let folder = Folder::read(path)?;
     let known = known(path, &folder);
     if known.is_ok() || !any || folder.has(MODEL_CONFIG) {
         return known;
     }
-    let names: Vec<_> =
-        folder.files.keys().filter(|name| !name.starts_with('.') && !is_pickle(name)).cloned().collect();
+    let is_left = |name: &str| is_pickle(name) || is_adapter_checkpoint(name, |done| folder.has(done));
+    let names: Vec<_> = folder.files.keys().filter(|name| !name.starts_with('.') && !is_left(name)).cloned().collect();
     if names.is_empty() { known } else { Ok(names) }
 }
 

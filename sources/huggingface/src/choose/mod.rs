@@ -16,8 +16,8 @@ pub(crate) use names::{holds_weights, promised_shards};
 
 use llm_local_core::{ArtifactRef, Error, ManifestFile, Result, Want};
 use llm_local_weights::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_file, is_pickle, is_safetensors,
-    is_trainer_state,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, MODEL_TEXT_FILES, is_adapter_checkpoint, is_adapter_file, is_pickle,
+    is_safetensors, is_trainer_state,
 };
 
 use weights::Safetensors;
@@ -37,7 +37,8 @@ pub(crate) enum Choice {
 }
 
 /// The files that `want` needs of those in the repository, with their paths below the folder of `at`, sorted. Where there is
-/// no adapter that is known by its names, and no model, all files of the folder but pickles are one if `any` may be.
+/// no adapter that is known by its names, and no model, all files of the folder but pickles, and checkpoints of a training
+/// that is done, are one if `any` may be.
 ///
 /// # Errors
 /// [`Error::NotFound`] where nothing of what is wanted is there, [`Error::LoadFailed`] where it is not complete or one of
@@ -185,9 +186,11 @@ impl<'a> Folder<'a> {
         })
     }
 
-    /// All that could be an adapter of a format that is not known here: no model, and no pickle.
+    /// All that could be an adapter of a format that is not known here: no model, and no pickle, and nothing that training
+    /// left beside the file that it gave.
     fn any_adapter(&self) -> Option<Vec<&'a str>> {
-        let is_part = |name: &&str| !name.starts_with('.') && !name.ends_with(".md") && !is_pickle(name);
+        let is_left = |name: &str| is_pickle(name) || is_adapter_checkpoint(name, |done| self.has(done));
+        let is_part = |name: &&str| !name.starts_with('.') && !name.ends_with(".md") && !is_left(name);
         let names: Vec<_> = self.names().filter(is_part).collect();
         (!self.has(MODEL_CONFIG) && !names.is_empty()).then_some(names)
     }
