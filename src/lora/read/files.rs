@@ -31,36 +31,43 @@ impl<'a> AdapterFiles<'a> {
     /// The file beside the config that holds the tensors: `own`, which the format itself writes, if it is there, for a
     /// renamed file is common, but which of several belongs to the config nothing says.
     pub(super) fn weights(&self, own: &str) -> Result<&'a str> {
-        if let Some(name) = self.names.iter().find(|name| **name == own) {
-            return Ok(name);
-        }
-        match self.top(is_safetensors)[..] {
-            [one] => Ok(one),
-            [] => Err(self
-                .pickle()
-                .unwrap_or_else(|| self.error(format!("{own} is missing beside {CONFIG}; found {}", self.listing())))),
-            ref several => Err(self.error(format!(
-                "which safetensors file belongs to {CONFIG} is not clear: expected {own} or one file alone; found {}",
-                some_of(several)
-            ))),
-        }
+        self.tensors(Some(own), Some(CONFIG))
     }
 
-    /// The file of tensors that comes without a config: `own`, which their format itself writes, if it is there, or one
-    /// alone.
+    /// The file of tensors that comes without a config: `own`, which their format itself writes, if somebody says the format
+    /// and it is there, or one alone.
     pub(super) fn bare(&self, own: Option<&str>) -> Result<&'a str> {
+        self.tensors(own, None)
+    }
+
+    /// The file of tensors that belongs to `config`, if that is there: `own`, or one alone.
+    fn tensors(&self, own: Option<&str>, config: Option<&str>) -> Result<&'a str> {
         if let Some(name) = self.names.iter().find(|name| Some(**name) == own) {
             return Ok(name);
         }
+        let beside = config.map(|config| format!(" beside {config}")).unwrap_or_default();
         match self.top(is_safetensors)[..] {
             [one] => Ok(one),
-            [] => Err(self
-                .pickle()
-                .unwrap_or_else(|| self.error(format!("expected one safetensors file; found {}", self.listing())))),
-            ref several => Err(self.error(format!(
-                "which safetensors file is meant is not clear: expected one alone, found {}; name it",
-                some_of(several)
-            ))),
+            [] => Err(self.pickle().unwrap_or_else(|| {
+                let missing = own.unwrap_or("a safetensors file");
+                self.error(format!("{missing} is missing{beside}; found {}", self.listing()))
+            })),
+            ref several => {
+                let which = config.map_or("is meant".to_owned(), |config| format!("belongs to {config}"));
+                let alone = own.map_or("one file alone".to_owned(), |own| format!("{own} or one file alone"));
+                let fix = match (config, own) {
+                    (Some(_), _) => "",
+                    (None, Some(_)) => "; name it",
+                    (None, None) => {
+                        "; name it, or give its `format` (`--adapter-format` of the program), whose own file is taken then: \
+                         adapter_model.safetensors of peft, adapters.safetensors of mlx-lm"
+                    }
+                };
+                let found = some_of(several);
+                Err(self.error(format!(
+                    "which safetensors file {which} is not clear: expected {alone}; found {found}{fix}"
+                )))
+            }
         }
     }
 

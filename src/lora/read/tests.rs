@@ -350,8 +350,22 @@ fn tensors_without_a_config_are_read_if_format_and_scale_are_given() {
         assert_eq!(read_with(&reference, &several, given.clone(), &[]).unwrap().modules, modules);
         several.insert("a.safetensors".into(), several[file].clone());
         several.remove(file);
-        let message = read_with(&reference, &several, given, &[]).unwrap_err().to_string();
-        assert!(message.contains("which safetensors file is meant"), "{message}");
+        let refused =
+            |several: &BTreeMap<_, _>, options| read_with(&reference, several, options, &[]).unwrap_err().to_string();
+        let message = refused(&several, given);
+        let expected = format!("which safetensors file is meant is not clear: expected {file} or one file alone");
+        assert!(message.contains(&expected) && !message.contains("`format`"), "{message}");
+        // Where nobody says the format, that is a way too.
+        let message = refused(&several, ReadOptions::new().with_scale(scale));
+        for word in
+            ["which safetensors file is meant", "`a.safetensors`", "name it", "`format`", "--adapter-format", file]
+        {
+            assert!(message.contains(word), "`{word}` is not in: {message}");
+        }
+        several.clear();
+        several.insert("readme".into(), path.join(file));
+        let message = refused(&several, ReadOptions::new().with_scale(scale));
+        assert!(message.contains("a safetensors file is missing; found `readme`"), "{message}");
         // Tensors of the other format are told by their names.
         let other = if format == BareFormat::Peft { BareFormat::MlxLm } else { BareFormat::Peft };
         let message = with(ReadOptions::new().with_format(other).with_scale(scale)).unwrap_err().to_string();
