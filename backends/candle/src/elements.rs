@@ -217,6 +217,28 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_read_into_their_places() {
+        fn stacked<T: Float>(numbers: [f32; 3], le: impl Fn(f32) -> Vec<u8>) -> Vec<T> {
+            let parts = [2, 0, 1];
+            let from = [0, 2, 2];
+            let read = |i: usize, out: &mut [u8]| {
+                assert!(out.iter().all(|byte| *byte == 0), "{out:?}");
+                out.copy_from_slice(
+                    &numbers[from[i]..from[i] + parts[i]].iter().flat_map(|x| le(*x)).collect::<Vec<_>>(),
+                );
+                Ok(())
+            };
+            stack(&parts, read).unwrap()
+        }
+        let numbers = [1.5, -2.0, 0.25];
+        assert_eq!(stacked::<f32>(numbers, |x| x.to_le_bytes().to_vec()), numbers);
+        assert_eq!(stacked::<f16>(numbers, |x| f16::from_f32(x).to_le_bytes().to_vec()), numbers.map(f16::from_f32));
+        assert_eq!(stacked::<bf16>(numbers, |x| bf16::from_f32(x).to_le_bytes().to_vec()), numbers.map(bf16::from_f32));
+        let broken = |i: usize, _: &mut [u8]| if i == 1 { Err(Error::load("b", "it is broken")) } else { Ok(()) };
+        assert!(stack::<f32>(&[1, 1, 1], broken).unwrap_err().to_string().contains("broken"));
+    }
+
+    #[test]
     fn parts_are_put_one_below_another() {
         let mut all = Vec::with_capacity(4);
         append::<f32>(&mut all, "a", TensorData::F32(vec![1.0, 2.0]), 1, None).unwrap();

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    thread::{self, ThreadId},
 };
 
 use llm_local_candle::CandleBackend;
@@ -219,6 +220,45 @@ fn a_broken_tokenizer_is_named_and_not_the_weights_beside_it() {
     checkpoint.text = TextFiles::from_files(files);
     let error = failure(checkpoint, options(64)).to_string();
     assert!(error.contains("tokenizer") && !error.contains("disk is gone"), "{error}");
+}
+
+/// A source that notes what is read, and on which thread, and says that the order matters.
+struct Ordered {
+    inner: Arc<dyn TensorSource>,
+    reads: Arc<Mutex<Vec<(String, ThreadId)>>>,
+}
+
+impl TensorSource for Ordered {
+    fn entries(&self) -> &[TensorEntry] {
+        self.inner.entries()
+    }
+
+    fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
+        self.reads.lock().unwrap().push((name.to_owned(), thread::current().id()));
+        self.inner.read(name, want)
+    }
+
+    fn depends_on_order(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_source_that_depends_on_the_order_is_read_in_the_same_one_by_one_thread() {
+    for checkpoint in [dense, gguf] {
+        let order = || {
+            let reads = Arc::new(Mutex::new(Vec::new()));
+            let mut checkpoint = checkpoint();
+            checkpoint.tensors = Arc::new(Ordered { inner: checkpoint.tensors, reads: reads.clone() });
+            load(checkpoint, options(64)).unwrap();
+            let (names, threads): (Vec<_>, Vec<_>) = reads.lock().unwrap().drain(..).unzip();
+            assert_eq!(names.len(), 38);
+            assert!(threads.iter().all(|thread| *thread == threads[0]), "{threads:?}");
+            names
+        };
+        let first = order();
+        assert!((0..5).all(|_| order() == first));
+    }
 }
 
 #[test]
