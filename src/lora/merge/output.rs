@@ -2,15 +2,12 @@
 
 use std::{borrow::Cow, fmt};
 
-use half::{
-    f16,
-    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
-};
 use llm_local_core::{FloatType, TensorData};
 use pulp::{Arch, bytemuck::Pod};
 
 use super::{
     destination::Destination,
+    half,
     kernel::{Touched, all_finite},
     stored::{Stored, all},
 };
@@ -91,7 +88,7 @@ impl Narrow for ToF16 {
     }
 
     fn write(&self, values: &[f32], out: &mut [u16]) -> bool {
-        out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
+        half::narrow(values, out);
         all(out, |bits| bits & 0x7c00 != 0x7c00)
     }
 }

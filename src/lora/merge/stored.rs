@@ -1,20 +1,14 @@
 //! A base tensor as it is stored, to f32.
 
-use half::{
-    f16,
-    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
-};
 use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry, TensorSource};
 use pulp::Arch;
 
+use super::half;
 use crate::lora::{
     floats::widen_bf16,
     message::shape_text,
     quantized::{Affine, Blocks, Packing},
 };
-
-/// Floats that are converted at a time.
-const AT_A_TIME: usize = 768;
 
 /// A base tensor that was read as it is stored.
 pub(super) struct ReadTensor<'a> {
@@ -131,7 +125,7 @@ impl<'a> Stored<'a> {
             Self::Affine(affine) => affine.widen(start, out),
             Self::F32(values) => out.copy_from_slice(&values[start..end]),
             Self::Half(FloatType::Bf16, bits) => fill(out, bits[start..end].iter().map(|b| widen_bf16(*b))),
-            Self::Half(_, bits) => bits[start..end].reinterpret_cast::<f16>().convert_to_f32_slice(out),
+            Self::Half(_, bits) => half::widen(&bits[start..end], |bits| bits, out),
             Self::Bytes(stored, bytes) => {
                 let bytes = &bytes[start * stored.size()..end * stored.size()];
                 match stored {
@@ -140,15 +134,7 @@ impl<'a> Stored<'a> {
                     FloatType::Bf16 => {
                         fill(out, bytes.as_chunks().0.iter().map(|b| widen_bf16(u16::from_le_bytes(*b))))
                     }
-                    // The conversion of `half` uses the processor's instruction for it, and wants aligned values.
-                    _ => {
-                        let mut aligned = [0u16; AT_A_TIME];
-                        for (bytes, out) in bytes.chunks(2 * AT_A_TIME).zip(out.chunks_mut(AT_A_TIME)) {
-                            let aligned = &mut aligned[..out.len()];
-                            fill(aligned, bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)));
-                            aligned.reinterpret_cast::<f16>().convert_to_f32_slice(out);
-                        }
-                    }
+                    _ => half::widen(bytes.as_chunks().0, u16::from_le_bytes, out),
                 }
             }
         }
