@@ -23,7 +23,8 @@ use super::{
 use crate::{elements::read_f32, load::Loading, support::Supported, tied};
 
 impl Decoder {
-    /// Reads every tensor of the model once; on the CPU on several threads, unless the order matters to the source. Caches will hold up to `context_length` tokens.
+    /// Reads every tensor of the model once; on the CPU on several threads, unless the source depends on the order. Caches
+    /// will hold up to `context_length` tokens.
     ///
     /// # Errors
     /// What reading gave, [`llm_local_core::Error::LoadFailed`], or cancellation between two tensors.
