@@ -81,10 +81,10 @@ fn widths_and_ranks_at_which_tiles_and_panels_end_are_summed_whole() {
         // Rows that are whole groups of those computed together, and some that are left.
         for rows in [1, 4, 8, 11, 70] {
             for (stored, want) in types.iter().flat_map(|stored| types.map(|want| (*stored, want))) {
-                let part = Part { rank, stored, scale: 0.5, weight: 1.0 };
-                let worst = check([rows, columns], (stored, Some(want)), &[part.clone()], false, 7);
+                let parts = [Part { rank, stored, scale: 0.5, weight: 1.0 }];
+                let worst = check([rows, columns], (stored, Some(want)), &parts, false, 7);
                 assert!(
-                    worst <= tolerance(&[part]),
+                    worst <= tolerance(&parts),
                     "({rows}, {columns}), rank {rank}, {stored} to {want}: {worst} of f32's roundings"
                 );
             }
