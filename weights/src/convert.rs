@@ -1,11 +1,13 @@
 //! Floats of one type to another, in parallel.
 
 use half::{
-    bf16, f16,
+    bf16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
 use llm_local_core::{FloatType, TensorData};
 use rayon::prelude::*;
+
+use crate::f16::{narrow_to_f16, widen_f16_bytes};
 
 /// Elements that are staged on the stack, so that unaligned bytes become aligned values without `unsafe`.
 const BLOCK: usize = 1024;
@@ -20,7 +22,7 @@ pub(crate) fn convert(bytes: &[u8], from: FloatType, to: FloatType) -> Option<Te
         FloatType::F64 => |source, target| each(source, target, |b| f64::from_le_bytes(b) as f32),
         FloatType::F32 => |source, target| each(source, target, f32::from_le_bytes),
         FloatType::F16 => |source, target| {
-            staged(source, target, |bits, target| bits.reinterpret_cast::<f16>().convert_to_f32_slice(target));
+            widen_f16_bytes(source.as_chunks().0, target);
         },
         FloatType::Bf16 => |source, target| {
             staged(source, target, |bits, target| bits.reinterpret_cast::<bf16>().convert_to_f32_slice(target));
@@ -33,9 +35,7 @@ pub(crate) fn convert(bytes: &[u8], from: FloatType, to: FloatType) -> Option<Te
             in_parallel(bytes, from.size(), &mut out, widen);
             Some(TensorData::F32(out))
         }
-        FloatType::F16 => Some(narrow(bytes, from.size(), widen, |values, bits| {
-            bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
-        })),
+        FloatType::F16 => Some(narrow(bytes, from.size(), widen, narrow_to_f16)),
         FloatType::Bf16 => Some(narrow(bytes, from.size(), widen, |values, bits| {
             bits.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(values);
         })),

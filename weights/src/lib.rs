@@ -9,11 +9,13 @@
 //! | [`read_json`], [`read_json_object`], [`parse_json_object`] | a JSON file, bounded in size |
 //! | [`Outline`], [`Head`] | the description alone, from config and first bytes of weights that are elsewhere |
 //! | [`MODEL_CONFIG`], [`MODEL_TEXT_FILES`], [`is_gguf`], [`is_pickle`], ... | names of files by which a model or an adapter is known |
+//! | [`widen_f16`], [`narrow_to_f16`] | floats of 16 bits to 32 and back |
 //!
 //! Nothing here trusts a file: each header is checked against the size of its file before a tensor is handed out.
 
 mod checkpoint;
 mod convert;
+mod f16;
 mod gguf;
 mod head;
 mod json;
@@ -25,6 +27,7 @@ mod safetensors;
 mod table;
 
 pub use checkpoint::Checkpoint;
+pub use f16::{narrow_to_f16, widen_f16, widen_f16_bytes};
 pub use gguf::GgufSource;
 pub use head::Head;
 pub use json::{LARGEST_CONFIG, parse_json_object, read_json, read_json_object};

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `destination` | where what is merged goes: new memory, or the caller's |
 //! | `factors` | what the kernel works with, from adapters and what they change |
-//! | `half` | slices of f16 to f32 and back |
 //! | `kernel` | one tensor, block by block; plain pairs alone |
 //! | `mixed` | tiles of everything else: values replaced, DoRA |
 //! | `output` | what a tensor is given as: floats, or the base's own blocks |
@@ -15,7 +14,6 @@
 
 mod destination;
 mod factors;
-mod half;
 mod kernel;
 mod mixed;
 mod output;

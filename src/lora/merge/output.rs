@@ -3,11 +3,11 @@
 use std::{borrow::Cow, fmt};
 
 use llm_local_core::{FloatType, TensorData};
+use llm_local_weights::narrow_to_f16;
 use pulp::{Arch, bytemuck::Pod};
 
 use super::{
     destination::Destination,
-    half,
     kernel::{Touched, all_finite},
     stored::{Stored, all},
 };
@@ -88,7 +88,7 @@ impl Narrow for ToF16 {
     }
 
     fn write(&self, values: &[f32], out: &mut [u16]) -> bool {
-        half::narrow(values, out);
+        narrow_to_f16(values, out);
         all(out, |bits| bits & 0x7c00 != 0x7c00)
     }
 }

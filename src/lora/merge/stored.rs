@@ -1,9 +1,9 @@
 //! A base tensor as it is stored, to f32.
 
 use llm_local_core::{Encoding, Error, FloatType, Result, TensorData, TensorEntry, TensorSource};
+use llm_local_weights::{widen_f16, widen_f16_bytes};
 use pulp::Arch;
 
-use super::half;
 use crate::lora::{
     floats::widen_bf16,
     message::shape_text,
@@ -125,7 +125,7 @@ impl<'a> Stored<'a> {
             Self::Affine(affine) => affine.widen(start, out),
             Self::F32(values) => out.copy_from_slice(&values[start..end]),
             Self::Half(FloatType::Bf16, bits) => fill(out, bits[start..end].iter().map(|b| widen_bf16(*b))),
-            Self::Half(_, bits) => half::widen(&bits[start..end], |bits| bits, out),
+            Self::Half(_, bits) => widen_f16(&bits[start..end], out),
             Self::Bytes(stored, bytes) => {
                 let bytes = &bytes[start * stored.size()..end * stored.size()];
                 match stored {
@@ -134,7 +134,7 @@ impl<'a> Stored<'a> {
                     FloatType::Bf16 => {
                         fill(out, bytes.as_chunks().0.iter().map(|b| widen_bf16(u16::from_le_bytes(*b))))
                     }
-                    _ => half::widen(bytes.as_chunks().0, u16::from_le_bytes, out),
+                    _ => widen_f16_bytes(bytes.as_chunks().0, out),
                 }
             }
         }

@@ -1,3 +1,4 @@
+use half::f16;
 use proptest::prelude::*;
 
 use super::*;

@@ -8,6 +8,7 @@ use candle_core::{
     utils::with_avx,
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use llm_local_weights::widen_f16;
 
 use super::{
     parts::{Run, beside_blocks, on_rayon},
@@ -141,7 +142,7 @@ impl Matrix {
                 let mut wide = vec![0f32; range.len()];
                 match w.dtype() {
                     DType::F16 => with_elements::<f16, _>(w, |v| {
-                        v[range].convert_to_f32_slice(&mut wide);
+                        widen_f16(v[range].reinterpret_cast(), &mut wide);
                         Ok(())
                     })?,
                     _ => with_elements::<bf16, _>(w, |v| {

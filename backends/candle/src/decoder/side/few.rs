@@ -5,11 +5,11 @@
 use std::ops::Range;
 
 use candle_core::Result;
+use pulp::{Arch, NullaryFnOnce};
 
 use super::{
     Piece, SidePath,
     values::{CHUNK, Values},
-    vectors::{self, Loops, Portable, Vectors},
 };
 use crate::decoder::parts::{Run, in_parts};
 
@@ -79,7 +79,8 @@ fn within(side: &SidePath) -> impl Iterator<Item = (&Piece, Range<usize>)> {
 
 /// `narrow = scale · A x` for some ranks.
 fn project(piece: &Piece, width: usize, ranks: Range<usize>, x: &[f32], narrow: &mut [f32]) {
-    vectors::run(Project { piece, width, ranks, x, narrow });
+    // With the widest vectors that the processor has: the crate is built for old ones.
+    Arch::new().dispatch(Project { piece, width, ranks, x, narrow });
 }
 
 struct Project<'a> {
@@ -90,15 +91,17 @@ struct Project<'a> {
     narrow: &'a mut [f32],
 }
 
-impl Loops for Project<'_> {
+impl NullaryFnOnce for Project<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<V: Vectors>(self, vectors: V) {
+    fn call(self) {
         let mut buffer = [0f32; CHUNK];
         for (rank, narrow) in self.ranks.zip(self.narrow) {
             let mut sum = 0f32;
             for (i, x) in self.x.chunks(CHUNK).enumerate() {
                 let at = rank * self.width + i * CHUNK;
-                sum += dot(self.piece.a.some(at..at + x.len(), &mut buffer, vectors), x);
+                sum += dot(self.piece.a.some(at..at + x.len(), &mut buffer), x);
             }
             *narrow = self.piece.scale * sum;
         }
@@ -107,7 +110,7 @@ impl Loops for Project<'_> {
 
 /// `y += B narrow` for some ranks, whose numbers `narrow` has, and some columns of the piece, which `y` has.
 fn widen(piece: &Piece, ranks: Range<usize>, narrow: &[f32], columns: Range<usize>, y: &mut [f32]) {
-    vectors::run(Widen { piece, ranks, narrow, columns, y });
+    Arch::new().dispatch(Widen { piece, ranks, narrow, columns, y });
 }
 
 struct Widen<'a> {
@@ -118,9 +121,11 @@ struct Widen<'a> {
     y: &'a mut [f32],
 }
 
-impl Loops for Widen<'_> {
+impl NullaryFnOnce for Widen<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<V: Vectors>(self, vectors: V) {
+    fn call(self) {
         let mut buffers = [[0f32; CHUNK]; AT_ONCE];
         let (b, width): (&Values, _) = (&self.piece.b, self.piece.rows.len());
         for (i, y) in self.y.chunks_mut(CHUNK).enumerate() {
@@ -132,10 +137,10 @@ impl Loops for Widen<'_> {
                 let start = |k: usize| (if k < narrow.len() { first + k } else { first }) * width + at;
                 let [b0, b1, b2, b3] = &mut buffers;
                 let b = [
-                    b.some(start(0)..start(0) + y.len(), b0, vectors),
-                    b.some(start(1)..start(1) + y.len(), b1, vectors),
-                    b.some(start(2)..start(2) + y.len(), b2, vectors),
-                    b.some(start(3)..start(3) + y.len(), b3, vectors),
+                    b.some(start(0)..start(0) + y.len(), b0),
+                    b.some(start(1)..start(1) + y.len(), b1),
+                    b.some(start(2)..start(2) + y.len(), b2),
+                    b.some(start(3)..start(3) + y.len(), b3),
                 ];
                 add_four(y, b, by);
             }
@@ -155,7 +160,7 @@ pub(super) fn add_rows(side: &SidePath, ids: &[u32], y: &mut [f32]) -> Result<()
                 let by = piece.scale * piece.b.get(rank * piece.rows.len() + id - piece.rows.start);
                 for (i, y) in y.chunks_mut(CHUNK).enumerate() {
                     let at = rank * side.width + i * CHUNK;
-                    let a = piece.a.some(at..at + y.len(), &mut buffer, Portable);
+                    let a = piece.a.some(at..at + y.len(), &mut buffer);
                     y.iter_mut().zip(a).for_each(|(y, a)| *y += by * a);
                 }
             }
@@ -208,11 +213,11 @@ mod tests {
             let (piece, x) = (&Piece { rank, rows: 0..out, a, b, scale: 0.5 }, &numbers(width)[..]);
             let (mut widest, mut portable) = ([0f32; 7], [0f32; 7]);
             project(piece, width, 0..rank, x, &mut widest);
-            Project { piece, width, ranks: 0..rank, x, narrow: &mut portable }.run(Portable);
+            Project { piece, width, ranks: 0..rank, x, narrow: &mut portable }.call();
             assert_eq!(widest, portable);
             let (mut widest, mut other) = (numbers(out), numbers(out));
             widen(piece, 0..rank, &portable, 0..out, &mut widest);
-            Widen { piece, ranks: 0..rank, narrow: &portable, columns: 0..out, y: &mut other }.run(Portable);
+            Widen { piece, ranks: 0..rank, narrow: &portable, columns: 0..out, y: &mut other }.call();
             assert_eq!(widest, other);
         }
     }

@@ -9,13 +9,11 @@
 //! | `few` | a few rows of activations: plain loops, nothing allocated |
 //! | `many` | many rows: matrix products |
 //! | `on_device` | on a GPU: candle's products |
-//! | `vectors` | the widest vectors of the processor |
 
 mod few;
 mod many;
 mod on_device;
 mod values;
-mod vectors;
 
 use std::ops::Range;
 

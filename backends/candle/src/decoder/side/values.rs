@@ -7,8 +7,7 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
 use llm_local_core::lora::Floats;
-
-use super::vectors::Vectors;
+use llm_local_weights::widen_f16;
 
 /// Elements that are widened at one time.
 pub(super) const CHUNK: usize = 256;
@@ -79,16 +78,11 @@ impl Values {
 
     /// Some of them, at most [`CHUNK`], in f32: in `buffer` where they are not stored so.
     #[inline(always)]
-    pub(super) fn some<'a>(
-        &'a self,
-        range: Range<usize>,
-        buffer: &'a mut [f32; CHUNK],
-        vectors: impl Vectors,
-    ) -> &'a [f32] {
+    pub(super) fn some<'a>(&'a self, range: Range<usize>, buffer: &'a mut [f32; CHUNK]) -> &'a [f32] {
         let wide = &mut buffer[..range.len()];
         match self {
             Self::F32(v) => return &v[range],
-            Self::F16(v) => vectors.widen(&v[range], wide),
+            Self::F16(v) => widen_f16(v[range].reinterpret_cast(), wide),
             // As `bf16::to_f32`, but for NaN, which no adapter has; without a branch, so that it is vectorized.
             Self::Bf16(v) => {
                 wide.iter_mut().zip(&v[range]).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16));

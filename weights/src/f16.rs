@@ -1,23 +1,32 @@
-//! Slices of f16 to f32 and back, eight at a time where the processor has an instruction for that.
+//! f16 to f32 and back, eight at a time where the processor has an instruction for that.
 //!
 //! The conversions of the crate `half` find out for each slice whether it has, and then call a function for every eight
 //! values: five times as slow.
 
+use bytemuck::Pod;
 use half::f16;
-use pulp::bytemuck::Pod;
 
-/// Writes values of 16 bits, of which `bits` says what bits they have, as f32. Exact.
-pub(super) fn widen<T: Pod>(stored: &[T], bits: impl Fn(T) -> u16, out: &mut [f32]) {
+/// Writes the values of f16 into `out`, exactly.
+///
+/// # Panics
+/// If `out` has another length than `bits`.
+pub fn widen_f16(bits: &[u16], out: &mut [f32]) {
+    widen(bits, |bits| bits, out);
+}
+
+/// The same of little-endian bytes, which may be unaligned.
+///
+/// # Panics
+/// If `out` has another length than `bytes`.
+pub fn widen_f16_bytes(bytes: &[[u8; 2]], out: &mut [f32]) {
+    widen(bytes, u16::from_le_bytes, out);
+}
+
+fn widen<T: Pod>(stored: &[T], bits: impl Fn(T) -> u16, out: &mut [f32]) {
+    assert_eq!(stored.len(), out.len(), "as many f32 as f16");
     #[cfg(target_arch = "x86_64")]
-    let done = {
-        assert_eq!(size_of::<T>(), 2, "f16 has 16 bits");
-        if vectors::are_there() {
-            // SAFETY: The processor has AVX and F16C.
-            unsafe { vectors::widen(stored, out) }
-        } else {
-            0
-        }
-    };
+    // SAFETY: The processor has AVX and F16C.
+    let done = if vectors::are_there() { unsafe { vectors::widen(stored, out) } } else { 0 };
     #[cfg(not(target_arch = "x86_64"))]
     let done = 0;
     for (stored, out) in stored[done..].iter().zip(&mut out[done..]) {
@@ -25,8 +34,12 @@ pub(super) fn widen<T: Pod>(stored: &[T], bits: impl Fn(T) -> u16, out: &mut [f3
     }
 }
 
-/// Writes the f16 that is nearest to each value, of two the even one; infinity beyond the largest.
-pub(super) fn narrow(values: &[f32], out: &mut [u16]) {
+/// Writes the bits of the f16 that is nearest to each value, of two the even one; infinity beyond the largest.
+///
+/// # Panics
+/// If `out` has another length than `values`.
+pub fn narrow_to_f16(values: &[f32], out: &mut [u16]) {
+    assert_eq!(values.len(), out.len(), "as many f16 as f32");
     #[cfg(target_arch = "x86_64")]
     // SAFETY: The processor has AVX and F16C.
     let done = if vectors::are_there() { unsafe { vectors::narrow(values, out) } } else { 0 };
@@ -41,7 +54,7 @@ pub(super) fn narrow(values: &[f32], out: &mut [u16]) {
 mod vectors {
     use std::arch::x86_64::{__m128i, __m256, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph};
 
-    use pulp::bytemuck::{self, Pod, cast};
+    use bytemuck::{Pod, cast};
 
     /// Whether the processor has what the functions below are compiled for.
     pub(super) fn are_there() -> bool {
@@ -85,10 +98,10 @@ mod tests {
         };
         for from in [0, 3] {
             let mut out = vec![-1.0; bits.len() - from];
-            widen(&bits[from..], |bits| bits, &mut out);
+            widen_f16(&bits[from..], &mut out);
             assert!(same(&out, from));
             out.fill(-1.0);
-            widen(&bytes[from..], u16::from_le_bytes, &mut out);
+            widen_f16_bytes(&bytes[from..], &mut out);
             assert!(same(&out, from));
         }
     }
@@ -105,12 +118,12 @@ mod tests {
         values.extend((0..200).map(|i| f32::from_bits(0x3300_0000 + i * 0x1_2345)));
         values.extend([65519.996, 65520.0, -65520.0, 1e9, f32::MAX, f32::MIN, f32::INFINITY]);
         let mut out = vec![1; values.len()];
-        narrow(&values, &mut out);
+        narrow_to_f16(&values, &mut out);
         for (value, found) in values.iter().zip(out) {
             assert_eq!(found, f16::from_f32(*value).to_bits(), "{value:e}");
         }
         let mut out = [7; 3];
-        narrow(&[f32::NAN; 3], &mut out);
+        narrow_to_f16(&[f32::NAN; 3], &mut out);
         assert!(out.iter().all(|bits| f16::from_bits(*bits).is_nan()));
     }
 }
