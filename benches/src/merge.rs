@@ -3,8 +3,9 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hint::black_box,
+    iter, mem,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::Instant,
 };
@@ -110,17 +111,16 @@ fn compare(base: InMemory, adapter: LoraAdapter, info: &ModelInfo, pairs: u16) -
             match side {
                 0 => {
                     let mut rest = &mut there[..];
-                    for (name, size) in touched.iter().zip(&sizes) {
-                        let (out, after) = rest.split_at_mut(*size);
-                        merged.read_into(name, None, out)?;
+                    let each = touched.iter().zip(&sizes).map(|(name, size)| {
+                        let (out, after) = mem::take(&mut rest).split_at_mut(*size);
                         rest = after;
-                    }
+                        (*name, out)
+                    });
+                    several_at_a_time(each.collect(), |(name, out)| merged.read_into(name, None, out))?;
                 }
                 1 => copy(&from, &mut there),
                 2 => {
-                    for name in &touched {
-                        black_box(merged.read(name, None)?);
-                    }
+                    several_at_a_time(touched.clone(), |name| merged.read(name, None).map(black_box).map(drop))?;
                 }
                 _ => {
                     let mut new = vec![0; written];
@@ -150,6 +150,18 @@ fn compare(base: InMemory, adapter: LoraAdapter, info: &ModelInfo, pairs: u16) -
         "  merge/copy into memory that is there {goal}, at most {GOAL}: {}",
         if goal.median <= GOAL { "met" } else { "MISSED" }
     );
+    Ok(())
+}
+
+/// Reads as many tensors at a time as there are threads, as loads do.
+fn several_at_a_time<T: Send>(tensors: Vec<T>, read: impl Fn(T) -> llm_local::Result<()> + Sync) -> Result<()> {
+    let tensors = Mutex::new(tensors.into_iter());
+    let next = || tensors.lock().expect("nobody panics while taking the next").next();
+    let reader = || iter::from_fn(next).try_for_each(&read);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..files::threads()).map(|_| scope.spawn(reader)).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().expect("a merge does not panic"))
+    })?;
     Ok(())
 }
 

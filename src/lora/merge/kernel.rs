@@ -14,6 +14,10 @@ use super::{
 /// next, beside the panels that are added to them.
 pub(super) const ROWS: usize = 8;
 
+/// Elements of a tensor from which several threads compute it. To wake them up for less costs about as much as they save,
+/// and backends that read several tensors at a time have them busy already. (Fewer in tests, which go both ways.)
+const WORTH_THREADS: usize = if cfg!(test) { 1 << 12 } else { 1 << 20 };
+
 /// Most columns of one tile.
 const COLUMNS: usize = 512;
 
@@ -191,8 +195,7 @@ fn one<O: Output, M: Tiles>(
 ) -> Result<(), usize> {
     let columns = touched.columns;
     let (width, items) = (touched.tile_columns(output.unit().0), items_of(output, columns));
-    let blocks = out.par_chunks_mut(ROWS * items).enumerate().with_min_len(TASK_ROWS / ROWS);
-    blocks.try_for_each_init(Scratch::default, |scratch, (block, out)| {
+    let each = |scratch: &mut Scratch, (block, out): (usize, &mut [O::Item])| {
         let first = block * ROWS;
         let rows = out.len() / items;
         scratch.values.resize(ROWS * width, 0.0);
@@ -222,7 +225,13 @@ fn one<O: Output, M: Tiles>(
             }
         }
         Ok(())
-    })
+    };
+    if touched.sums.len() * touched.rows * columns < WORTH_THREADS {
+        let mut scratch = Scratch::default();
+        return out.chunks_mut(ROWS * items).enumerate().try_for_each(|block| each(&mut scratch, block));
+    }
+    let blocks = out.par_chunks_mut(ROWS * items).enumerate().with_min_len(TASK_ROWS / ROWS);
+    blocks.try_for_each_init(Scratch::default, each)
 }
 
 /// Whether no value is NaN or infinite.
