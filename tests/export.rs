@@ -241,35 +241,6 @@ fn after_an_error_nothing_is_left() {
 }
 
 #[test]
-fn the_small_files_that_only_transformers_reads_are_exported_too() {
-    let base = tempfile::tempdir().unwrap();
-    for file in fs::read_dir(fixture("models/tiny-llama")).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), base.path().join(file.file_name())).unwrap();
-    }
-    let others = [
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "merges.txt",
-        "preprocessor_config.json",
-        "special_tokens_map.json",
-        "tokenizer.model",
-        "vocab.json",
-    ];
-    for name in others {
-        fs::write(base.path().join(name), format!("of {name}")).unwrap();
-    }
-    let place = Place::new();
-    let exported = place.export(&ModelSpec::new(ArtifactRef::file(base.path()).unwrap())).unwrap();
-    for name in others {
-        assert_eq!(fs::read_to_string(place.model().join(name)).unwrap(), format!("of {name}"));
-    }
-    assert_eq!(exported.files.len(), 5 + others.len(), "{:?}", exported.files);
-    assert!(exported.notes.is_empty(), "{:?}", exported.notes);
-}
-
-#[test]
 fn a_base_that_changes_during_an_export_is_an_error() {
     let base = tempfile::tempdir().unwrap();
     for file in fs::read_dir(fixture("models/tiny-llama")).unwrap() {

@@ -6,9 +6,13 @@ use llm_local_core::TextFiles;
 use llm_local_weights::MODEL_TEXT_FILES;
 use serde_json::Value;
 
+/// Files of a tokenizer that is not in one file, or of what was added to it. They are read by nothing here, and copied where a
+/// source lists them.
+const TOKENIZER_PARTS: [&str; 4] = ["vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"];
+
 /// The names of those of `text` that belong to a Hugging Face folder: tokenizer, templates, and code.
 pub(super) fn names(text: &TextFiles) -> Vec<&str> {
-    let named = MODEL_TEXT_FILES.into_iter().filter(|name| text.files.contains_key(*name));
+    let named = MODEL_TEXT_FILES.iter().chain(&TOKENIZER_PARTS).copied().filter(|name| text.files.contains_key(*name));
     let code = text.files.keys().map(String::as_str).filter(|name| name.ends_with(".py") && !name.contains('/'));
     named.chain(code).collect()
 }

@@ -5,21 +5,15 @@ use std::path::Path;
 /// The config of a model.
 pub const MODEL_CONFIG: &str = "config.json";
 
-/// What a model in a Hugging Face folder has beside config and weights, each where it is there: what is used here, and the small
-/// files that transformers reads beside it, so that a folder which is written from the model is whole.
-pub const MODEL_TEXT_FILES: [&str; 12] = [
+/// What a model in a Hugging Face folder has beside config and weights, as far as it is used here. What a source lists is what a
+/// model is: it decides what is complete offline, and the model's digest, so no file that nothing here reads belongs to it.
+pub const MODEL_TEXT_FILES: [&str; 6] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "added_tokens.json",
-    "chat_template.json",
-    "preprocessor_config.json",
 ];
 
 /// Files that complete or replace the text side of a GGUF file's metadata. `config.json` is none of them: beside a GGUF

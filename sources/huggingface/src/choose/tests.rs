@@ -81,20 +81,14 @@ fn a_model_is_config_tokenizer_and_one_format_of_weights() {
         "sub/model.safetensors",
     ];
     let expected = [
-        "added_tokens.json",
         "chat_template.jinja",
-        "chat_template.json",
         "config.json",
         "generation_config.json",
-        "merges.txt",
         "model.safetensors",
-        "preprocessor_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
     ];
     assert_eq!(model(&files), expected);
     assert_eq!(chosen(":sub", Want::Model, &files).unwrap(), ["config.json", "model.safetensors"]);
