@@ -3,8 +3,8 @@
 use llm_local_core::{ArtifactRef, Error, Result, Unpack, Want};
 use llm_local_source_common::unpack::{ArchiveFormat, Parts, split_parts};
 use llm_local_weights::{
-    ADAPTER_CONFIG, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, ShardIndex, is_adapter_file, is_gguf, is_pickle,
-    is_safetensors,
+    ADAPTER_CONFIG, GGUF_TEXT_FILES, MODEL_CONFIG, MODEL_TEXT_FILES, ShardIndex, is_adapter_checkpoint,
+    is_adapter_file, is_gguf, is_pickle, is_safetensors,
 };
 
 use crate::{
@@ -151,10 +151,12 @@ impl<'r, 'a> Listing<'r, 'a> {
         self.units.iter().filter(|unit| is(&unit.name)).collect()
     }
 
-    /// Whatever may be an adapter, each with all of its files.
+    /// Whatever may be an adapter, each with all of its files; not what a training that is done had on its way.
     fn adapters(&self) -> Vec<Vec<&Unit<'a>>> {
+        let is_left = |name: &str| is_adapter_checkpoint(name, |done| self.get(done).is_some());
+        let weights = self.units(|name| is_safetensors(name) && !is_left(name));
         let mut found = self.alone();
-        found.extend(self.units(is_safetensors).into_iter().map(|weights| self.with_config(weights)));
+        found.extend(weights.into_iter().map(|weights| self.with_config(weights)));
         found
     }
 
@@ -336,6 +338,20 @@ mod tests {
         assert_eq!(of(&["a.safetensors"]), (vec!["a.safetensors".into()], 0));
         assert_eq!(of(&[PAIR[1], PAIR[0], "x.sha256"]), (PAIR.map(str::to_owned).to_vec(), 0));
         assert_eq!(of(&["a.zip.001", "a.zip.002"]), (vec!["a.zip.001".into(), "a.zip.002".into()], 2));
+    }
+
+    #[test]
+    fn what_a_training_wrote_on_its_way_is_no_adapter_beside_the_one_that_it_gave_unless_it_is_named() {
+        let of = |text: &str, assets: &[&str]| names(text, Want::Adapter, assets).map(|(names, _)| names);
+        let all = ["0000100_adapters.safetensors", "0000200_adapters.safetensors", PAIR[0], "adapters.safetensors"];
+        assert_eq!(of("github:o/r", &all).unwrap(), all[2..]);
+        assert_eq!(of("github:o/r", &[all[0], all[3]]).unwrap(), all[3..]);
+        assert_eq!(of("github:o/r#0000100_adapters.safetensors", &all).unwrap(), [all[0], all[2]]);
+        // As that is pinned.
+        assert_eq!(of("github:o/r@1~0,2", &all).unwrap(), [all[0], all[2]]);
+        // Of a training that is not done, one must be named.
+        let error = of("github:o/r", &all[..3]).unwrap_err().to_string();
+        assert!(error.contains("several") && all[..2].iter().all(|name| error.contains(name)), "{error}");
     }
 
     #[test]
