@@ -100,6 +100,10 @@ fn read_into(source: &dyn TensorSource, entry: &TensorEntry, want: Option<FloatT
     }
     let longer = source.read_into(name, want, &mut vec![0; expected.len() + 8]);
     assert!(longer.is_err(), "`{name}` as {want:?} was read into memory that is 8 bytes longer; expected an error");
+    if let Some((_, shorter)) = expected.split_last_mut() {
+        let shorter = source.read_into(name, want, shorter);
+        assert!(shorter.is_err(), "`{name}` as {want:?} was read into memory that is a byte shorter; expected an error");
+    }
 }
 
 /// What other reads are compared with: the stored floats, or what another encoding gives as f32.
@@ -190,6 +194,7 @@ mod tests {
         Nameless,
         IntoNothing,
         IntoAnyLength,
+        IntoShorter,
         IntoAlways,
     }
 
@@ -253,6 +258,13 @@ mod tests {
                     data.copy_to(&mut out[..data.byte_len()]);
                     Ok(())
                 }
+                Wrong::IntoShorter => {
+                    let data = self.read(name, want)?;
+                    let mut all = vec![0; data.byte_len().max(out.len())];
+                    self.inner.read_into(name, want, &mut all)?;
+                    out.copy_from_slice(&all[..out.len()]);
+                    Ok(())
+                }
                 Wrong::IntoAlways if self.inner.read(name, want).is_err() => Ok(()),
                 _ => self.inner.read_into(name, want, out),
             }
@@ -280,6 +292,7 @@ mod tests {
             (Wrong::Nameless, "does not name the tensor"),
             (Wrong::IntoNothing, "read_into wrote other bytes"),
             (Wrong::IntoAnyLength, "memory that is 8 bytes longer"),
+            (Wrong::IntoShorter, "memory that is a byte shorter"),
             (Wrong::IntoAlways, "where read fails"),
         ] {
             let said = failure(|| tensor_source(&Bad::new(wrong)));
