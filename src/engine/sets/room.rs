@@ -1,6 +1,6 @@
 //! Whether tensors that are read anew have room beside those that they replace.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use llm_local_core::{
     DeviceKind, Encoding, Error, FloatType, LoadedInfo, ModelFormat, ModelInfo, Result, TensorEntry,
@@ -37,15 +37,24 @@ pub(super) fn check(
 }
 
 /// The most bytes that reading `touched` anew takes: all that backends hold in one with these, as `loaded` holds them; and
-/// while one of them is made, floats once more in f32, and blocks as read beside those that they are put together in.
+/// what is there beside that while one of the groups is made.
 fn required(info: &ModelInfo, touched: &BTreeSet<String>, loaded: &LoadedInfo) -> u64 {
-    let read: Vec<_> = with_groups(info, touched).into_iter().filter_map(|name| info.tensor(name)).collect();
-    let made = |entry: &&TensorEntry| match entry.encoding {
-        Encoding::Float(_) => entry.elements().unwrap_or(0) * FloatType::F32.size(),
-        _ => 2 * entry.stored_bytes().unwrap_or(0),
-    };
-    let largest = read.iter().map(made).max().unwrap_or(0);
-    (read.iter().map(|entry| held(entry, loaded)).sum::<usize>() + largest) as u64
+    let groups = groups(info, touched);
+    let largest = groups.iter().map(|group| making(group, loaded)).max().unwrap_or(0);
+    (groups.iter().flatten().map(|entry| held(entry, loaded)).sum::<usize>() + largest) as u64
+}
+
+/// The most bytes beside those that `loaded` holds of `group` while that is made: its blocks, which are put together before the
+/// backend copies them; or floats once more in f32, one tensor at a time, and where they go to a device that is not the CPU,
+/// all of them as they are put together.
+fn making(group: &[&TensorEntry], loaded: &LoadedInfo) -> usize {
+    let (floats, blocks): (Vec<&TensorEntry>, Vec<_>) =
+        group.iter().partition(|entry| matches!(entry.encoding, Encoding::Float(_)));
+    let in_f32 = floats.iter().map(|entry| entry.elements().unwrap_or(0) * FloatType::F32.size()).max().unwrap_or(0);
+    let is_copied = loaded.device.kind != DeviceKind::Cpu;
+    let copied: usize = floats.iter().filter(|_| is_copied).map(|entry| held(entry, loaded)).sum();
+    let stacked: usize = blocks.iter().map(|entry| entry.stored_bytes().unwrap_or(0)).sum();
+    stacked.max(in_f32 + copied)
 }
 
 /// The most bytes that `loaded` holds for `entry`. Where its backend does not say, floats are in the type that it computes in
@@ -60,23 +69,24 @@ fn held(entry: &TensorEntry, loaded: &LoadedInfo) -> usize {
     }
 }
 
-/// `touched`, and what backends hold in one with them: queries, keys and values; gate and up.
-fn with_groups<'a>(info: &'a ModelInfo, touched: &'a BTreeSet<String>) -> HashSet<&'a str> {
-    let mut names: HashSet<&str> = touched.iter().map(String::as_str).collect();
+/// The tensors `touched`, each with what backends hold in one with it: queries, keys and values; gate and up.
+fn groups<'a>(info: &'a ModelInfo, touched: &BTreeSet<String>) -> Vec<Vec<&'a TensorEntry>> {
     let layout = if matches!(info.format, ModelFormat::Gguf { .. }) { Layout::Gguf } else { Layout::HuggingFace };
-    let Ok(decoder) = &info.decoder else { return names };
-    let base = decoder.base_tensors(layout);
+    let base = info.decoder.as_ref().map(|decoder| decoder.base_tensors(layout)).unwrap_or_default();
     let group = |role| match role {
         R::Query | R::Key | R::Value => Some(R::Query),
         R::Gate | R::Up => Some(R::Gate),
         _ => None,
     };
-    let in_groups = || base.iter().filter_map(|tensor| Some(((group(tensor.role)?, tensor.layer), &*tensor.name)));
-    let groups: HashSet<_> = in_groups().filter(|(_, name)| names.contains(name)).map(|(group, _)| group).collect();
-    // As the description has them, whose names are its own and not those of `base`.
-    let all: HashSet<_> = in_groups().filter(|(of, _)| groups.contains(of)).map(|(_, name)| name).collect();
-    names.extend(info.tensors.iter().map(|entry| &*entry.name).filter(|name| all.contains(name)));
-    names
+    let in_groups = base.iter().filter_map(|tensor| Some((&*tensor.name, (group(tensor.role)?, tensor.layer))));
+    let in_groups: HashMap<_, _> = in_groups.collect();
+    let mut groups: HashMap<_, Vec<_>> = HashMap::new();
+    for entry in info.tensors.iter() {
+        // Any other tensor is a group by itself.
+        groups.entry(in_groups.get(&*entry.name).ok_or(&*entry.name)).or_default().push(entry);
+    }
+    let is_touched = |group: &Vec<&TensorEntry>| group.iter().any(|entry| touched.contains(&entry.name));
+    groups.into_values().filter(is_touched).collect()
 }
 
 #[cfg(all(test, feature = "local"))]
@@ -117,6 +127,13 @@ mod tests {
     /// A model that is computed in `dtype`.
     fn loaded(dtype: FloatType) -> LoadedInfo {
         LoadedInfo::new("m", "candle", DeviceInfo::new("d", DeviceKind::Cpu, "a device"), dtype, 64, 1)
+    }
+
+    /// A model that is computed in f32 on a device of this kind.
+    fn loaded_on(kind: DeviceKind) -> LoadedInfo {
+        let mut loaded = loaded(FloatType::F32);
+        loaded.device.kind = kind;
+        loaded
     }
 
     #[test]
@@ -188,16 +205,37 @@ mod tests {
     }
 
     #[test]
+    fn the_blocks_of_a_whole_group_are_put_together_beside_the_copy_of_them() {
+        let mut info = info("gguf/tiny-llama-q8_0.gguf");
+        let q = 128 * 128;
+        // As many key heads as heads, as Llama 2 has.
+        let mut entries = info.tensors.to_vec();
+        let of_keys = |entry: &&mut TensorEntry| ["attn_k", "attn_v"].iter().any(|name| entry.name.contains(name));
+        entries.iter_mut().filter(of_keys).for_each(|entry| entry.shape = vec![128, 128]);
+        info.tensors = entries.into();
+        for kind in [DeviceKind::Cpu, DeviceKind::Metal] {
+            let required = required(&info, &names(&["blk.0.attn_q.weight"]), &loaded_on(kind));
+            assert_eq!(required, 2 * 3 * q / 32 * 34, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn floats_that_go_to_a_device_are_there_twice_while_they_do() {
+        let (q, kv) = (128 * 128, 64 * 128);
+        let required = |kind| {
+            let info = info("models/tiny-llama");
+            required(&info, &names(&["model.layers.0.self_attn.v_proj.weight"]), &loaded_on(kind))
+        };
+        assert_eq!(required(DeviceKind::Cpu), 4 * (q + 2 * kv) + 4 * q);
+        assert_eq!(required(DeviceKind::Metal), 2 * 4 * (q + 2 * kv) + 4 * q);
+    }
+
+    #[test]
     fn too_little_memory_is_refused_with_both_numbers_and_just_enough_is_not() {
         let info = info("models/tiny-llama");
         let touched = names(&["model.layers.0.self_attn.o_proj.weight"]);
         let required = required(&info, &touched, &loaded(FloatType::F32));
-        let loaded = |kind| {
-            let mut loaded = loaded(FloatType::F32);
-            loaded.device.kind = kind;
-            loaded
-        };
-        let checked = |kind, available| check(&info, &touched, &loaded(kind), || available, "file:/a");
+        let checked = |kind, available| check(&info, &touched, &loaded_on(kind), || available, "file:/a");
         checked(DeviceKind::Cpu, Some(required)).unwrap();
         checked(DeviceKind::Cpu, None).unwrap();
         checked(DeviceKind::Cuda, Some(0)).unwrap();
