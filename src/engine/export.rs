@@ -17,8 +17,10 @@ use crate::{
 
 impl Engine {
     /// Writes the model of `spec`, its adapters merged in, into the new folder `into`: a Hugging Face folder that transformers
-    /// loads, with config.json, safetensors in files of at most 5 GB, and what the base has of tokenizer files,
-    /// generation_config.json, chat template and Python files. What is missing of these is in [`Exported::notes`]. Of the tensors one is in memory at a time.
+    /// loads, with config.json, safetensors in files of at most 5 GB, and those of tokenizer files, generation_config.json, chat
+    /// template and Python files that the base's source lists; the built-in sources list only what is used here, so neither code
+    /// nor a tokenizer that is not in one file. What is missing of these is in [`Exported::notes`]. Of the tensors one is in
+    /// memory at a time.
     ///
     /// Adapters are always merged, whatever the spec's policy says: a folder holds no adapters. Floats are written in the
     /// type that the base has them in, unless the spec's [`dtype`](ModelSpec::with_dtype) asks for another; what adapters

@@ -46,7 +46,7 @@ pub struct Exported {
     pub merged_tensors: usize,
     /// Bytes of all tensors together.
     pub weight_bytes: u64,
-    /// What the folder lacks, because the base's files do: a tokenizer, or code that the config names.
+    /// What the folder lacks, because the base's source does not list it: a tokenizer, or code that the config names.
     pub notes: Vec<String>,
 }
 

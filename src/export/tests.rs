@@ -256,5 +256,7 @@ fn all_that_a_tokenizer_has_is_copied_and_what_is_missing_is_said() {
     assert!(whole.notes.is_empty(), "{:?}", whole.notes);
     let part = exported("part", &["vocab.json", "configuration_m.py"]);
     assert!(part.notes.len() == 2 && part.notes[0].contains("no tokenizer"), "{:?}", part.notes);
-    assert!(part.notes[1].contains("copy tokenization_m.py into the folder"), "{:?}", part.notes);
+    for words in ["not fetched", "source does not list it", "copy tokenization_m.py into the folder by hand"] {
+        assert!(part.notes[1].contains(words), "{:?}", part.notes);
+    }
 }

@@ -24,15 +24,16 @@ pub(super) fn lacking(config: &Value, names: &[&str]) -> Vec<String> {
     if !(has("tokenizer.json") || has("tokenizer.model") || has("vocab.txt") || has("vocab.json") && has("merges.txt"))
     {
         notes.push(
-            "the folder has no tokenizer, since none is among the base's files (neither tokenizer.json nor tokenizer.model); \
-             copy its files into the folder"
+            "the folder has no tokenizer: the base's source lists no tokenizer.json, tokenizer.model, vocab.txt, or vocab.json \
+             with merges.txt, and what it does not list is not fetched; copy the tokenizer's files into the folder by hand"
                 .to_owned(),
         );
     }
     let missing: Vec<_> = modules(config).into_iter().filter(|file| !has(file)).collect();
     if !missing.is_empty() {
         notes.push(format!(
-            "config.json has `auto_map`, and the code that it names is not among the base's files: copy {} into the folder",
+            "config.json has `auto_map`, and the code that it names is not fetched, since the base's source does not list it; \
+             copy {} into the folder by hand if it is wanted",
             missing.join(", ")
         ));
     }
