@@ -1,6 +1,6 @@
 //! Blocking work off the caller's executor, on any executor.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use llm_local_core::{Error, Result};
 
@@ -28,6 +28,39 @@ pub(crate) async fn blocking_while_wanted<T: Send + 'static>(
     let wanted = Wanted::new();
     let _given_up_on_drop = GiveUp(wanted.clone());
     blocking(what, move || work(&wanted)).await
+}
+
+/// As [`blocking_while_wanted`], for work that removes what it has done once nobody waits for it: dropping the future waits
+/// until that is gone, so that a program that ends then leaves nothing. It takes as long as `work` goes on before it looks
+/// whether it is wanted.
+pub(crate) async fn blocking_until_ended<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce(&Wanted) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (ending, ended) = mpsc::channel();
+    // Dropped after the future below, by which the work hears that nobody waits.
+    let _until_ended = UntilEnded { what, ended };
+    blocking_while_wanted(what, move |wanted| {
+        let _ending: mpsc::Sender<()> = ending;
+        work(wanted)
+    })
+    .await
+}
+
+/// Waits, when it is dropped, until the other end of its channel is gone.
+struct UntilEnded {
+    what: &'static str,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Drop for UntilEnded {
+    fn drop(&mut self) {
+        // Nothing is ever sent.
+        if self.ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
+            tracing::debug!("`{}` is given up, and ends behind the step at hand", self.what);
+            let _ = self.ended.recv();
+        }
+    }
 }
 
 /// Whether somebody still waits for work on a thread.
@@ -73,7 +106,6 @@ impl Drop for GiveUp {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
-    use std::sync::mpsc;
 
     #[test]
     fn a_panic_becomes_an_error() {
@@ -96,6 +128,35 @@ mod tests {
         release.send(()).unwrap();
         assert_eq!(result.recv().unwrap(), Err("cancelled"));
         assert_eq!(pollster::block_on(blocking_while_wanted("test", |wanted| wanted.commit(|| Ok(7)))).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_drop_waits_until_work_has_removed_what_it_did() {
+        struct Removed(mpsc::Sender<&'static str>);
+        impl Drop for Removed {
+            fn drop(&mut self) {
+                // Long enough for a drop that does not wait to come first.
+                (0..1000).for_each(|_| std::thread::yield_now());
+                self.0.send("removed").unwrap();
+            }
+        }
+        let (begin, begun) = mpsc::channel();
+        let (order, events) = mpsc::channel();
+        let (done, dropped) = (Removed(order.clone()), order);
+        let mut work = Box::pin(blocking_until_ended::<()>("test", move |wanted| {
+            let _done = done;
+            begin.send(()).unwrap();
+            loop {
+                wanted.check()?;
+                std::thread::yield_now();
+            }
+        }));
+        assert!(work.as_mut().now_or_never().is_none());
+        begun.recv().unwrap();
+        drop(work);
+        dropped.send("drop").unwrap();
+        assert_eq!([events.recv().unwrap(), events.recv().unwrap()], ["removed", "drop"]);
+        assert_eq!(pollster::block_on(blocking_until_ended("test", |_| Ok(7))).unwrap(), 7);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Waker},
 };
 
-use common::{engine, fixture, fixture_ref, tiny};
+use common::{ToldOfWaiting, engine, fixture, fixture_ref, tiny};
 use futures_util::FutureExt;
 use llm_local::{
     AdapterPolicy, ArtifactRef, ComputeDtype, Error, Exported, LogitsRequest, ModelSpec, ProgressEvent, Result,
@@ -20,10 +20,6 @@ use llm_local::{
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use tracing::{
-    Event, Metadata, Subscriber,
-    span::{Attributes, Id, Record},
-};
 
 /// A folder for exports.
 struct Place(tempfile::TempDir);
@@ -261,28 +257,6 @@ fn a_base_that_changes_during_an_export_is_an_error() {
     let error = block_on(engine().export_with_progress(&spec, &place.model(), Some(Arc::new(handler)))).unwrap_err();
     assert!(error.to_string().contains("model.safetensors has changed"), "{error}");
     assert!(!place.model().exists() && place.others().is_empty());
-}
-
-/// Tells when an export that is dropped has given up, and begins to wait for its thread.
-struct ToldOfWaiting(mpsc::Sender<()>);
-
-impl Subscriber for ToldOfWaiting {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "llm_local::engine::export"
-    }
-
-    fn event(&self, _: &Event<'_>) {
-        self.0.send(()).unwrap();
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
 }
 
 #[test]

@@ -7,7 +7,7 @@ use llm_local_weights::Checkpoint;
 
 use super::Adapters;
 use crate::{
-    blocking::{blocking, blocking_while_wanted},
+    blocking::{blocking, blocking_until_ended},
     engine::Asked,
     lora::{self, ReadOptions, WriteFormat, WrittenAdapter},
 };
@@ -16,7 +16,8 @@ impl Adapters {
     /// Writes `adapter` in `format` into the new folder `into`, or as [`WriteFormat::Gguf`] into
     /// a file that ends in `.gguf`; whichever format it is in. What is written adds the same to its base, as
     /// [`lora::write`] has it. The adapter is fetched if it is not here; of `base`, the model that it is for, headers alone
-    /// are read. Dropping the future before all is written leaves nothing at `into`.
+    /// are read. Dropping the future before all is written leaves nothing at or beside `into`: it ends the writing behind the
+    /// tensor at hand, and waits until temporary files are gone.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around what the sources say and those of the transfer, and that names what `format`
@@ -48,7 +49,7 @@ impl Adapters {
             None => None,
         };
         let into = into.to_owned();
-        blocking_while_wanted("adapters", move |wanted| {
+        blocking_until_ended("convert", move |wanted| {
             lora::write_while_wanted(&adapter, format, base.as_deref(), &into, wanted)
         })
         .await

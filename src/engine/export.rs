@@ -1,16 +1,13 @@
 //! A model of a spec, written down.
 
-use std::{
-    path::Path,
-    sync::{Arc, mpsc},
-};
+use std::{path::Path, sync::Arc};
 
 use llm_local_core::{AdapterPolicy, Error, FetchContext, ModelSpec, ProgressEvent, ProgressHandler, Result};
 use llm_local_weights::is_gguf;
 
 use super::{Engine, Inner, judge::Weights, prepare::Prepared};
 use crate::{
-    blocking::blocking_while_wanted,
+    blocking::blocking_until_ended,
     export::{self, Export, Exported, Watch},
     lora::MergedSource,
 };
@@ -72,11 +69,7 @@ impl Inner {
         let Prepared { weights, identity, adapters, allow, holds, proven, .. } = self.prepare(&spec, cx).await?;
         let Weights { info, tensors, text } = weights;
         let (into, dtype, progress) = (into.to_owned(), spec.dtype, cx.progress.clone());
-        let (ending, ended) = mpsc::channel();
-        // Dropped after `written`, which then gives up.
-        let _until_ended = UntilEnded(ended);
-        let written = blocking_while_wanted("export", move |wanted| {
-            let _ending: mpsc::Sender<()> = ending;
+        let written = blocking_until_ended("export", move |wanted| {
             export::check(&info)?;
             let Some(base) = tensors else {
                 return Err(Error::unsupported(
@@ -104,19 +97,5 @@ impl Inner {
         let exported = written.await;
         drop(holds);
         exported
-    }
-}
-
-/// Waits, when it is dropped, until the thread that writes has removed what nobody wants any more: a program that ends then
-/// leaves nothing. That takes no longer than one tensor.
-struct UntilEnded(mpsc::Receiver<()>);
-
-impl Drop for UntilEnded {
-    fn drop(&mut self) {
-        // Nothing is ever sent.
-        if self.0.try_recv() == Err(mpsc::TryRecvError::Empty) {
-            tracing::debug!("an export is given up, and ends behind the tensor at hand");
-            let _ = self.0.recv();
-        }
     }
 }

@@ -1,7 +1,14 @@
 //! What an adapter is, before and after it is fetched, and in another format.
 
+use std::{
+    fs,
+    sync::mpsc,
+    task::{Context, Poll, Waker},
+};
+
+use futures_util::FutureExt;
 use llm_local::{
-    ArtifactRef, ModelSpec,
+    AdapterSpec, ArtifactRef, ModelSpec,
     adapters::{AdapterFormat, Scaling},
     core::lora::AdapterFeature,
     lora::WriteFormat,
@@ -9,7 +16,10 @@ use llm_local::{
 use llm_local_testkit::github::{Host, Release};
 use pollster::block_on;
 
-use crate::world::{World, adapter_files, loose, zipped};
+use crate::{
+    common::{ToldOfWaiting, engine, fixture_ref},
+    world::{World, adapter_files, loose, zipped},
+};
 
 #[test]
 fn an_adapter_is_described_by_its_config_and_the_header_of_its_weights() {
@@ -76,14 +86,14 @@ fn what_cannot_be_used_is_described_with_the_reason() {
     // An adapter, one field of whose config is another.
     let report = |name: &str, field: &str, value: &str| {
         let folder = world.folder.path().join(name);
-        std::fs::create_dir(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
         for (name, mut bytes) in adapter_files(name) {
             if name == "adapter_config.json" {
                 let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap();
                 assert!(config.insert(field.into(), value.into()).is_some(), "{config:?}");
                 bytes = serde_json::to_vec(&config).unwrap();
             }
-            std::fs::write(folder.join(name), bytes).unwrap();
+            fs::write(folder.join(name), bytes).unwrap();
         }
         block_on(adapters.inspect(&ArtifactRef::file(folder).unwrap().into())).unwrap()
     };
@@ -160,4 +170,33 @@ fn an_adapter_is_converted_by_the_headers_of_a_base_that_is_elsewhere() {
         .map(|reference| block_on(engine.adapters().inspect(&reference.into())).unwrap());
     assert_eq!((&after.format, after.unusable), (&AdapterFormat::Gguf, None));
     assert_eq!((after.ranks, after.scales, after.modules), (before.ranks, before.scales, before.modules));
+}
+
+#[test]
+fn a_conversion_that_is_given_up_leaves_nothing() {
+    let (engine, base) = (engine(), fixture_ref("models/tiny-llama"));
+    let (adapters, adapter) = (engine.adapters(), AdapterSpec::from(fixture_ref("adapters/tiny-llama-lora-peft")));
+    for (name, format) in [("folder", WriteFormat::MlxLm), ("file.gguf", WriteFormat::Gguf)] {
+        let given_up = || {
+            let folder = tempfile::tempdir().unwrap();
+            let names = || fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect::<Vec<_>>();
+            let into = folder.path().join(name);
+            let mut converting = adapters.convert(&adapter, format, Some(&base), &into, None).boxed();
+            let mut context = Context::from_waker(Waker::noop());
+            // Until some of it is on the disk.
+            while names().is_empty() {
+                if let Poll::Ready(written) = converting.poll_unpin(&mut context) {
+                    written.unwrap();
+                    break;
+                }
+            }
+            let (waits, waiting) = mpsc::channel();
+            tracing::subscriber::with_default(ToldOfWaiting(waits), || drop(converting));
+            let left = names();
+            assert!(left.is_empty() || left == [name], "half of it is left: {left:?}");
+            waiting.try_recv().is_ok() && left.is_empty()
+        };
+        // Where the other thread is done before it is given up, once more.
+        assert!((0..1000).any(|_| given_up()), "none of {name} was waited for");
+    }
 }

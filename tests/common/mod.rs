@@ -2,10 +2,14 @@
 
 #![allow(dead_code, unreachable_pub, clippy::print_stdout)] // each test binary uses its part of a module of its own
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::mpsc};
 
 use llm_local::{ArtifactRef, Engine, GenerateRequest, Generation, GenerationEvent, LogitsRequest, ModelSpec};
 use pollster::block_on;
+use tracing::{
+    Event, Metadata, Subscriber,
+    span::{Attributes, Id, Record},
+};
 
 /// A path below `tests/fixtures`.
 pub fn fixture(path: &str) -> PathBuf {
@@ -145,4 +149,26 @@ pub fn compare_with(spec: &ModelSpec, name: &str, reference: &Reference, bound: 
 /// Whether the tokenizer of the model has a token with this id; the vocabularies are padded beyond.
 fn has_token(name: &str, id: u32) -> bool {
     id < if name.starts_with("arch-") { 380 } else { 838 }
+}
+
+/// Tells when work that is dropped has given up, and begins to wait for its thread.
+pub struct ToldOfWaiting(pub mpsc::Sender<()>);
+
+impl Subscriber for ToldOfWaiting {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "llm_local::blocking"
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        self.0.send(()).unwrap();
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
 }

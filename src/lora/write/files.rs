@@ -131,6 +131,70 @@ impl Files<'_> {
             };
             builder = builder.add_tensor(&tensor.name, shape, kind, tensor.bytes()).map_err(failed)?;
         }
-        builder.build_to_writer(writer).map(drop).map_err(failed)
+        let built = builder.build_to_writer(WhileWanted { writer, wanted });
+        // A refusal to go on comes as an error of writing.
+        built.map(drop).map_err(|e| wanted.check().err().unwrap_or_else(|| failed(e)))
+    }
+}
+
+/// A writer that fails once nobody waits for what is written: a GGUF file's tensors are written in one call.
+struct WhileWanted<'a, W> {
+    writer: W,
+    wanted: &'a Wanted,
+}
+
+impl<W: Write> Write for WhileWanted<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.wanted.check().map_err(io::Error::other)?;
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives up once it has more than so many bytes.
+    struct GivingUp<'a> {
+        wanted: &'a Wanted,
+        after: usize,
+        bytes: usize,
+    }
+
+    impl Write for GivingUp<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.bytes += bytes.len();
+            if self.bytes > self.after {
+                self.wanted.give_up();
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn gguf_ends_between_tensors_once_nobody_waits() {
+        let metadata = [("general.type", MetadataValue::String("adapter".into()))];
+        let tensors = ["a", "b", "c", "d"].map(|name| Tensor::vector(name, &[1.0; 1024])).into();
+        let container = Container::Gguf(Vec::new());
+        let files = Files { config: None, weights: "x.gguf", container, tensors, notes: Vec::new() };
+        let write = |after| {
+            let wanted = Wanted::new();
+            let mut writer = GivingUp { wanted: &wanted, after, bytes: 0 };
+            let written = files.write_gguf(&metadata, &mut writer, Path::new("x.gguf"), &wanted);
+            (written.map_err(|e| e.code()), writer.bytes)
+        };
+        let (written, whole) = write(usize::MAX);
+        assert!(written.is_ok() && whole > 4 * 4096, "{written:?}, {whole} bytes");
+        let (written, bytes) = write(4096);
+        assert_eq!(written, Err("cancelled"));
+        assert!(bytes < 3 * 4096, "{bytes} of {whole} bytes");
     }
 }
