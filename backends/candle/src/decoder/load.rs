@@ -45,7 +45,7 @@ impl Decoder {
         };
         tied::check(c, s.layout, source)?;
         let weights = Weights::new(s, source, loading);
-        let threads = if source.depends_on_order() { 1 } else { reading_threads(&s.device) };
+        let threads = threads_for(source, &s.device);
         let around = || {
             let embedding = weights.matrix(&[R::Embedding], 0)?;
             let norm = RmsNorm::new(weights.norm(R::FinalNorm, 0)?, c.norm_eps);
@@ -83,6 +83,17 @@ const MOST_READERS: usize = 8;
 pub(crate) fn reading_threads(device: &Device) -> usize {
     if device.is_cpu() { threads().min(MOST_READERS) } else { 1 }
 }
+
+/// How many threads read `source`.
+pub(super) fn threads_for(source: &dyn TensorSource, device: &Device) -> usize {
+    if source.depends_on_order() { 1 } else { reading_threads(device) }
+}
+
+/// The modules of no layer, which one thread reads.
+pub(crate) const AROUND: [R; 3] = [R::Embedding, R::FinalNorm, R::Head];
+
+/// Modules whose rows are one matrix where they are held alike.
+pub(crate) const STACKED: [&[R]; 2] = [&[R::Query, R::Key, R::Value], &[R::Gate, R::Up]];
 
 fn layer(weights: &Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
     let c = &s.decoder;
@@ -124,7 +135,7 @@ pub(super) fn projections(weights: &Weights<'_>, s: &Supported, i: usize) -> Res
     if s.decoder.fused_projections {
         return weights.linear(R::QueryKeyValue, i).map(Projections::Fused);
     }
-    Ok(match weights.stacked(&[R::Query, R::Key, R::Value], i)? {
+    Ok(match weights.stacked(STACKED[0], i)? {
         Some(fused) => Projections::Fused(fused),
         None => Projections::Split {
             q: weights.linear(R::Query, i)?,
@@ -139,7 +150,7 @@ pub(super) fn gate_up(weights: &Weights<'_>, s: &Supported, i: usize) -> Result<
     if s.decoder.fused_projections {
         return weights.linear(R::GateUp, i).map(GateUp::Fused);
     }
-    Ok(match weights.stacked(&[R::Gate, R::Up], i)? {
+    Ok(match weights.stacked(STACKED[1], i)? {
         Some(fused) => GateUp::Fused(fused),
         None => GateUp::Split { gate: weights.linear(R::Gate, i)?, up: weights.linear(R::Up, i)? },
     })

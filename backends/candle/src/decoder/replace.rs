@@ -1,6 +1,9 @@
 //! Tensors of a decoder that are read anew, while what was made with those before goes on with them.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use candle_core::Tensor;
 use llm_local_backend_common::worker::NewTensors;
@@ -14,16 +17,17 @@ use super::{
     attention::Projections,
     layer::{GateUp, Layer},
     linear::{Linear, Matrix},
-    load::{gate_up, projections},
+    load::{AROUND, gate_up, projections, threads_for},
     network::Network,
     norm::RmsNorm,
+    readers,
     weights::Weights,
 };
 use crate::{load::Loading, support::Supported, tied};
 
 impl Decoder {
     /// Reads the modules anew whose tensors are named, all that is held in one with them included, and replaces them once
-    /// all are there. Returns the network before.
+    /// all are there, on as many threads as [`Decoder::load`]. Returns the network before.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for tensors with which other parts of the model would be held otherwise,
@@ -40,10 +44,10 @@ impl Decoder {
             tied::check(&s.decoder, s.layout, &*new.tensors)?;
         }
         let weights = Weights::new(&s, &*new.tensors, Loading::quiet(new.cancel.clone()));
-        let mut replacing = Replacing { s: &s, weights, touched, before: 0 };
+        let replacing = Replacing { s: &s, weights, touched, before: AtomicU64::new(0) };
         let mut network = self.base.clone();
-        replacing.network(&mut network)?;
-        let (before, after) = (replacing.before, replacing.weights.bytes());
+        replacing.network(&mut network, threads_for(&*new.tensors, &s.device))?;
+        let (before, after) = (replacing.before.into_inner(), replacing.weights.bytes());
         self.weight_bytes = self.weight_bytes - before + after;
         self.supported = s;
         Ok(Adapted::new(std::mem::replace(&mut self.base, network), before))
@@ -78,47 +82,64 @@ struct Replacing<'a> {
     weights: Weights<'a>,
     touched: HashSet<(R, usize)>,
     /// Bytes of what was replaced so far, counted as the load counts them.
-    before: u64,
+    before: AtomicU64,
 }
 
 impl Replacing<'_> {
-    fn network(&mut self, network: &mut Network) -> Result<()> {
-        for (i, layer) in network.layers.iter_mut().enumerate() {
-            self.layer(layer, i)?;
-        }
-        if self.has(&[R::FinalNorm], 0) {
-            self.norm(&mut network.norm, R::FinalNorm, 0)?;
-        }
-        if self.has(&[R::Embedding], 0) {
-            self.before += matrix_bytes(&network.embedding.weight);
-            network.embedding.weight = self.weights.matrix(&[R::Embedding], 0)?;
-            if self.s.decoder.tied_embeddings {
-                network.head.weight = network.embedding.weight.clone();
+    fn network(&self, network: &mut Network, threads: usize) -> Result<()> {
+        let Network { embedding, layers, norm, head } = network;
+        let around = || {
+            if self.has(&[R::Embedding], 0) {
+                self.gone(matrix_bytes(&embedding.weight));
+                embedding.weight = self.weights.matrix(&[R::Embedding], 0)?;
+                if self.s.decoder.tied_embeddings {
+                    head.weight = embedding.weight.clone();
+                }
             }
-        }
-        if self.has(&[R::Head], 0) {
-            self.linear(&mut network.head, R::Head, 0)?;
+            if self.has(&[R::FinalNorm], 0) {
+                self.norm(norm, R::FinalNorm, 0)?;
+            }
+            if self.has(&[R::Head], 0) {
+                self.linear(head, R::Head, 0)?;
+            }
+            Ok(())
+        };
+        let in_layers = self.touched.iter().filter(|(role, _)| !AROUND.contains(role));
+        let touched: BTreeSet<usize> = in_layers.map(|(_, layer)| *layer).collect();
+        let touched: Vec<usize> = touched.into_iter().collect();
+        let replaced = |i: usize| {
+            let mut layer = layers[touched[i]].clone();
+            self.layer(&mut layer, touched[i]).map(|()| layer)
+        };
+        let ((), new) = readers::read(threads, around, touched.len(), replaced)?;
+        for (i, layer) in touched.into_iter().zip(new) {
+            layers[i] = layer;
         }
         Ok(())
     }
 
-    fn layer(&mut self, layer: &mut Layer, i: usize) -> Result<()> {
+    /// Counts bytes of what is replaced.
+    fn gone(&self, bytes: u64) {
+        self.before.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn layer(&self, layer: &mut Layer, i: usize) -> Result<()> {
         if self.has(&[R::Query, R::Key, R::Value, R::QueryKeyValue], i) {
             let attention = &mut layer.attention.projections;
-            self.before += match &*attention {
+            self.gone(match &*attention {
                 Projections::Fused(fused) => bytes(fused),
                 Projections::Split { q, k, v } => bytes(q) + bytes(k) + bytes(v),
-            };
+            });
             *attention = projections(&self.weights, self.s, i)?;
         }
         if self.has(&[R::AttentionOutput], i) {
             self.linear(&mut layer.attention.output, R::AttentionOutput, i)?;
         }
         if self.has(&[R::Gate, R::Up, R::GateUp], i) {
-            self.before += match &layer.mlp.gate_up {
+            self.gone(match &layer.mlp.gate_up {
                 GateUp::Fused(both) => bytes(both),
                 GateUp::Split { gate, up } => bytes(gate) + bytes(up),
-            };
+            });
             layer.mlp.gate_up = gate_up(&self.weights, self.s, i)?;
         }
         if self.has(&[R::Down], i) {
@@ -136,14 +157,14 @@ impl Replacing<'_> {
         roles.iter().any(|role| self.touched.contains(&(*role, layer)))
     }
 
-    fn linear(&mut self, linear: &mut Linear, role: R, layer: usize) -> Result<()> {
-        self.before += bytes(linear);
+    fn linear(&self, linear: &mut Linear, role: R, layer: usize) -> Result<()> {
+        self.gone(bytes(linear));
         *linear = self.weights.linear(role, layer)?;
         Ok(())
     }
 
-    fn norm(&mut self, norm: &mut RmsNorm, role: R, layer: usize) -> Result<()> {
-        self.before += vector_bytes(&norm.weight);
+    fn norm(&self, norm: &mut RmsNorm, role: R, layer: usize) -> Result<()> {
+        self.gone(vector_bytes(&norm.weight));
         *norm = RmsNorm::new(self.weights.norm(role, layer)?, self.s.decoder.norm_eps);
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! Tensors that are read anew, against a model that was loaded with them: equal to the bit, and in bytes.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Barrier, Mutex},
+    thread::{self, ThreadId},
+};
 
 use half::{bf16, f16};
 use llm_local_backend_common::worker::NewTensors;
@@ -9,7 +12,7 @@ use llm_local_core::{
 };
 
 use super::*;
-use crate::decoder::Adapted;
+use crate::decoder::{Adapted, reading_threads};
 
 const PROMPT: [u32; 9] = [5, 9, 300, 17, 2, 44, 8, 91, 120];
 
@@ -21,8 +24,12 @@ struct Changed {
     seed: usize,
     /// Reading this one fails.
     broken: Option<String>,
-    /// The names of what was read.
-    read: Arc<Mutex<Vec<String>>>,
+    /// Where those that are others wait for each other.
+    meeting: Option<Barrier>,
+    /// Whether it says that the order of reads matters.
+    is_ordered: bool,
+    /// The names of what was read, and on which thread.
+    read: Arc<Mutex<Vec<(String, ThreadId)>>>,
 }
 
 impl Changed {
@@ -32,7 +39,16 @@ impl Changed {
             entry.encoding = Encoding::Float(FloatType::F16);
         }
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Self { inner: checkpoint.tensors.clone(), entries, names, seed, broken: None, read: Arc::default() }
+        Self {
+            inner: checkpoint.tensors.clone(),
+            entries,
+            names,
+            seed,
+            broken: None,
+            meeting: None,
+            is_ordered: false,
+            read: Arc::default(),
+        }
     }
 
     fn info(&self, of: &Checkpoint) -> ModelInfo {
@@ -48,11 +64,14 @@ impl TensorSource for Changed {
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
-        self.read.lock().unwrap().push(name.to_owned());
+        self.read.lock().unwrap().push((name.to_owned(), thread::current().id()));
         if self.broken.as_deref() == Some(name) {
             return Err(Error::load(format!("tensor `{name}`"), "the disk is gone"));
         }
         let Some(place) = self.names.iter().position(|n| n == name) else { return self.inner.read(name, want) };
+        if let Some(meeting) = &self.meeting {
+            meeting.wait();
+        }
         let count = self.entry(name).and_then(TensorEntry::elements).unwrap();
         let size = if name.contains("norm") { 1.0 } else { 0.1 };
         let number = |i: usize| {
@@ -65,6 +84,10 @@ impl TensorSource for Changed {
             Some(FloatType::Bf16) => TensorData::Half(all.map(|x| bf16::from_f32(x).to_bits()).collect()),
             _ => TensorData::Half(all.map(|x| f16::from_f32(x).to_bits()).collect()),
         })
+    }
+
+    fn depends_on_order(&self) -> bool {
+        self.is_ordered
     }
 }
 
@@ -182,15 +205,40 @@ fn what_cannot_be_replaced_leaves_the_model_as_it_was() {
     assert_eq!((logits(&mut model, None), model.weight_bytes()), before);
 }
 
+/// Parts of two layers.
+const TWO: [&str; 2] = ["model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.down_proj.weight"];
+
 #[test]
-fn only_what_is_held_in_one_with_a_named_tensor_is_read() {
+fn only_what_is_held_in_one_with_a_named_tensor_is_read_in_order_where_that_matters() {
     let checkpoint = dense_checkpoint("tiny-llama", None);
-    let mut model = decoder(&checkpoint.info, &*checkpoint.tensors, ComputeDtype::F32);
-    let names = ["model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.down_proj.weight"];
-    let source = Changed::new(&checkpoint, &names, 1);
-    let read = source.read.clone();
-    replace(&mut model, &checkpoint, source, &names).unwrap();
-    let of_one = ["k", "v"].map(|part| format!("model.layers.1.self_attn.{part}_proj.weight"));
-    let expected = [names[0], &of_one[0], &of_one[1], names[1]];
-    assert_eq!(*read.lock().unwrap(), expected);
+    // Several times where threads could be faster than each other.
+    for is_ordered in [false].into_iter().chain([true; 10]) {
+        let mut model = decoder(&checkpoint.info, &*checkpoint.tensors, ComputeDtype::F32);
+        let source = Changed { is_ordered, ..Changed::new(&checkpoint, &TWO, 1) };
+        let read = source.read.clone();
+        replace(&mut model, &checkpoint, source, &TWO).unwrap();
+        let of_one = ["k", "v"].map(|part| format!("model.layers.1.self_attn.{part}_proj.weight"));
+        let mut expected = [TWO[0], &of_one[0], &of_one[1], TWO[1]];
+        let (mut names, threads): (Vec<_>, Vec<_>) = read.lock().unwrap().drain(..).unzip();
+        if is_ordered {
+            assert!(threads.iter().all(|thread| *thread == threads[0]), "{threads:?}");
+        } else {
+            names.sort_unstable();
+            expected.sort_unstable();
+        }
+        assert_eq!(names, expected);
+    }
+}
+
+#[test]
+fn layers_are_replaced_on_several_threads() {
+    // Where there is one, it would wait for itself.
+    if reading_threads(&Device::Cpu) > 1 {
+        let checkpoint = dense_checkpoint("tiny-llama", None);
+        let mut model = decoder(&checkpoint.info, &*checkpoint.tensors, ComputeDtype::F32);
+        let source = Changed { meeting: Some(Barrier::new(2)), ..Changed::new(&checkpoint, &TWO, 1) };
+        let mut fresh = decoder(&source.info(&checkpoint), &Changed::new(&checkpoint, &TWO, 1), ComputeDtype::F32);
+        replace(&mut model, &checkpoint, source, &TWO).unwrap();
+        assert_eq!(logits(&mut model, None), logits(&mut fresh, None));
+    }
 }
