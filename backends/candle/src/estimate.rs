@@ -1,8 +1,12 @@
 //! How much memory a model takes with candle, by part.
 
+mod load_peak;
+
 use std::collections::HashSet;
 
 use llm_local_core::{DeviceKind, Encoding, GgmlType, MemoryEstimate, TensorEntry};
+
+use self::load_peak::load_peak;
 
 use crate::{
     decoder::{LayerCache, reading_threads, tile_bytes},
@@ -15,13 +19,9 @@ const F32: u64 = 4;
 /// Bytes of weights, KV cache, scratch and load peak at a context of `context` tokens.
 pub(crate) fn estimate(s: &Supported, tensors: &[TensorEntry], context: usize) -> MemoryEstimate {
     let chunk = prefill_chunk(s.device_info.kind).min(context);
-    // Each thread that reads has one tensor in work.
-    let mut peaks: Vec<u64> = used(s, tensors).map(|t| load_peak(t, s)).collect();
-    peaks.sort_unstable_by(|a, b| b.cmp(a));
-    let peak = peaks.iter().take(reading_threads(&s.device)).sum();
     MemoryEstimate::new(weights(s, tensors), kv_cache(s, chunk, context))
         .with_working(working(s, chunk as u64, context as u64))
-        .with_load_peak(peak)
+        .with_load_peak(load_peak(s, tensors, reading_threads(&s.device)))
 }
 
 /// Bytes of the weights as the decoder holds them.
@@ -59,15 +59,6 @@ fn held(t: &TensorEntry, s: &Supported) -> u64 {
         (2.., _, Some(Held::Dense(float))) => elements(t) * float.size() as u64,
         // Norms and biases are in the type of the activations.
         _ => elements(t) * s.activations.size_in_bytes() as u64,
-    }
-}
-
-/// Bytes that loading `t` takes beside what is held: the blocks as read, or the f32 that a merge is computed in.
-fn load_peak(t: &TensorEntry, s: &Supported) -> u64 {
-    match t.encoding {
-        // Rows that are put together with others, or in another order.
-        Encoding::Ggml(_) => 2 * stored(t),
-        _ => elements(t) * F32 + if s.device_info.kind == DeviceKind::Cpu { 0 } else { held(t, s) },
     }
 }
 

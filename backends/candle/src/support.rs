@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, quantized::GgmlDType};
 use llm_local_core::{
     ComputeDtype, DeviceInfo, DeviceKind, Encoding, Error, FloatType, LoadOptions, ModelFormat, ModelInfo, TensorEntry,
-    model::{DecoderConfig, Layout, ModuleRole},
+    model::{DecoderConfig, Layout, ModuleRole, RowOrder},
 };
 
 use crate::{
@@ -75,6 +75,11 @@ impl Supported {
             Encoding::Ggml(t) => ggml_dtype(t).map(Held::Blocks),
             _ => None,
         }
+    }
+
+    /// The order in which the checkpoint holds the rows of the module `role`, if it is another than the decoder's.
+    pub(crate) fn row_order(&self, role: ModuleRole) -> Option<RowOrder> {
+        (self.layout == Layout::Gguf).then(|| self.decoder.gguf_row_order(role)).flatten()
     }
 
     /// As [`Supported::held`] has it, the float types that dense matrices are held in, by those that they are stored in.

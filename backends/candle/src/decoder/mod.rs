@@ -40,7 +40,7 @@ pub(crate) use adapters::Adapted;
 pub(crate) use cache::LayerCache;
 use candle_core::{DType, Device};
 pub(crate) use linear::tile_bytes;
-pub(crate) use load::reading_threads;
+pub(crate) use load::{AROUND, STACKED, reading_threads};
 
 use llm_local_core::model::DecoderConfig;
 

@@ -12,7 +12,7 @@ use candle_core::{
 use half::{bf16, f16};
 use llm_local_core::{
     Error, FloatType, Result, TensorData, TensorSource,
-    model::{BaseTensor, Layout, ModuleRole, RowOrder},
+    model::{BaseTensor, ModuleRole, RowOrder},
 };
 
 use super::linear::{Linear, Matrix};
