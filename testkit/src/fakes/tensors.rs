@@ -150,6 +150,10 @@ impl CountingTensorSource {
         self.lock().values().sum()
     }
 
+    fn count(&self, name: &str) {
+        *self.lock().entry(name.to_owned()).or_default() += 1;
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, usize>> {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,8 +165,17 @@ impl TensorSource for CountingTensorSource {
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
-        *self.lock().entry(name.to_owned()).or_default() += 1;
+        self.count(name);
         self.inner.read(name, want)
+    }
+
+    fn read_into(&self, name: &str, want: Option<FloatType>, out: &mut [u8]) -> Result<()> {
+        self.count(name);
+        self.inner.read_into(name, want, out)
+    }
+
+    fn depends_on_order(&self) -> bool {
+        self.inner.depends_on_order()
     }
 
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
@@ -193,7 +206,10 @@ mod tests {
         let counting = CountingTensorSource::new(Arc::new(source()));
         let _ = counting.read("w", None);
         let _ = counting.read("w", Some(FloatType::F32));
-        assert_eq!((counting.reads(), counting.reads_of("w"), counting.reads_of("x")), (2, 2, 0));
+        let mut bytes = [0; 4];
+        counting.read_into("w", None, &mut bytes).unwrap();
+        assert_eq!(bytes, [0x80, 0x3f, 0, 0xbf]);
+        assert_eq!((counting.reads(), counting.reads_of("w"), counting.reads_of("x")), (3, 3, 0));
     }
 
     #[test]
