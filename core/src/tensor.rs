@@ -26,10 +26,7 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// Those of [`TensorSource::read`]; [`Error::LoadFailed`] if the data does not have the length of `out`, in bytes.
     fn read_into(&self, name: &str, want: Option<FloatType>, out: &mut [u8]) -> Result<()> {
-        let data = self.read(name, want)?;
-        data.check_len(name, out.len())?;
-        data.copy_to(out);
-        Ok(())
+        self.read(name, want)?.write_to(name, out)
     }
 
     /// Whether what reading leaves behind depends on the order of the reads. A backend reads such a source on one thread, in
@@ -266,6 +263,16 @@ impl TensorData<'_> {
             return Ok(());
         }
         Err(Error::load(format!("tensor `{name}`"), format!("its data has {found} bytes; {expected} were expected")))
+    }
+
+    /// Writes the data, of the tensor `name`, into `out`, little-endian.
+    ///
+    /// # Errors
+    /// That of [`TensorData::check_len`], if `out` has another length; nothing is written then.
+    pub fn write_to(&self, name: &str, out: &mut [u8]) -> Result<()> {
+        self.check_len(name, out.len())?;
+        self.copy_to(out);
+        Ok(())
     }
 
     /// Writes the data into `out`, little-endian.

@@ -102,10 +102,7 @@ impl Layout {
             _ => None,
         });
         let data = tensors.read(&placed.name, self.float.filter(|_| stored.is_some()))?;
-        if data.byte_len() != placed.range.len() {
-            let reason = format!("it has {} bytes; expected {}", data.byte_len(), placed.range.len());
-            return Err(Error::load(format!("tensor `{}`", placed.name), reason));
-        }
+        data.check_len(&placed.name, placed.range.len())?;
         if let (Some(from), Some(to)) = (stored, self.float) {
             check_held(tensors, &placed.name, from, (&data, to))?;
         }

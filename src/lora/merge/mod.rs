@@ -337,13 +337,12 @@ impl TensorSource for MergedSource {
             Origin::Sum(change) if self.bytes_of(change, want) == Some(out.len()) => {
                 self.merge(change, |touched| self.write(change, touched, want, Within(out)))
             }
-            _ => {
-                let data = self.read(name, want)?;
-                data.check_len(name, out.len())?;
-                data.copy_to(out);
-                Ok(())
-            }
+            _ => self.read(name, want)?.write_to(name, out),
         }
+    }
+
+    fn depends_on_order(&self) -> bool {
+        self.base.depends_on_order()
     }
 
     fn entry(&self, name: &str) -> Option<&TensorEntry> {

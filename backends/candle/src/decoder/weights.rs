@@ -190,15 +190,12 @@ impl<'a> Weights<'a> {
     fn read(&self, name: &str, want: Option<FloatType>, expected: usize) -> Result<TensorData<'a>> {
         self.loading.check()?;
         let data = self.source.read(name, want)?;
-        if data.byte_len() != expected {
-            return Err(Error::load(name, format!("its data has {} bytes; {expected} were expected", data.byte_len())));
-        }
+        data.check_len(name, expected)?;
         Ok(data)
     }
 
-    /// The order in which the source holds the rows of the module `role`, if it is another than the decoder's.
     fn order(&self, role: ModuleRole) -> Option<RowOrder> {
-        (self.s.layout == Layout::Gguf).then(|| self.s.decoder.gguf_row_order(role)).flatten()
+        self.s.row_order(role)
     }
 }
 

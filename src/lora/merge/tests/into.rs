@@ -61,6 +61,26 @@ fn memory_of_another_length_is_an_error_that_names_both() {
 }
 
 #[test]
+fn a_merge_depends_on_the_order_of_reads_if_its_base_does() {
+    struct Ordered(Base);
+    impl TensorSource for Ordered {
+        fn entries(&self) -> &[TensorEntry] {
+            self.0.entries()
+        }
+        fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
+            self.0.read(name, want)
+        }
+        fn depends_on_order(&self) -> bool {
+            true
+        }
+    }
+    let base = || Base::new(&numbers(1, 6), [2, 3], FloatType::F16, false);
+    let info = base().info();
+    assert!(!merged(Arc::new(base()), &info, [2, 3])[0].depends_on_order());
+    assert!(merged(Arc::new(Ordered(base())), &info, [2, 3])[0].depends_on_order());
+}
+
+#[test]
 fn a_sum_that_is_not_finite_is_an_error_of_reading_into_memory_too() {
     let mut values = vec![1.0; 100 * 3];
     values[3 * 70 + 1] = f64::NAN;
