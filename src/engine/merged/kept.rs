@@ -73,17 +73,29 @@ fn is_of(kept: &SafetensorsSource, merged: &MergedSource) -> bool {
     kept.entries().iter().all(is_one)
 }
 
+impl Kept {
+    /// Whether the tensor `name` was kept as it is wanted.
+    fn has(&self, name: &str, want: Option<FloatType>) -> bool {
+        let wanted = want.map(Encoding::Float).or_else(|| self.merged.entry(name).map(|entry| entry.encoding));
+        self.kept.entry(name).is_some_and(|kept| Some(kept.encoding) == wanted)
+    }
+}
+
 impl TensorSource for Kept {
     fn entries(&self) -> &[TensorEntry] {
         self.merged.entries()
     }
 
     fn read(&self, name: &str, want: Option<FloatType>) -> Result<TensorData<'_>> {
-        let wanted = want.map(Encoding::Float).or_else(|| self.merged.entry(name).map(|entry| entry.encoding));
-        match self.kept.entry(name) {
-            Some(kept) if Some(kept.encoding) == wanted => self.kept.read(name, None),
-            _ => self.merged.read(name, want),
-        }
+        if self.has(name, want) { self.kept.read(name, None) } else { self.merged.read(name, want) }
+    }
+
+    fn read_into(&self, name: &str, want: Option<FloatType>, out: &mut [u8]) -> Result<()> {
+        if self.has(name, want) { self.kept.read_into(name, None, out) } else { self.merged.read_into(name, want, out) }
+    }
+
+    fn depends_on_order(&self) -> bool {
+        self.merged.depends_on_order()
     }
 
     fn entry(&self, name: &str) -> Option<&TensorEntry> {

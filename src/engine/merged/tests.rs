@@ -83,6 +83,11 @@ fn a_merge_that_was_kept_gives_the_same_bytes_and_reads_no_touched_tensor_of_the
         let (kept, keeping) = open(&store, None, key(), merged);
         assert!(matches!(keeping, Some(Keeping::Kept(_))));
         assert_eq!(bytes_of(&*kept, want), expected);
+        for (name, bytes) in &expected {
+            let mut out = vec![0; bytes.len()];
+            kept.read_into(name, want, &mut out).unwrap();
+            assert!(out == *bytes, "{name} as {want:?}");
+        }
         assert_eq!(touched.iter().map(|name| base.reads_of(name)).sum::<usize>(), 0);
         assert!(base.reads_of("model.norm.weight") > 0);
         // In a type that was not kept, it is computed.
