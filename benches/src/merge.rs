@@ -26,6 +26,9 @@ use crate::{Result, files, stats::Quartiles};
 /// The median of merge / copy that is wanted.
 const GOAL: f64 = 2.0;
 
+/// How many tensors a load reads at a time at most, as the candle backend has it.
+const MOST_READERS: usize = 8;
+
 /// Rank of the synthetic adapter.
 const RANK: usize = 8;
 
@@ -153,13 +156,13 @@ fn compare(base: InMemory, adapter: LoraAdapter, info: &ModelInfo, pairs: u16) -
     Ok(())
 }
 
-/// Reads as many tensors at a time as there are threads, as loads do.
+/// Reads several tensors at a time, one per thread, on as many threads as loads do.
 fn several_at_a_time<T: Send>(tensors: Vec<T>, read: impl Fn(T) -> llm_local::Result<()> + Sync) -> Result<()> {
     let tensors = Mutex::new(tensors.into_iter());
     let next = || tensors.lock().expect("nobody panics while taking the next").next();
     let reader = || iter::from_fn(next).try_for_each(&read);
     thread::scope(|scope| {
-        let readers: Vec<_> = (0..files::threads()).map(|_| scope.spawn(reader)).collect();
+        let readers: Vec<_> = (0..files::threads().min(MOST_READERS)).map(|_| scope.spawn(reader)).collect();
         readers.into_iter().try_for_each(|reader| reader.join().expect("a merge does not panic"))
     })?;
     Ok(())
