@@ -422,6 +422,8 @@ pub struct LoadedInfo {
     pub dtype: FloatType,
     /// The types that dense weights are held in, by the type that they are stored in; empty where the backend does not say.
     pub held_in: Vec<(FloatType, FloatType)>,
+    /// Matrices that are read at a time at most, where tensors are replaced.
+    pub reads_at_once: usize,
     /// Tokens that prompt and answer may have together.
     pub context_length: usize,
     /// Number of logits.
@@ -448,6 +450,7 @@ impl LoadedInfo {
             device,
             dtype,
             held_in: Vec::new(),
+            reads_at_once: 1,
             context_length,
             vocab_size,
             has_chat_template: false,
@@ -458,6 +461,12 @@ impl LoadedInfo {
     /// Sets what dense weights are held in, by what they are stored in.
     pub fn with_held_in(mut self, held_in: Vec<(FloatType, FloatType)>) -> Self {
         self.held_in = held_in;
+        self
+    }
+
+    /// Sets how many matrices are read at a time at most, where tensors are replaced; 1 otherwise.
+    pub fn with_reads_at_once(mut self, reads_at_once: usize) -> Self {
+        self.reads_at_once = reads_at_once;
         self
     }
 

@@ -17,7 +17,7 @@ use llm_local_core::{
 
 use crate::{
     backend::NAME,
-    decoder::Decoder,
+    decoder::{Decoder, reading_threads},
     heap::{self, TrimOnDrop},
     support::Supported,
 };
@@ -37,7 +37,9 @@ pub(crate) async fn load(s: Supported, w: ModelWeights, o: LoadOptions) -> Resul
         let (device, vocab) = (s.device_info.clone(), s.decoder.vocab_size);
         Ok(Loaded {
             model: Decoder::load(&s, source, context, loading)?,
-            info: LoadedInfo::new(&s.id, NAME, device, s.dtype, context, vocab).with_held_in(s.held_in()),
+            info: LoadedInfo::new(&s.id, NAME, device, s.dtype, context, vocab)
+                .with_held_in(s.held_in())
+                .with_reads_at_once(reading_threads(&s.device)),
             prefill_chunk: prefill_chunk(s.device_info.kind),
         })
     })

@@ -67,6 +67,8 @@ fn a_loaded_model_generates_what_transformers_does() {
     let info = model.info();
     assert_eq!((info.backend.as_str(), info.vocab_size, info.context_length), ("candle", 896, 512));
     assert_eq!((info.dtype, info.device.id.as_str()), (FloatType::F32, "cpu"));
+    // One thread for each core, up to eight.
+    assert_eq!(info.reads_at_once, candle_core::utils::get_num_threads().min(8));
     let request = GenerateRequest::new(prompt.clone()).with_max_tokens(greedy.len()).with_ignore_eos(true);
     let done = block_on(model.generate(request).complete()).unwrap();
     assert_eq!(done.tokens, greedy);

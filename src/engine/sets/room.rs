@@ -37,11 +37,13 @@ pub(super) fn check(
 }
 
 /// The most bytes that reading `touched` anew takes: all that backends hold in one with these, as `loaded` holds them; and
-/// what is there beside that while one of the groups is made.
+/// what is there beside that while as many of the groups are made as it reads at a time.
 fn required(info: &ModelInfo, touched: &BTreeSet<String>, loaded: &LoadedInfo) -> u64 {
     let groups = groups(info, touched);
-    let largest = groups.iter().map(|group| making(group, loaded)).max().unwrap_or(0);
-    (groups.iter().flatten().map(|entry| held(entry, loaded)).sum::<usize>() + largest) as u64
+    let mut making: Vec<_> = groups.iter().map(|group| making(group, loaded)).collect();
+    making.sort_unstable_by(|a, b| b.cmp(a));
+    let beside: usize = making.iter().take(loaded.reads_at_once).sum();
+    (groups.iter().flatten().map(|entry| held(entry, loaded)).sum::<usize>() + beside) as u64
 }
 
 /// The most bytes beside those that `loaded` holds of `group` while that is made: its blocks, which are put together before the
@@ -151,6 +153,18 @@ mod tests {
             assert_eq!(required(&both, dtype), (size * (q + 2 * kv + 3 * middle) + 4 * middle) as u64);
         }
         assert_eq!(required(&[], FloatType::F32), 0);
+    }
+
+    #[test]
+    fn as_many_groups_are_in_the_making_as_are_read_at_once() {
+        let (q, middle) = (128 * 128, 384 * 128);
+        let info = info("models/tiny-llama");
+        let touched = ["model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.o_proj.weight"];
+        for (reads_at_once, making) in [(1, middle), (2, middle + q), (8, middle + q)] {
+            let loaded = loaded(FloatType::F32).with_reads_at_once(reads_at_once);
+            let held = required(&info, &names(&touched), &loaded) - 4 * making;
+            assert_eq!(held, 4 * (middle + q), "{reads_at_once} at once");
+        }
     }
 
     #[test]
