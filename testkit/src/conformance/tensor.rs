@@ -102,7 +102,10 @@ fn read_into(source: &dyn TensorSource, entry: &TensorEntry, want: Option<FloatT
     assert!(longer.is_err(), "`{name}` as {want:?} was read into memory that is 8 bytes longer; expected an error");
     if let Some((_, shorter)) = expected.split_last_mut() {
         let shorter = source.read_into(name, want, shorter);
-        assert!(shorter.is_err(), "`{name}` as {want:?} was read into memory that is a byte shorter; expected an error");
+        assert!(
+            shorter.is_err(),
+            "`{name}` as {want:?} was read into memory that is a byte shorter; expected an error"
+        );
     }
 }
 
