@@ -100,6 +100,7 @@ fn open_beside<T>(
         if !matches!(opened, Ok(Ok(_))) {
             cancel.cancel();
         }
+        heap::trim_end_of_thread();
         opened
     };
     let (opened, loaded) = thread::scope(|scope| {
