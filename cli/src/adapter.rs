@@ -12,7 +12,7 @@ use llm_local::{
 use crate::{
     args::{Adapter, AdapterRef, Check, Convert, Format},
     bar, print,
-    run::cancel_on_interrupt,
+    run::{cancel_on_interrupt, unless_cancelled},
     stored::resumable,
 };
 
@@ -76,7 +76,7 @@ async fn convert(adapters: &Adapters, how: &Convert) -> Result<ExitCode> {
         Format::Gguf => WriteFormat::Gguf,
     };
     let converting = adapters.convert(&adapter, format, base.as_ref(), &how.into, Some(bar::progress()));
-    let written = resumable(converting, &cancel).await?;
+    let written = unless_cancelled(converting, &cancel).await?;
     written.notes.iter().for_each(|note| eprintln!("note: {note}"));
     print(&written.files.iter().map(|file| format!("{}\n", file.display())).collect::<String>())
 }

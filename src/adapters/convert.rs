@@ -16,8 +16,8 @@ impl Adapters {
     /// Writes `adapter` in `format` into the new folder `into`, or as [`WriteFormat::Gguf`] into
     /// a file that ends in `.gguf`; whichever format it is in. What is written adds the same to its base, as
     /// [`lora::write`] has it. The adapter is fetched if it is not here; of `base`, the model that it is for, headers alone
-    /// are read. Dropping the future before all is written leaves nothing at or beside `into`: it ends the writing behind the
-    /// tensor at hand, and waits until temporary files are gone.
+    /// are read. Dropping the future before all is written leaves nothing at or beside `into` but the folders above it: it ends
+    /// the writing behind the step at hand (a tensor, or bringing a file to the disk), and waits until temporary files are gone.
     ///
     /// # Errors
     /// [`Error::AdapterMergeFailed`] around what the sources say and those of the transfer, and that names what `format`

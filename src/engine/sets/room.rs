@@ -59,8 +59,9 @@ fn making(group: &[&TensorEntry], loaded: &LoadedInfo) -> usize {
     stacked.max(in_f32 + copied)
 }
 
-/// The most bytes that `loaded` holds for `entry`. Where its backend does not say, floats are in the type that it computes in
-/// or as they are stored, whichever is more.
+/// The most bytes that `loaded` holds for `entry` once it is read. Where its backend does not say, floats are in the type that
+/// it computes in or as they are stored, whichever is more. What a backend makes of blocks when it first computes with them,
+/// such as a copy in another order, is not counted.
 fn held(entry: &TensorEntry, loaded: &LoadedInfo) -> usize {
     let stored = entry.stored_bytes().unwrap_or(0);
     let Encoding::Float(of) = entry.encoding else { return stored };
