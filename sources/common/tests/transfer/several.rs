@@ -201,7 +201,7 @@ fn many_small_files_need_a_request_each_and_few_connections() {
     // The next file may come before a connection is known to be free, which opens another. That at most eight are open at a
     // time is held by `the_defaults_are_four_files_four_ranges_and_eight_connections`, and for small files, by the number that
     // is allowed, by `small_files_come_as_many_at_a_time_as_there_are_connections_and_no_more_than_32`.
-    assert!(connections.len() <= 32, "{connections:?}");
+    assert!(connections.len() <= 16, "{connections:?}");
 }
 
 #[test]
