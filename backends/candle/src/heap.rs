@@ -30,6 +30,7 @@ pub(crate) fn trim_end_of_thread() {
             let whole = BYTES.saturating_sub(before) / page * page;
             if whole > 0 {
                 // SAFETY: these pages lie in what was allocated just now, which nobody else has and nothing was written to.
+                // `malloc_trim` does the same to what is free.
                 unsafe { libc::madvise(start.byte_add(before), whole, libc::MADV_DONTNEED) };
             }
         }

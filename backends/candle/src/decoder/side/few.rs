@@ -192,33 +192,3 @@ fn add_four(y: &mut [f32], [a, b, c, d]: [&[f32]; AT_ONCE], by: [f32; AT_ONCE]) 
         y[i] += by[0] * a[i] + by[1] * b[i] + by[2] * c[i] + by[3] * d[i];
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use half::{bf16, f16};
-
-    use super::*;
-
-    #[test]
-    fn every_kind_of_vectors_gives_the_same_bits() {
-        let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
-        let (width, out, rank) = (300, 270, 7);
-        let types: [fn(Vec<f32>) -> Values; 3] = [
-            Values::F32,
-            |v| Values::F16(v.into_iter().map(f16::from_f32).collect()),
-            |v| Values::Bf16(v.into_iter().map(bf16::from_f32).collect()),
-        ];
-        for values in types {
-            let (a, b) = (values(numbers(rank * width)), values(numbers(rank * out)));
-            let (piece, x) = (&Piece { rank, rows: 0..out, a, b, scale: 0.5 }, &numbers(width)[..]);
-            let (mut widest, mut portable) = ([0f32; 7], [0f32; 7]);
-            project(piece, width, 0..rank, x, &mut widest);
-            Project { piece, width, ranks: 0..rank, x, narrow: &mut portable }.call();
-            assert_eq!(widest, portable);
-            let (mut widest, mut other) = (numbers(out), numbers(out));
-            widen(piece, 0..rank, &portable, 0..out, &mut widest);
-            Widen { piece, ranks: 0..rank, narrow: &portable, columns: 0..out, y: &mut other }.call();
-            assert_eq!(widest, other);
-        }
-    }
-}
