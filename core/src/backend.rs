@@ -26,6 +26,16 @@ pub trait InferenceBackend: Send + Sync {
     /// Whether it can run the model `m` as `o` says. Answered from the description and the tensor headers alone.
     fn supports(&self, m: &ModelInfo, o: &LoadOptions) -> Support;
 
+    /// How much memory the device `id` of [`InferenceBackend::devices`] has now, where it has memory of its own or may use
+    /// less of the machine's than there is: `None` for one that takes what the machine has, as the processor does.
+    ///
+    /// # Errors
+    /// [`Error::BackendUnavailable`] if the device cannot be asked.
+    fn device_memory(&self, id: &str) -> Result<Option<DeviceMemory>> {
+        let _ = id;
+        Ok(None)
+    }
+
     /// What running `m` as `o` says would take, by part.
     ///
     /// # Errors
@@ -36,7 +46,8 @@ pub trait InferenceBackend: Send + Sync {
     ///
     /// # Errors
     /// [`Error::LoadFailed`], [`Error::InsufficientMemory`], [`Error::Cancelled`], or what reading a tensor gave; for
-    /// [`ModelWeights::adapters`], those of [`LoadedModel::set_adapters`].
+    /// [`ModelWeights::adapters`], those of [`LoadedModel::set_adapters`]. [`Error::OutOfMemory`] where the device's
+    /// allocator said no, with everything that was taken until then given back.
     async fn load(&self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>>;
 }
 
@@ -136,6 +147,24 @@ impl DeviceInfo {
     pub fn with_memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
         self
+    }
+}
+
+/// Memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DeviceMemory {
+    /// What models may take of it in all: all that a GPU has; of memory that it shares with the processor, the part that the
+    /// system recommends to use.
+    pub total: u64,
+    /// What may still be taken now.
+    pub available: u64,
+}
+
+impl DeviceMemory {
+    /// `available` bytes of `total`.
+    pub fn new(total: u64, available: u64) -> Self {
+        Self { total, available }
     }
 }
 
@@ -510,20 +539,38 @@ impl LogitsRequest {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MemoryEstimate {
-    /// Weights as they will be held.
+    /// Weights as they will be held, with what is merged into them.
     pub weights: u64,
+    /// Adapters that run beside the weights.
+    pub adapters: u64,
+    /// Tokenizer and chat template.
+    pub text: u64,
     /// The KV cache at its full context, for one generation.
     pub kv_cache: u64,
-    /// Activations and scratch.
+    /// Activations and scratch of one step.
     pub working: u64,
-    /// What loading takes on top for a moment.
+    /// What the backend's loading takes on top for a moment.
     pub load_peak: u64,
+    /// What merging adapters takes on top meanwhile: their factors, and the largest sum that is made at a time.
+    pub merge_peak: u64,
 }
 
 impl MemoryEstimate {
     /// An estimate of weights and KV cache, in bytes.
     pub fn new(weights: u64, kv_cache: u64) -> Self {
         Self { weights, kv_cache, ..Self::default() }
+    }
+
+    /// Sets the adapters beside the weights, in bytes.
+    pub fn with_adapters(mut self, bytes: u64) -> Self {
+        self.adapters = bytes;
+        self
+    }
+
+    /// Sets tokenizer and chat template, in bytes.
+    pub fn with_text(mut self, bytes: u64) -> Self {
+        self.text = bytes;
+        self
     }
 
     /// Sets activations and scratch, in bytes.
@@ -538,10 +585,31 @@ impl MemoryEstimate {
         self
     }
 
+    /// Sets what merging takes on top, in bytes.
+    pub fn with_merge_peak(mut self, bytes: u64) -> Self {
+        self.merge_peak = bytes;
+        self
+    }
+
+    /// What is there as long as the model is, whatever it computes: weights, adapters and text.
+    pub fn held(&self) -> u64 {
+        sum([self.weights, self.adapters, self.text])
+    }
+
+    /// The most it takes once it is loaded.
+    pub fn running(&self) -> u64 {
+        sum([self.held(), self.kv_cache, self.working])
+    }
+
     /// The most it takes at one time: the load's peak and the KV cache are not there together.
     pub fn total(&self) -> u64 {
-        self.weights + self.load_peak.max(self.kv_cache + self.working)
+        self.running().max(sum([self.held(), self.load_peak, self.merge_peak]))
     }
+}
+
+/// Estimates of what does not exist may be beyond any number; they must not come out small.
+fn sum<const N: usize>(parts: [u64; N]) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
 }
 
 /// What a model holds now, in bytes, by part.
@@ -561,6 +629,11 @@ impl MemoryReport {
     /// A report of weights and KV caches, in bytes.
     pub fn new(weights: u64, kv_cache: u64) -> Self {
         Self { weights, kv_cache }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.kv_cache)
     }
 }
 
@@ -600,5 +673,8 @@ mod tests {
         let estimate = MemoryEstimate::new(100, 20).with_working(5).with_load_peak(10);
         assert_eq!(estimate.total(), 125);
         assert_eq!(estimate.with_load_peak(40).total(), 140);
+        let estimate = estimate.with_adapters(7).with_text(3).with_merge_peak(30);
+        assert_eq!((estimate.held(), estimate.running(), estimate.total()), (110, 135, 150));
+        assert_eq!(MemoryEstimate::new(u64::MAX, 1).total(), u64::MAX);
     }
 }

@@ -114,12 +114,24 @@ pub enum Error {
     },
     /// Less memory than the load needs. Made by [`Error::insufficient_memory`].
     #[non_exhaustive]
-    #[error("not enough memory: {required} bytes required, {available} available")]
+    #[error("not enough memory: {required} bytes required, {available} available{}", hint.as_ref().map(|h| format!("; {h}")).unwrap_or_default())]
     InsufficientMemory {
         /// Bytes needed.
         required: u64,
         /// Bytes that may be taken.
         available: u64,
+        /// The longest context that would fit, in tokens, where a shorter one would.
+        largest_context: Option<usize>,
+        /// What limits it, and what would help.
+        hint: Option<String>,
+    },
+    /// A device's allocator that said no.
+    #[error("{device} is out of memory: {reason}; unload other models, or load this one with a shorter context")]
+    OutOfMemory {
+        /// The device's id.
+        device: String,
+        /// What was being done, and what the allocator said.
+        reason: String,
     },
     /// Less disk space than the transfer needs. Made by [`Error::insufficient_storage`].
     #[non_exhaustive]
@@ -246,6 +258,7 @@ impl Error {
             Self::IntegrityFailed { .. } => "integrity_failed",
             Self::LoadFailed { .. } => "load_failed",
             Self::InsufficientMemory { .. } => "insufficient_memory",
+            Self::OutOfMemory { .. } => "out_of_memory",
             Self::InsufficientStorage { .. } => "insufficient_storage",
             Self::ModelNotLoaded { .. } => "model_not_loaded",
             Self::LoadInProgress { .. } => "load_in_progress",
@@ -270,9 +283,21 @@ impl Error {
             Self::RateLimited { .. }
             | Self::LoadInProgress { .. }
             | Self::InsufficientMemory { .. }
+            | Self::OutOfMemory { .. }
             | Self::InsufficientStorage { .. } => true,
             Self::AdapterMergeFailed { source: Some(cause), .. } => {
                 cause.downcast_ref::<Error>().is_some_and(Error::is_retryable)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether memory was short: [`Error::InsufficientMemory`] or [`Error::OutOfMemory`], also within an adapter's trouble.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::InsufficientMemory { .. } | Self::OutOfMemory { .. } => true,
+            Self::AdapterMergeFailed { source: Some(cause), .. } => {
+                cause.downcast_ref::<Error>().is_some_and(Error::is_out_of_memory)
             }
             _ => false,
         }
@@ -333,7 +358,28 @@ impl Error {
 
     /// [`Error::InsufficientMemory`], in bytes.
     pub fn insufficient_memory(required: u64, available: u64) -> Self {
-        Self::InsufficientMemory { required, available }
+        Self::InsufficientMemory { required, available, largest_context: None, hint: None }
+    }
+
+    /// [`Error::OutOfMemory`].
+    pub fn out_of_memory(device: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::OutOfMemory { device: device.into(), reason: reason.into() }
+    }
+
+    /// Says what limits the memory and what would help, of [`Error::InsufficientMemory`]; any other error stays as it is.
+    pub fn with_memory_hint(mut self, text: impl Into<String>) -> Self {
+        if let Self::InsufficientMemory { hint, .. } = &mut self {
+            *hint = Some(text.into());
+        }
+        self
+    }
+
+    /// Says which context would fit, in tokens, of [`Error::InsufficientMemory`]; any other error stays as it is.
+    pub fn with_largest_context(mut self, tokens: Option<usize>) -> Self {
+        if let Self::InsufficientMemory { largest_context, .. } = &mut self {
+            *largest_context = tokens;
+        }
+        self
     }
 
     /// [`Error::InsufficientStorage`], in bytes.
@@ -370,6 +416,20 @@ mod tests {
         assert!(error.is_retryable());
         assert!(error.source().unwrap().to_string().contains("connection reset"));
         assert!(!Error::adapter("x", "broken").is_retryable());
+    }
+
+    #[test]
+    fn memory_that_was_short_is_told_with_what_would_help() {
+        let error = Error::insufficient_memory(9, 5).with_memory_hint("a context of 512 tokens would fit");
+        let error = error.with_largest_context(Some(512));
+        assert!(matches!(error, Error::InsufficientMemory { largest_context: Some(512), .. }));
+        assert_eq!(
+            error.to_string(),
+            "not enough memory: 9 bytes required, 5 available; a context of 512 tokens would fit"
+        );
+        assert!(error.is_out_of_memory() && error.into_adapter("a").is_out_of_memory());
+        assert!(Error::out_of_memory("cuda:0", "x").is_out_of_memory());
+        assert!(!Error::Cancelled.is_out_of_memory() && !Error::adapter("a", "b").is_out_of_memory());
     }
 
     #[test]

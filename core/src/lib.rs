@@ -39,6 +39,7 @@ pub mod backend;
 mod digest;
 pub mod error;
 pub mod generate;
+mod keep_alive;
 mod lock;
 pub mod lora;
 pub mod manifest;
@@ -54,8 +55,8 @@ mod unpack;
 
 pub use artifact_ref::ArtifactRef;
 pub use backend::{
-    Capabilities, Counters, DeviceInfo, DeviceKind, InferenceBackend, LoadOptions, LoadedInfo, LoadedModel,
-    LogitsRequest, MemoryEstimate, MemoryReport, ModelWeights, Support, TextFiles, TrimLevel,
+    Capabilities, Counters, DeviceInfo, DeviceKind, DeviceMemory, InferenceBackend, LoadOptions, LoadedInfo,
+    LoadedModel, LogitsRequest, MemoryEstimate, MemoryReport, ModelWeights, Support, TextFiles, TrimLevel,
 };
 pub use digest::Digest;
 pub use error::{Cause, Error, Result};
@@ -63,6 +64,7 @@ pub use generate::{
     Completion, FinishReason, GenerateRequest, Generation, GenerationEvent, GenerationStats, Input, Message, Role,
     Sampling, SessionId, Usage, UsedAdapter,
 };
+pub use keep_alive::KeepAlive;
 pub use lock::{LockedArtifact, SpecLock};
 pub use lora::{AdapterPolicy, AdapterSet, Allowance, LoraAdapter, LoraModule};
 pub use manifest::{Manifest, ManifestFile, Want};

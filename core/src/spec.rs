@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    AdapterPolicy, Allowance, ArtifactRef, Error, Result, SpecLock,
+    AdapterPolicy, Allowance, ArtifactRef, Error, KeepAlive, Result, SpecLock,
     lora::{BareFormat, Combination},
 };
 
@@ -52,6 +52,9 @@ pub struct ModelSpec {
     /// What dense weights and activations are computed in.
     #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: ComputeDtype,
+    /// How long it stays in memory while nobody uses it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub keep_alive: KeepAlive,
     /// What base and adapters are held to: these bytes or an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock: Option<SpecLock>,
@@ -85,6 +88,7 @@ impl ModelSpec {
             device: None,
             context_length: ContextLength::Auto,
             dtype: ComputeDtype::Auto,
+            keep_alive: KeepAlive::Auto,
             lock: None,
             display_name: None,
             description: None,
@@ -159,6 +163,13 @@ impl ModelSpec {
     /// Sets the compute dtype.
     pub fn with_dtype(mut self, dtype: ComputeDtype) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Sets how long it stays in memory while nobody uses it. It is no part of what is loaded: a spec that differs in this alone
+    /// means the same model, which then stays as long as the spec says that was used last.
+    pub fn with_keep_alive(mut self, keep_alive: KeepAlive) -> Self {
+        self.keep_alive = keep_alive;
         self
     }
 
@@ -437,6 +448,8 @@ pub enum ComputeDtype {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn full() -> ModelSpec {
@@ -454,6 +467,7 @@ mod tests {
             .with_device("cpu")
             .with_context_length(ContextLength::Tokens(2048))
             .with_dtype(ComputeDtype::Bf16)
+            .with_keep_alive(KeepAlive::For(Duration::from_secs(300)))
             .with_display_name("Writer")
             .with_description("Writes.")
             .with_estimated_memory(1 << 30)
