@@ -4,7 +4,7 @@ use std::io;
 
 use sysinfo::{MemoryRefreshKind, System};
 
-use super::{MemoryProbe, SystemMemory};
+use super::{MemoryLimit, MemoryProbe, SystemMemory};
 
 /// Asks the operating system.
 #[derive(Debug, Clone, Default)]
@@ -25,8 +25,19 @@ impl MemoryProbe for SystemProbe {
         if system.total_memory() == 0 {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this system does not say how much memory it has"));
         }
-        Ok(SystemMemory::new(system.total_memory(), system.available_memory()))
+        let memory = SystemMemory::new(system.total_memory(), system.available_memory());
+        Ok(match limit()? {
+            Some(limit) => memory.with_limit(limit),
+            None => memory,
+        })
     }
+}
+
+// One of these per system that holds a process to less than the machine has.
+
+/// No limit that this system sets is known.
+fn limit() -> io::Result<Option<MemoryLimit>> {
+    Ok(None)
 }
 
 #[cfg(test)]
