@@ -3,8 +3,21 @@
 //! A source reports each time that it hears of pressure, as often as it hears of it, and reports [`PressureLevel::Normal`] only
 //! where the system says so itself. What follows from a report, and when pressure is over, is for whoever listens.
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod linux;
 mod manual;
 mod polling;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use linux as platform;
+
+/// A system without a way to hear of pressure.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod platform {
+    pub(super) fn sources() -> Vec<std::sync::Arc<dyn super::PressureSource>> {
+        Vec::new()
+    }
+}
 
 pub use manual::ManualPressure;
 pub use polling::Polling;
@@ -75,5 +88,7 @@ impl fmt::Display for PressureLevel {
 /// The sources of this system, best first: those that hear of pressure as it comes, and [`Polling`] of `probe` behind them,
 /// which sees what these do not.
 pub fn of_system(probe: Arc<dyn crate::MemoryProbe>) -> Vec<Arc<dyn PressureSource>> {
-    vec![Arc::new(Polling::new(probe))]
+    let mut sources = platform::sources();
+    sources.push(Arc::new(Polling::new(probe)));
+    sources
 }
