@@ -6,6 +6,7 @@ pub mod engine;
 pub mod export;
 pub mod lock;
 pub mod lora;
+pub mod memory;
 pub mod plan;
 pub mod policy;
 pub mod session;
