@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`MemoryProbe`] | says how much memory there is, and how much of it this process may take |
 //! | [`SystemProbe`] | asks the system |
+//! | `CgroupTree` | which control groups it asks on Linux, where those of the process are not meant |
 //! | [`ScriptedProbe`] | says what it is told, for tests |
 //! | [`PressureSource`] | says when memory runs short: an event of the system, polling, or whoever calls |
 //!
@@ -14,4 +15,6 @@ pub mod pressure;
 mod probe;
 
 pub use pressure::{Pressure, PressureLevel, PressureSink, PressureSource, Watch};
+#[cfg(target_os = "linux")]
+pub use probe::CgroupTree;
 pub use probe::{MemoryLimit, MemoryProbe, ScriptedProbe, SystemMemory, SystemProbe};

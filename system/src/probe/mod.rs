@@ -1,8 +1,12 @@
 //! How much memory there is.
 
+#[cfg(target_os = "linux")]
+mod cgroup;
 mod scripted;
 mod system;
 
+#[cfg(target_os = "linux")]
+pub use cgroup::CgroupTree;
 pub use scripted::ScriptedProbe;
 pub use system::SystemProbe;
 

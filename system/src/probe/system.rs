@@ -4,16 +4,43 @@ use std::io;
 
 use sysinfo::{MemoryRefreshKind, System};
 
+#[cfg(target_os = "linux")]
+use super::CgroupTree;
 use super::{MemoryLimit, MemoryProbe, SystemMemory};
 
-/// Asks the operating system.
+/// Asks the operating system. Where it holds the process to less than the machine has, that is the limit: on Linux the
+/// control groups that the process is in.
 #[derive(Debug, Clone, Default)]
-pub struct SystemProbe {}
+pub struct SystemProbe {
+    #[cfg(target_os = "linux")]
+    cgroups: Option<CgroupTree>,
+}
 
 impl SystemProbe {
     /// A probe of this machine and process.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Takes the limit from `cgroups`, instead of from the groups that this process is in each time it is asked.
+    #[cfg(target_os = "linux")]
+    pub fn with_cgroups(mut self, cgroups: CgroupTree) -> Self {
+        self.cgroups = Some(cgroups);
+        self
+    }
+
+    #[cfg(target_os = "linux")]
+    fn limit(&self) -> io::Result<Option<MemoryLimit>> {
+        match &self.cgroups {
+            Some(cgroups) => cgroups.limit(),
+            // Each time: a process can be moved to another group.
+            None => CgroupTree::of_process()?.limit(),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn limit(&self) -> io::Result<Option<MemoryLimit>> {
+        limit()
     }
 }
 
@@ -26,7 +53,7 @@ impl MemoryProbe for SystemProbe {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this system does not say how much memory it has"));
         }
         let memory = SystemMemory::new(system.total_memory(), system.available_memory());
-        Ok(match limit()? {
+        Ok(match self.limit()? {
             Some(limit) => memory.with_limit(limit),
             None => memory,
         })
@@ -36,6 +63,7 @@ impl MemoryProbe for SystemProbe {
 // One of these per system that holds a process to less than the machine has.
 
 /// No limit that this system sets is known.
+#[cfg(not(target_os = "linux"))]
 fn limit() -> io::Result<Option<MemoryLimit>> {
     Ok(None)
 }

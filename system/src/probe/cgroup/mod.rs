@@ -1,0 +1,123 @@
+//! What control groups hold this process to.
+//!
+//! A limit holds for a group together with all groups below it, so every group from the one that the process is in up to the
+//! root of the mount counts, with whatever else is in it: a child has nothing of its limit where its parent has nothing left.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `membership` | which groups those are: `/proc/self/cgroup` and `/proc/self/mountinfo` |
+//! | `v1`, `v2` | the limit of a group and what is left of it, in the files of either version |
+//! | `values` | how a number stands in such a file |
+//!
+//! What is left is the limit less what the group has in use. Page cache is charged to the group too and is given up when
+//! memory is asked for, so it does not count as used: the lists `inactive_file` and `active_file`, both, because reclaim
+//! moves pages from the latter to the former; less what is dirty or under writeback, which must be written first. This is what
+//! `mem_cgroup_wb_stats` of the kernel's `mm/memcontrol.c` reckons with, and near to how `MemAvailable` is made
+//! (`si_mem_available`), also in that files mapped by a process count as given up. tmpfs and what is locked stand on other
+//! lists and stay used, and so does `slab_reclaimable`, of which the kernel often gets back little.
+
+mod membership;
+mod v1;
+mod v2;
+mod values;
+
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+};
+
+use fs_err as fs;
+
+use super::MemoryLimit;
+
+/// The control groups that a process is in and that are charged for its memory: each with all those above it, as far as they
+/// are mounted.
+#[derive(Debug, Clone, Default)]
+pub struct CgroupTree {
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// The groups of one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    version: Version,
+    /// Directories: the group of the process first, the root of the mount last.
+    groups: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    /// One hierarchy per controller, of which the one with the memory controller counts.
+    V1,
+    /// One for all controllers.
+    V2,
+}
+
+/// A limit on the way up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Bound {
+    bytes: u64,
+    /// What is left of them.
+    left: u64,
+    /// The file that says so.
+    by: String,
+}
+
+impl CgroupTree {
+    /// The groups of this process, by `/proc/self/cgroup` and `/proc/self/mountinfo`. None on a kernel without control groups.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or says something else than proc(5) and cgroups(7) describe.
+    pub fn of_process() -> io::Result<Self> {
+        let cgroup = match fs::read("/proc/self/cgroup") {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            cgroup => cgroup?,
+        };
+        Self::parse(&cgroup, &fs::read("/proc/self/mountinfo")?)
+    }
+
+    /// The groups that `cgroup`, which is what `/proc/self/cgroup` holds, names, below the mounts in `mountinfo`, which is what
+    /// `/proc/self/mountinfo` holds.
+    ///
+    /// Both are relative to the process's control group namespace, and a container often has neither the host's mount nor its
+    /// own path: where no mount has a directory for the group, the root of the mount stands for it, which is what a container
+    /// runtime mounts there. Groups above that root cannot be seen.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidData`] with the line that is not as proc(5) and cgroups(7) describe.
+    pub fn parse(cgroup: &[u8], mountinfo: &[u8]) -> io::Result<Self> {
+        Ok(Self { hierarchies: membership::hierarchies(cgroup, mountinfo)? })
+    }
+
+    /// What these groups allow: the smallest limit of any, and the least that is left below any. One file may say both, or a
+    /// group the one and a group above it the other, when [`MemoryLimit::by`] names both.
+    ///
+    /// # Errors
+    /// A file that is there, and cannot be read or does not hold what the kernel's documentation says.
+    pub(super) fn limit(&self) -> io::Result<Option<MemoryLimit>> {
+        let mut bounds = Vec::new();
+        for Hierarchy { version, groups } in &self.hierarchies {
+            bounds.extend(match version {
+                Version::V1 => v1::bounds(groups)?,
+                Version::V2 => v2::bounds(groups)?,
+            });
+        }
+        Ok(tightest(&bounds))
+    }
+}
+
+/// One limit for all `bounds`. Taking the whole bound with the least left would let a process that is alone in a small group
+/// plan for all of the large group around it, and taking the one with the fewest bytes for what its neighbours have in use.
+fn tightest(bounds: &[Bound]) -> Option<MemoryLimit> {
+    let scarcest = bounds.iter().min_by_key(|bound| (bound.left, bound.bytes))?;
+    let smallest = bounds.iter().min_by_key(|bound| bound.bytes)?;
+    let by = if scarcest.bytes == smallest.bytes {
+        scarcest.by.clone()
+    } else {
+        format!("{} (in all) and {} (what is left)", smallest.by, scarcest.by)
+    };
+    Some(MemoryLimit::new(smallest.bytes, scarcest.left, by))
+}
+
+#[cfg(test)]
+mod tests;
