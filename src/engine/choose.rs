@@ -12,7 +12,7 @@ use super::{
     route::{Requantizing, Route, requantized},
 };
 use crate::{
-    lora::{FitReport, FittedAdapter},
+    lora::{FitReport, FittedAdapter, merge_peak},
     plan::PlannedModel,
 };
 
@@ -94,12 +94,17 @@ impl Chosen {
         let (mut merged_tensors, mut unmerged_tensors) = (report.touched.len(), 0);
         let mut requantized_tensors = 0;
         match route {
-            Route::Merged => {}
+            Route::Merged => estimate.merge_peak = merge_peak(report, info),
             Route::Beside => {
                 (merged_tensors, unmerged_tensors) = (0, merged_tensors);
-                estimate.weights += report.adapters.iter().map(FittedAdapter::bytes_beside).sum::<u64>();
+                estimate.adapters = report.adapters.iter().map(FittedAdapter::bytes_beside).sum();
+                // As they were read, while the backend makes its own of them.
+                estimate.merge_peak = report.adapters.iter().map(|adapter| adapter.bytes).sum();
             }
-            Route::Requantized(_) => requantized_tensors = requantized(report, info).count(),
+            Route::Requantized(_) => {
+                requantized_tensors = requantized(report, info).count();
+                estimate.merge_peak = merge_peak(report, info);
+            }
         }
         Ok(PlannedModel {
             context_length: self.options.context_length,

@@ -55,6 +55,7 @@ pub use write::{WriteFormat, WrittenAdapter, write};
 pub(crate) use beside::{for_backend, only_merged, without};
 pub(crate) use combine::{check_order, combine_left, combined_outline};
 pub(crate) use fit::{check_values, fit_outlines_allowing};
+pub(crate) use merge::merge_peak;
 pub(crate) use outline::AdapterOutline;
 pub(crate) use quantized::{not_mergeable, not_requantizable};
 pub(crate) use read::{CONFIG, check_readable, config_format, declare, declare_if_builtin, gguf_base};

@@ -172,7 +172,7 @@ fn outlined_changes(
     if let (Some(rows), Some((embedding, head))) = (vocabulary, &names) {
         both_grow(rows, [embedding, head], tied.is_some() && !untied, &changes, adapters, info)?;
     }
-    let touched = changes.values().map(TouchedTensor::new).collect();
+    let touched = changes.values().map(|change| TouchedTensor::new(change, adapters)).collect();
     let report = FitReport { adapters: fitted, touched, unties_embeddings: untied, vocab_size: vocabulary };
     Ok((report, changes.into_values().collect()))
 }

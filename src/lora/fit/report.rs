@@ -6,7 +6,7 @@ use llm_local_core::{Allowance, Encoding, ModelInfo};
 use serde::Serialize;
 
 use super::{
-    change::Change,
+    change::{Change, Placement, Term, TermKind},
     check::{Checked, CheckedPart},
     place::MisfitKind,
 };
@@ -127,6 +127,16 @@ pub struct TouchedTensor {
     /// The adapters that change it, as indexes of [`FitReport::adapters`]. None for a head that is untied from an embedding
     /// which changes.
     pub adapters: Vec<usize>,
+    /// The pairs that are added to it, and the biases of pairs.
+    pub(in crate::lora) pairs: Vec<AddedPair>,
+}
+
+/// A pair that is added to a tensor; the bias of one is a pair of rank 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::lora) struct AddedPair {
+    pub(in crate::lora) rank: usize,
+    pub(in crate::lora) has_magnitude: bool,
+    pub(in crate::lora) rows: Placement,
 }
 
 impl FittedAdapter {
@@ -179,9 +189,19 @@ fn transposed(adapter: &AdapterOutline, info: &ModelInfo) -> Option<String> {
 }
 
 impl TouchedTensor {
-    pub(super) fn new(change: &Change) -> Self {
+    pub(super) fn new(change: &Change, all: &[(AdapterOutline, f32)]) -> Self {
         let mut adapters: Vec<_> = change.terms.iter().map(|term| term.adapter).collect();
         adapters.dedup();
-        Self { name: change.name.clone(), shape: change.shape.clone(), stored: change.stored, adapters }
+        let pair = |term: &Term| {
+            let module = |index: usize| &all[term.adapter].0.modules[index];
+            let (rank, has_magnitude) = match term.kind {
+                TermKind::Pair { module: index, .. } => (module(index).rank, module(index).has_magnitude),
+                TermKind::PairBias { .. } => (1, false),
+                _ => return None,
+            };
+            Some(AddedPair { rank, has_magnitude, rows: term.rows })
+        };
+        let pairs = change.terms.iter().filter_map(pair).collect();
+        Self { name: change.name.clone(), shape: change.shape.clone(), stored: change.stored, adapters, pairs }
     }
 }

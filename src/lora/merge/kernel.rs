@@ -19,7 +19,7 @@ pub(super) const ROWS: usize = 8;
 const WORTH_THREADS: usize = if cfg!(test) { 1 << 12 } else { 1 << 20 };
 
 /// Most columns of one tile.
-const COLUMNS: usize = 512;
+pub(super) const COLUMNS: usize = 512;
 
 /// Fewest rows of one task, so that there is more to do than to share it out.
 const TASK_ROWS: usize = 64;

@@ -8,6 +8,7 @@
 //! | `mixed` | tiles of everything else: values replaced, DoRA |
 //! | `output` | what a tensor is given as: floats, or the base's own blocks |
 //! | `overlay` | what replaces values |
+//! | `peak` | how much memory it takes, told before |
 //! | `stored` | a base tensor as it is stored, to f32 |
 //! | `scan` | sums over tensors as they are stored |
 //! | `product` | `C += B @ A` on slices |
@@ -18,6 +19,7 @@ mod kernel;
 mod mixed;
 mod output;
 mod overlay;
+mod peak;
 mod product;
 mod scan;
 mod stored;
@@ -34,6 +36,7 @@ use llm_local_core::{
     Allowance, Encoding, Error, FloatType, LoraAdapter, ModelInfo, Result, TensorData, TensorEntry, TensorSource,
 };
 
+pub(crate) use self::peak::merge_peak;
 pub(super) use self::scan::{difference, squares};
 use self::{
     destination::{Destination, New, Within},
