@@ -9,7 +9,15 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Hierarchy, Version};
+use super::CgroupTree;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    /// One hierarchy per controller, of which the one with the memory controller counts.
+    V1,
+    /// One for all controllers.
+    V2,
+}
 
 /// A mounted hierarchy that may have the memory controller.
 struct Mount {
@@ -19,22 +27,23 @@ struct Mount {
     point: PathBuf,
 }
 
-/// The groups for memory among `cgroup`, with all above them that are mounted. See [`super::CgroupTree::parse`].
-pub(super) fn hierarchies(cgroup: &[u8], mountinfo: &[u8]) -> io::Result<Vec<Hierarchy>> {
+/// The groups for memory among `cgroup`, with all above them that are mounted. See [`CgroupTree::parse`].
+pub(super) fn tree(cgroup: &[u8], mountinfo: &[u8]) -> io::Result<CgroupTree> {
     let mounts = lines(mountinfo).filter_map(|line| mount(line).transpose()).collect::<io::Result<Vec<_>>>()?;
-    let mut hierarchies = Vec::new();
+    let mut tree = CgroupTree::default();
     for line in lines(cgroup) {
-        if let Some((version, path)) = membership(line)?
-            && let Some(groups) = groups(&path, mounts.iter().filter(|mount| mount.version == version))
-        {
-            hierarchies.push(Hierarchy { version, groups });
+        let Some((version, path)) = membership(line)? else { continue };
+        let groups = groups(&path, mounts.iter().filter(|mount| mount.version == version));
+        match version {
+            Version::V1 => tree.v1 = groups,
+            Version::V2 => tree.v2 = groups,
         }
     }
-    Ok(hierarchies)
+    Ok(tree)
 }
 
-/// The directories of the group `path` and of those above it, below the mount that shows most of them. `None` without a mount.
-fn groups<'a>(path: &Path, mounts: impl Iterator<Item = &'a Mount> + Clone) -> Option<Vec<PathBuf>> {
+/// The directories of the group `path` and of those above it, below the mount that shows most of them. None without a mount.
+fn groups<'a>(path: &Path, mounts: impl Iterator<Item = &'a Mount> + Clone) -> Vec<PathBuf> {
     let found = mounts.clone().filter_map(|mount| {
         let below = path.strip_prefix(&mount.root).ok()?;
         // `/../x` is not below `/` but beside it.
@@ -45,7 +54,7 @@ fn groups<'a>(path: &Path, mounts: impl Iterator<Item = &'a Mount> + Clone) -> O
     let (group, mount) = match found.max_by_key(|(depth, ..)| *depth) {
         Some((_, group, mount)) => (group, mount),
         None => {
-            let mount = mounts.last()?;
+            let Some(mount) = mounts.last() else { return Vec::new() };
             tracing::debug!(
                 group = %path.display(), root = %mount.root.display(), mount = %mount.point.display(),
                 "this process's control group is not below the mount, whose root is taken for it"
@@ -53,7 +62,7 @@ fn groups<'a>(path: &Path, mounts: impl Iterator<Item = &'a Mount> + Clone) -> O
             (mount.point.clone(), mount)
         }
     };
-    Some(group.ancestors().take_while(|group| group.starts_with(&mount.point)).map(Path::to_owned).collect())
+    group.ancestors().take_while(|group| group.starts_with(&mount.point)).map(Path::to_owned).collect()
 }
 
 /// A line of `/proc/self/cgroup`, where it is for memory: `hierarchy:controllers:path`, without controllers in version 2.

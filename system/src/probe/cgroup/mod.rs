@@ -30,27 +30,12 @@ use fs_err as fs;
 
 use super::MemoryLimit;
 
-/// The control groups that a process is in and that are charged for its memory: each with all those above it, as far as they
-/// are mounted.
-#[derive(Debug, Clone, Default)]
+/// The control groups that a process is in and that may be charged for its memory: each with all those above it, as far as
+/// they are mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CgroupTree {
-    hierarchies: Vec<Hierarchy>,
-}
-
-/// The groups of one hierarchy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Hierarchy {
-    version: Version,
-    /// Directories: the group of the process first, the root of the mount last.
-    groups: Vec<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    /// One hierarchy per controller, of which the one with the memory controller counts.
-    V1,
-    /// One for all controllers.
-    V2,
+    v1: Vec<PathBuf>,
+    v2: Vec<PathBuf>,
 }
 
 /// A limit on the way up.
@@ -86,7 +71,19 @@ impl CgroupTree {
     /// # Errors
     /// [`ErrorKind::InvalidData`] with the line that is not as proc(5) and cgroups(7) describe.
     pub fn parse(cgroup: &[u8], mountinfo: &[u8]) -> io::Result<Self> {
-        Ok(Self { hierarchies: membership::hierarchies(cgroup, mountinfo)? })
+        membership::tree(cgroup, mountinfo)
+    }
+
+    /// Directories of the groups in the memory hierarchy of version 1: the one that the process is in first, the root of the
+    /// mount last. Empty where there is no such hierarchy.
+    pub fn v1(&self) -> &[PathBuf] {
+        &self.v1
+    }
+
+    /// Directories of the groups in the hierarchy of version 2, in the same order. On a hybrid system it has no memory limits,
+    /// but tells of pressure.
+    pub fn v2(&self) -> &[PathBuf] {
+        &self.v2
     }
 
     /// What these groups allow: the smallest limit of any, and the least that is left below any. One file may say both, or a
@@ -95,13 +92,8 @@ impl CgroupTree {
     /// # Errors
     /// A file that is there, and cannot be read or does not hold what the kernel's documentation says.
     pub(super) fn limit(&self) -> io::Result<Option<MemoryLimit>> {
-        let mut bounds = Vec::new();
-        for Hierarchy { version, groups } in &self.hierarchies {
-            bounds.extend(match version {
-                Version::V1 => v1::bounds(groups)?,
-                Version::V2 => v2::bounds(groups)?,
-            });
-        }
+        let mut bounds = v1::bounds(&self.v1)?;
+        bounds.extend(v2::bounds(&self.v2)?);
         Ok(tightest(&bounds))
     }
 }

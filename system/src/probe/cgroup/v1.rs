@@ -22,15 +22,20 @@ pub(super) fn bounds(groups: &[PathBuf]) -> io::Result<Vec<Bound>> {
         if depth > 0 && values::text(&group.join("memory.use_hierarchy"))?.as_deref() == Some("0") {
             break;
         }
-        let path = group.join("memory.limit_in_bytes");
-        let Some(text) = values::text(&path)? else { continue };
-        let bytes = values::bytes(&path, &text)?;
-        if bytes < UNLIMITED {
-            bounds.push(bound(group, bytes, path.display().to_string())?);
-        }
+        bounds.extend(limit(group)?);
     }
     bounds.extend(unseen(groups, &bounds)?);
     Ok(bounds)
+}
+
+/// The limit of one group, where it has one.
+fn limit(group: &Path) -> io::Result<Option<Bound>> {
+    let path = group.join("memory.limit_in_bytes");
+    let Some(text) = values::text(&path)? else { return Ok(None) };
+    match values::bytes(&path, &text)? {
+        UNLIMITED.. => Ok(None),
+        bytes => bound(group, bytes, path.display().to_string()).map(Some),
+    }
 }
 
 /// The limit of a group above those that are mounted, which the kernel tells as the smallest of all on the way up. Of what is

@@ -9,12 +9,16 @@ use crate::probe::cgroup::CgroupTree;
 #[test]
 fn in_a_hybrid_system_the_hierarchy_with_the_controller_counts() {
     let system = Fixture::new()
-        .mount("/", "cg/cpu", "cgroup cgroup rw,cpu")
         .v1("/", "cg/memory")
+        .mount("/", "cg/cpu", "cgroup cgroup rw,cpu")
         .v2("/", "cg/unified")
         .group_v1("cg/memory/app", 4000, 1000)
         .group("cg/cpu/app", &[("memory.limit_in_bytes", "17")])
         .group("cg/unified/app", &[("memory.pressure", "some"), ("cgroup.controllers", "")]);
+    let tree = system.tree("4:memory:/app\n0::/app\n");
+    let paths = |paths: [&str; 2]| paths.map(|path| system.path(path)).to_vec();
+    assert_eq!(tree.v1(), paths(["cg/memory/app", "cg/memory"]));
+    assert_eq!(tree.v2(), paths(["cg/unified/app", "cg/unified"]));
     let cgroup = "9:name=memory:/app\n4:memory:/app\n1:cpu:/app\n0::/app\n";
     assert_eq!(system.limit(cgroup), some(4000, 3000, "cg/memory/app/memory.limit_in_bytes"));
     let moved = system.group_v2("cg/unified/app", "2000", 100);
@@ -32,6 +36,7 @@ fn a_container_that_does_not_see_its_own_path_has_the_mount_s_root() {
     for path in ["/docker/xyz", "/docker", "/", "/docker/abc/gone", "/docker/abcd/job"] {
         assert_eq!(bound.limit(&format!("0::{path}\n")), some(3000, 3000, "cg/memory.max"), "{path}");
     }
+    assert_eq!(bound.tree("0::/docker/abc/gone\n").v2(), [bound.path("cg")]);
     // In a namespace of its own, with a mount from outside and a path from beside it: `cg/../other` is not a group.
     let namespace = Fixture::new().v2("/..", "cg").group_v2("cg", "5000", 0).group_v2("other", "1", 0);
     assert_eq!(namespace.limit("0::/\n"), some(5000, 5000, "cg/memory.max"));
