@@ -23,7 +23,7 @@ mod values;
 
 use std::{
     io::{self, ErrorKind},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use fs_err as fs;
@@ -66,7 +66,8 @@ impl CgroupTree {
     ///
     /// Both are relative to the process's control group namespace, and a container often has neither the host's mount nor its
     /// own path: where no mount has a directory for the group, the root of the mount stands for it, which is what a container
-    /// runtime mounts there. Groups above that root cannot be seen.
+    /// runtime mounts there. Groups above that root cannot be seen, nor can the process's own in a namespace that was entered
+    /// without mounting anything in it.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidData`] with the line that is not as proc(5) and cgroups(7) describe.
@@ -95,6 +96,16 @@ impl CgroupTree {
         let mut bounds = v1::bounds(&self.v1)?;
         bounds.extend(v2::bounds(&self.v2)?);
         Ok(tightest(&bounds))
+    }
+
+    /// What the group of version 1 in the directory `group` allows, whatever those above it do.
+    pub(crate) fn limit_of_v1(group: &Path) -> io::Result<Option<MemoryLimit>> {
+        Ok(tightest(&v1::bounds(&[group.to_owned()])?))
+    }
+
+    /// What the group of version 2 in the directory `group` allows, whatever those above it do.
+    pub(crate) fn limit_of_v2(group: &Path) -> io::Result<Option<MemoryLimit>> {
+        Ok(tightest(&v2::bounds(&[group.to_owned()])?))
     }
 }
 
