@@ -48,6 +48,12 @@ struct Bound {
     by: String,
 }
 
+impl Bound {
+    fn into_limit(self) -> MemoryLimit {
+        MemoryLimit::new(self.bytes, self.left, self.by)
+    }
+}
+
 impl CgroupTree {
     /// The groups of this process, by `/proc/self/cgroup` and `/proc/self/mountinfo`. None on a kernel without control groups.
     ///
@@ -100,12 +106,12 @@ impl CgroupTree {
 
     /// What the group of version 1 in the directory `group` allows, whatever those above it do.
     pub(crate) fn limit_of_v1(group: &Path) -> io::Result<Option<MemoryLimit>> {
-        Ok(tightest(&v1::bounds(&[group.to_owned()])?))
+        Ok(v1::bound(group)?.map(Bound::into_limit))
     }
 
     /// What the group of version 2 in the directory `group` allows, whatever those above it do.
     pub(crate) fn limit_of_v2(group: &Path) -> io::Result<Option<MemoryLimit>> {
-        Ok(tightest(&v2::bounds(&[group.to_owned()])?))
+        Ok(v2::bound(group)?.map(Bound::into_limit))
     }
 }
 

@@ -22,19 +22,19 @@ pub(super) fn bounds(groups: &[PathBuf]) -> io::Result<Vec<Bound>> {
         if depth > 0 && values::text(&group.join("memory.use_hierarchy"))?.as_deref() == Some("0") {
             break;
         }
-        bounds.extend(limit(group)?);
+        bounds.extend(bound(group)?);
     }
     bounds.extend(unseen(groups, &bounds)?);
     Ok(bounds)
 }
 
 /// The limit of one group, where it has one.
-fn limit(group: &Path) -> io::Result<Option<Bound>> {
+pub(super) fn bound(group: &Path) -> io::Result<Option<Bound>> {
     let path = group.join("memory.limit_in_bytes");
     let Some(text) = values::text(&path)? else { return Ok(None) };
     match values::bytes(&path, &text)? {
         UNLIMITED.. => Ok(None),
-        bytes => bound(group, bytes, path.display().to_string()).map(Some),
+        bytes => of(group, bytes, path.display().to_string()).map(Some),
     }
 }
 
@@ -45,14 +45,14 @@ fn unseen(groups: &[PathBuf], seen: &[Bound]) -> io::Result<Option<Bound>> {
     match Stat::of(group)?.get("hierarchical_memory_limit")? {
         Some(bytes) if bytes < UNLIMITED && seen.iter().all(|bound| bytes < bound.bytes) => {
             let by = format!("{} (hierarchical_memory_limit)", group.join("memory.stat").display());
-            bound(group, bytes, by).map(Some)
+            of(group, bytes, by).map(Some)
         }
         _ => Ok(None),
     }
 }
 
 /// `bytes`, and what `group` with all below it leaves of them.
-fn bound(group: &Path, bytes: u64, by: String) -> io::Result<Bound> {
+fn of(group: &Path, bytes: u64, by: String) -> io::Result<Bound> {
     // With `total_` for the groups below too, as the usage is.
     let reclaimable = Stat::of(group)?.reclaimable("total_", ["dirty", "writeback"])?;
     let used = values::usage(&group.join("memory.usage_in_bytes"))?.saturating_sub(reclaimable);

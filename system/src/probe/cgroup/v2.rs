@@ -22,7 +22,7 @@ pub(super) fn bounds(groups: &[PathBuf]) -> io::Result<Vec<Bound>> {
 /// cgroup are throttled and put under heavy reclaim pressure", and weights, which without swap cannot be reclaimed, would keep
 /// the group there for as long as they are loaded. The kernel too takes the smaller of both for what a group may have
 /// (`mem_cgroup_wb_stats`).
-fn bound(group: &Path) -> io::Result<Option<Bound>> {
+pub(super) fn bound(group: &Path) -> io::Result<Option<Bound>> {
     let mut smallest: Option<(u64, PathBuf)> = None;
     for name in ["memory.max", "memory.high"] {
         let path = group.join(name);

@@ -1,6 +1,7 @@
 //! Limits of version 1.
 
 use super::{Fixture, MB, some};
+use crate::probe::cgroup::CgroupTree;
 
 /// What version 1 says where there is no limit and pages have 4 KiB.
 const NONE_V1: u64 = 9_223_372_036_854_771_712;
@@ -43,4 +44,6 @@ fn a_limit_above_the_mount_is_seen_in_version_1() {
     let stat = format!("hierarchical_memory_limit 5000\ntotal_inactive_file 100\ntotal_rss {MB}");
     let system = Fixture::new().v1("/pod/app", "cg").group_v1("cg", 9000, 1000).group("cg", &[("memory.stat", &stat)]);
     assert_eq!(system.limit("4:memory:/pod/app\n"), some(5000, 4100, "cg/memory.stat (hierarchical_memory_limit)"));
+    let own = CgroupTree::limit_of_v1(&system.path("cg")).unwrap().unwrap();
+    assert_eq!((own.bytes, own.available), (9000, 8100));
 }
