@@ -141,8 +141,12 @@ pub struct PlannedModel {
     pub context_reason: String,
     /// What the backend can do with it.
     pub capabilities: Capabilities,
-    /// What it would take, in bytes.
+    /// What it would take, in bytes, by part.
     pub estimate: MemoryEstimate,
+    /// The most bytes that it takes at one time.
+    pub required: u64,
+    /// Bytes that there are for it now, once all models that nobody uses are unloaded. `None` where that is not known.
+    pub room: Option<u64>,
     /// Tensors of the base that the adapters are merged into.
     pub merged_tensors: usize,
     /// Those of them that the base has quantized, and that are quantized again.
@@ -165,16 +169,22 @@ impl fmt::Display for Plan {
             None => writeln!(f, "         not yet checked against the model, of which nothing is on this machine")?,
             Some(model) => {
                 writeln!(f, "context  {} tokens: {}", model.context_length, model.context_reason)?;
+                write!(f, "memory   {} at most", Bytes(model.required))?;
+                match model.room {
+                    Some(room) => writeln!(f, ", of {} that there are now", Bytes(room))?,
+                    None => writeln!(f, "; how much there is now is not known")?,
+                }
                 let e = &model.estimate;
-                writeln!(
-                    f,
-                    "memory   {} at most: weights {}, KV cache {}, working {}, while loading {}",
-                    Bytes(e.total()),
-                    Bytes(e.weights),
-                    Bytes(e.kv_cache),
-                    Bytes(e.working),
-                    Bytes(e.load_peak)
-                )?;
+                let always = [("weights", e.weights), ("KV cache", e.kv_cache), ("working", e.working)];
+                let where_any = [
+                    ("adapters", e.adapters),
+                    ("tokenizer", e.text),
+                    ("on top while loading", e.load_peak),
+                    ("on top while merging", e.merge_peak),
+                ];
+                let parts = always.into_iter().chain(where_any.into_iter().filter(|(_, bytes)| *bytes > 0));
+                let parts: Vec<_> = parts.map(|(part, bytes)| format!("{part} {}", Bytes(bytes))).collect();
+                writeln!(f, "         {}", parts.join(", "))?;
                 match (model.merged_tensors, model.requantized_tensors) {
                     (0, _) => {}
                     (merged, 0) => writeln!(f, "merge    {merged} tensors, while they are read")?,

@@ -1,6 +1,10 @@
 //! How an engine is made.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use etcetera::BaseStrategy;
 use llm_local_core::{
@@ -14,7 +18,11 @@ use llm_local_source_common::{
 };
 
 use super::{AdapterLimits, Engine, Inner, slots::Slots};
-use crate::{builtin, policy::Policy};
+use crate::{
+    builtin,
+    memory::{Clock, Memory, MemoryPolicy, MemoryProbe, SystemProbe},
+    policy::Policy,
+};
 
 /// The environment variable that overrides where fetched files are kept.
 pub const CACHE_VARIABLE: &str = "LLM_LOCAL_CACHE";
@@ -30,6 +38,9 @@ pub struct EngineBuilder {
     quota: Option<u64>,
     policy: Policy,
     adapter_limits: AdapterLimits,
+    memory: MemoryPolicy,
+    probe: Option<Arc<dyn MemoryProbe>>,
+    clock: Option<Clock>,
     network: NetworkConfig,
     transfer: TransferConfig,
     offline: bool,
@@ -103,6 +114,26 @@ impl EngineBuilder {
         self
     }
 
+    /// How much memory models may take, how long they stay, and what goes when it runs short; without it
+    /// [`MemoryPolicy::default`].
+    pub fn memory(mut self, policy: MemoryPolicy) -> Self {
+        self.memory = policy;
+        self
+    }
+
+    /// Who says how much memory there is; without it the system ([`SystemProbe`]).
+    pub fn memory_probe(mut self, probe: impl MemoryProbe + 'static) -> Self {
+        self.probe = Some(Arc::new(probe));
+        self
+    }
+
+    /// The time by which models are idle and pressure is over, since any moment; without it the time since the engine was
+    /// built. For tests.
+    pub fn memory_clock(mut self, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
     /// How requests are made: time limits, attempts, whether http is allowed. It holds for files, wherever they come from,
     /// and for what sources ask themselves that the engine makes of plugins ([`PluginContext`]); a source that is given as
     /// an instance asks by settings of its own.
@@ -126,9 +157,11 @@ impl EngineBuilder {
     /// The engine. Creates no file and starts no thread.
     ///
     /// # Errors
+    /// [`Error::InvalidSpec`] for a [memory policy](EngineBuilder::memory) that cannot be meant;
     /// [`Error::PluginConflict`] if two plugins claim one name; [`Error::NotFound`] if there is no home folder to keep
     /// files in and no folder was given.
     pub fn build(self) -> Result<Engine> {
+        self.memory.validate()?;
         let registry = match self.registry {
             Some(registry) => registry,
             None => builtin::registry()?,
@@ -165,8 +198,25 @@ impl EngineBuilder {
             Transfer::new(network, store, config).with_check(move |manifest, sizes| made.check_made(manifest, sizes));
         let (quota, policy, offline, slots) = (self.quota, self.policy, self.offline, Slots::default());
         let (adapter_limits, keep_merged) = (self.adapter_limits, self.keep_merged);
-        let inner =
-            Inner { registry, transfer, heads_at_once, quota, policy, adapter_limits, offline, keep_merged, slots };
+        let probe = self.probe.unwrap_or_else(|| Arc::new(SystemProbe::new()));
+        let clock = self.clock.unwrap_or_else(|| {
+            let start = Instant::now();
+            Arc::new(move || start.elapsed())
+        });
+        let memory = Memory::new(self.memory, probe, clock, slots.forgetting());
+        let inner = Inner {
+            registry,
+            transfer,
+            heads_at_once,
+            quota,
+            policy,
+            adapter_limits,
+            offline,
+            keep_merged,
+            slots,
+            memory,
+            monitor: Mutex::default(),
+        };
         Ok(Engine { inner: Arc::new(inner) })
     }
 

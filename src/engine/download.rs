@@ -10,7 +10,7 @@ use llm_local_source_common::{
     transfer::Files,
 };
 
-use super::{Asked, Engine, Inner, Pin, could_not_ask};
+use super::{Asked, Engine, Inner, Pin, could_not_ask, fitting::Purpose};
 
 impl Engine {
     /// Makes every file of `spec` present and verified, once a backend has said by the headers of the base that it can run
@@ -71,7 +71,7 @@ impl Engine {
 impl Inner {
     async fn download(&self, spec: &ModelSpec, cx: FetchContext) -> Result<()> {
         let _cancel_on_drop = cx.cancel.clone().drop_guard();
-        self.prepare(spec, &cx).await.map(drop)
+        self.prepare(spec, &cx, Purpose::Files).await.map(drop)
     }
 
     async fn download_locked(&self, lock: &SpecLock, cx: FetchContext) -> Result<()> {

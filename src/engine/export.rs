@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use llm_local_core::{AdapterPolicy, Error, FetchContext, ModelSpec, ProgressEvent, ProgressHandler, Result};
 use llm_local_weights::is_gguf;
 
-use super::{Engine, Inner, judge::Weights, prepare::Prepared};
+use super::{Engine, Inner, fitting::Purpose, judge::Weights, prepare::Prepared};
 use crate::{
     blocking::blocking_until_ended,
     export::{self, Export, Exported, Watch},
@@ -66,7 +66,8 @@ impl Inner {
                 return Err(export::of_gguf(&spec.id()));
             }
         }
-        let Prepared { weights, identity, adapters, allow, holds, proven, .. } = self.prepare(&spec, cx).await?;
+        let Prepared { weights, identity, adapters, allow, holds, proven, .. } =
+            self.prepare(&spec, cx, Purpose::Files).await?;
         let Weights { info, tensors, text } = weights;
         let (into, dtype, progress) = (into.to_owned(), spec.dtype, cx.progress.clone());
         let written = blocking_until_ended("export", move |wanted| {

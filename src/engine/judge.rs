@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use llm_local_core::{
-    DeviceKind, Error, FetchContext, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource, TextFiles,
-};
+use llm_local_core::{Error, FetchContext, ModelFormat, ModelInfo, ModelSpec, Result, TensorSource, TextFiles};
 use llm_local_source_common::transfer::Files;
 use llm_local_weights::Checkpoint;
 
 use super::{
     Inner, Pin,
     choose::Chosen,
-    memory,
+    fitting::{Adapted, Planned, Purpose},
     prepare::Pinned,
     route::Route,
     together::{Known, Together},
@@ -25,8 +23,8 @@ use crate::{
 /// What is known of a spec that can be run, as far as that can be told yet.
 pub(super) struct Judged {
     pub(super) plan: Plan,
-    /// The base with its backend; `None` if nothing could be told of it.
-    pub(super) base: Option<(Base, Chosen)>,
+    /// The base with its backend, and what the model takes there; `None` if nothing could be told of it.
+    pub(super) base: Option<(Base, Chosen, Planned)>,
     /// The adapters, as far as they are known.
     pub(super) adapters: Together,
     /// How these get into the model.
@@ -57,8 +55,8 @@ impl Inner {
     pub(super) async fn judge(
         &self,
         spec: &ModelSpec,
-        pinned: &Pinned,
-        files: &[Option<Files>],
+        (pinned, files): (&Pinned, &[Option<Files>]),
+        purpose: Purpose,
         cx: &FetchContext,
     ) -> Result<Judged> {
         let mut plan = Plan::new(spec, &pinned.base, &pinned.adapters, files, &pinned.resolution);
@@ -66,13 +64,14 @@ impl Inner {
             Some(files) => Some(Base::Here(open(spec.id(), files.clone()).await?)),
             None => self.peek_model(spec, &pinned.resolution, &pinned.base.job(), cx).await?.map(Base::Elsewhere),
         };
-        let mut base = match base {
-            Some(base) => Some(self.choose(spec, base.info()).map(|chosen| (base, chosen))?),
+        let mut chosen = match &base {
+            Some(base) => Some(self.choose(spec, base.info())?),
             None => None,
         };
         let adapters = self.adapters(spec, &pinned.adapters, &files[1..], cx).await?;
         let mut route = Route::Merged;
-        if let Some((base, chosen)) = &mut base {
+        let mut memory = None;
+        if let (Some(base), Some(chosen)) = (&base, &mut chosen) {
             base.check(spec, chosen)?;
             let (outlines, report) = adapters.fit(base.info(), &self.adapter_limits)?;
             let dequantized;
@@ -81,17 +80,16 @@ impl Inner {
             if !Arc::ptr_eq(&info, base.info()) {
                 *chosen = self.choose(spec, &info)?;
             }
-            let planned = chosen.planned(&info, route, &report)?;
-            if let Some(dequantized) = dequantized {
-                // Of a device with memory of its own, nobody knows how much of it is free.
-                let device = &chosen.resolution.backend.device;
-                let is_shared = matches!(device.kind, DeviceKind::Cpu | DeviceKind::Metal);
-                let available = if is_shared { memory::available() } else { None };
-                let required = chosen.required(&planned, base.info(), route, &report)?;
-                dequantized.check_room(&report, required, available)?;
-            }
-            plan.set_model(planned, &chosen.resolution);
+            let adapted = Adapted { info: &info, base: base.info(), route, report: &report };
+            let tiers = &self.memory.policy().context_tiers;
+            let planned = chosen.fit(&adapted, tiers, purpose).map_err(|error| match &dequantized {
+                Some(dequantized) => dequantized.short(&report, error),
+                None => error,
+            })?;
+            plan.set_model(chosen.planned(&adapted, &planned), &chosen.resolution);
+            memory = Some(planned);
         }
+        let base = base.zip(chosen).zip(memory).map(|((base, chosen), memory)| (base, chosen, memory));
         Ok(Judged { plan, base, adapters, route })
     }
 

@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use llm_local_core::{
-    AdapterSet, Allowance, Error, FetchContext, InferenceBackend, LoadOptions, LoadedModel, LoraAdapter, ModelInfo,
-    ModelSpec, ModelWeights, Result, TensorSource,
+    AdapterSet, Allowance, ContextLength, Error, FetchContext, InferenceBackend, LoadOptions, LoadedModel, LoraAdapter,
+    ModelInfo, ModelSpec, ModelWeights, Result, TensorSource,
 };
 
 use super::{
     Inner, Model,
+    fitting::Purpose,
     judge::Weights,
     merged::{Keeping, KeyOfMerge},
     model::LoadStats,
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     blocking::blocking,
     lora::{self, MergedSource},
+    memory::{FEWEST, MemoryEvent, Reservation, Residence},
 };
 
 impl Inner {
@@ -28,17 +30,66 @@ impl Inner {
     /// # Errors
     /// As [`super::Engine::load`].
     pub(super) async fn load(&self, spec: &ModelSpec, cx: FetchContext) -> Result<Model> {
-        let start = Instant::now();
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let Prepared { plan, weights, identity, adapters, allow, route, mut options, backend, mut holds, proven } =
-            self.prepare(spec, &cx).await?;
+        let mut tried = None;
+        let mut outcome = self.load_within(spec, &cx, None, &mut tried).await;
+        if let Err(error) = &outcome
+            && let Some(context) = self.shorter(spec, tried, error).await
+        {
+            outcome = self.load_within(spec, &cx, Some(context), &mut tried).await;
+        }
+        cancel_on_drop.disarm();
+        outcome
+    }
+
+    /// The context with which a load is tried once more that failed for want of memory with the context `tried`, which was
+    /// chosen by itself.
+    async fn shorter(&self, spec: &ModelSpec, tried: Option<usize>, error: &Error) -> Option<usize> {
+        let is_automatic = spec.context_length == ContextLength::Auto;
+        let context = tried.filter(|tried| is_automatic && error.is_out_of_memory() && *tried > FEWEST)?;
+        let context_length = (context / 2).max(FEWEST);
+        if matches!(error, Error::OutOfMemory { .. }) {
+            // The device has less than was measured.
+            self.memory.make_room(&spec.id()).await;
+        }
+        let (model, reason) = (spec.id(), error.to_string());
+        self.memory.tell(MemoryEvent::Retried { model, context_length, reason });
+        Some(context_length)
+    }
+
+    /// The model of `spec`, loaded, with a context of `most` tokens at most. What it was loaded with is in `tried`, once that is
+    /// known.
+    async fn load_within(
+        &self,
+        spec: &ModelSpec,
+        cx: &FetchContext,
+        most: Option<usize>,
+        tried: &mut Option<usize>,
+    ) -> Result<Model> {
+        let start = Instant::now();
+        let prepared = self.prepare(spec, cx, Purpose::Load(most)).await?;
+        let Prepared {
+            plan,
+            weights,
+            identity,
+            adapters,
+            allow,
+            route,
+            mut options,
+            backend,
+            mut holds,
+            proven,
+            memory,
+        } = prepared;
         let prepared = start.elapsed();
+        *tried = Some(options.context_length);
+        let reservation = self.memory.admit(&plan.id, (&*backend, &plan.device), memory.required).await?;
         let sets =
             Sets::new(&plan, &adapters, (spec.adapter_policy, route), weights.info.clone(), self.adapter_limits)?;
         options.cancel = cx.cancel.clone();
         options.progress = cx.progress.clone().or(options.progress);
-        let parts = Parts { backend, base: weights, adapters, allow };
+        let parts = Parts { backend, base: weights, adapters, allow, reservation: reservation.clone() };
         let key = self.merge_key(spec, &identity, &parts.adapters, (parts.backend.name(), &options))?;
         let mut keeping = None;
         tracing::debug!(model = %plan.id, backend = %plan.backend, "loading");
@@ -70,10 +121,10 @@ impl Inner {
         if let Some(keeping) = keeping {
             holds.extend(keeping.finish(&identity).await);
         }
-        cancel_on_drop.disarm();
+        let residence = Residence::new(reservation, memory.estimate.running());
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
-        Ok(Model::new(loaded, plan, identity, sets, (stats, lost), holds))
+        Ok(Model::new(loaded, plan, identity, sets, (stats, lost), (residence, holds)))
     }
 
     /// What the backend gets of `merged`, which may be kept from an earlier merge, or be kept now.
@@ -96,6 +147,7 @@ struct Parts {
     adapters: Vec<(Arc<LoraAdapter>, f32)>,
     /// What is let pass of each.
     allow: Vec<BTreeSet<Allowance>>,
+    reservation: Arc<Reservation>,
 }
 
 impl Parts {
@@ -106,7 +158,8 @@ impl Parts {
     }
 
     fn weights(&self, info: Arc<ModelInfo>, tensors: Option<Arc<dyn TensorSource>>) -> ModelWeights {
-        ModelWeights::new(info, tensors, self.base.text.clone())
+        let reservation = Box::new(self.reservation.clone());
+        ModelWeights::new(info, tensors, self.base.text.clone()).with_reservation(reservation)
     }
 
     /// The base alone.
@@ -132,7 +185,7 @@ impl Parts {
     /// Loads `weights`, the last that are made of these parts. What these hold beside them goes first: a backend gives the
     /// heap back when it has loaded, and the vocabulary of a GGUF file alone takes megabytes.
     async fn load(self, weights: ModelWeights, options: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
-        let Self { backend, base, adapters, allow } = self;
+        let Self { backend, base, adapters, allow, .. } = self;
         drop((base, adapters, allow));
         backend.load(weights, options).await
     }

@@ -19,11 +19,12 @@ mod choose;
 mod download;
 mod export;
 mod fetch;
+mod fitting;
 mod identity;
 mod judge;
+mod leased;
 mod load;
 mod locking;
-mod memory;
 mod merged;
 mod model;
 mod peek;
@@ -53,7 +54,7 @@ pub(crate) use versions::{Versions, could_not_ask, is_of_one, names, with_used_l
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -63,7 +64,12 @@ use llm_local_core::{
 };
 use llm_local_source_common::{store::Store, transfer::Transfer};
 
-use crate::{adapters::Adapters, plan::Plan, policy::Policy};
+use crate::{
+    adapters::Adapters,
+    memory::{Lease, Memory, Monitor},
+    plan::Plan,
+    policy::Policy,
+};
 use slots::{Key, Slots, Unloading};
 
 /// The registry at work. Clones share everything.
@@ -86,6 +92,8 @@ pub(crate) struct Inner {
     /// Whether results of merges are kept.
     keep_merged: bool,
     slots: Slots,
+    pub(crate) memory: Arc<Memory>,
+    monitor: Mutex<Option<Monitor>>,
 }
 
 impl Engine {
@@ -134,8 +142,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::InvalidSpec`], [`Error::NotRegistered`], [`Error::NotFound`], [`Error::NoBackend`],
-    /// [`Error::UnsupportedModelFormat`], [`Error::LoadFailed`]; for anything wrong with an adapter
-    /// [`Error::AdapterMergeFailed`].
+    /// [`Error::UnsupportedModelFormat`], [`Error::LoadFailed`], [`Error::InsufficientMemory`] once all idle models are
+    /// gone, [`Error::OutOfMemory`]; for anything wrong with an adapter [`Error::AdapterMergeFailed`].
     pub async fn load(&self, spec: &ModelSpec) -> Result<Model> {
         self.load_with_progress(spec, None).await
     }
@@ -151,7 +159,9 @@ impl Engine {
     ) -> Result<Model> {
         let cx = self.context(progress.clone());
         let (inner, key, spec) = (self.inner.clone(), Key::new(spec), spec.clone());
+        let keep_alive = spec.keep_alive;
         let model = self.inner.slots.get_or_load(key, async move { inner.load(&spec, cx).await }).await?;
+        model.residence().settle(keep_alive);
         if let Some(progress) = &progress {
             progress.on_progress(&ProgressEvent::Loaded);
         }
@@ -163,16 +173,25 @@ impl Engine {
     /// # Errors
     /// As [`Engine::load`]. What is wrong with the request is the generation's first item.
     pub async fn generate(&self, spec: &ModelSpec, request: GenerateRequest) -> Result<Generation> {
-        let (model, load) = self.ready(spec).await?;
+        let Ready { model, load, lease: _lease } = self.ready(spec).await?;
         Ok(model.generate_after(request, load))
     }
 
-    /// The model of `spec`, and how long it took to load if it was not.
-    pub(crate) async fn ready(&self, spec: &ModelSpec) -> Result<(Model, Option<Duration>)> {
+    /// The model of `spec`, loaded if it was not, in use.
+    pub(crate) async fn ready(&self, spec: &ModelSpec) -> Result<Ready> {
         let start = Instant::now();
-        match self.inner.slots.loaded(&Key::new(spec)) {
-            Some(model) => Ok((model, None)),
-            None => Ok((self.load(spec).await?, Some(start.elapsed()))),
+        loop {
+            let (model, load) = match self.inner.slots.loaded(&Key::new(spec)) {
+                Some(model) => {
+                    model.residence().settle(spec.keep_alive);
+                    (model, None)
+                }
+                None => (self.load(spec).await?, Some(start.elapsed())),
+            };
+            // One that was evicted since it was found is loaded anew.
+            if let Some(lease) = model.residence().lease() {
+                return Ok(Ready { model, load, lease });
+            }
         }
     }
 
@@ -182,7 +201,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::load`] and [`llm_local_core::LoadedModel::logits`].
     pub async fn logits(&self, spec: &ModelSpec, request: LogitsRequest) -> Result<Vec<f32>> {
-        self.load(spec).await?.logits(request).await
+        let Ready { model, lease: _lease, .. } = self.ready(spec).await?;
+        model.logits(request).await
     }
 
     /// Gives the memory of the model of `spec` back, and returns when it is back. Unloading what is not loaded is done
@@ -199,6 +219,15 @@ impl Engine {
     }
 }
 
+/// A model that is loaded, and stays so as long as it is in use.
+pub(crate) struct Ready {
+    pub(crate) model: Model,
+    /// How long the load took, if there was one.
+    pub(crate) load: Option<Duration>,
+    /// Ends when a use of the caller's own has begun.
+    pub(crate) lease: Lease,
+}
+
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
@@ -209,6 +238,11 @@ impl fmt::Debug for Engine {
 }
 
 impl Inner {
+    /// What runs while the engine is monitoring.
+    pub(crate) fn monitor(&self) -> MutexGuard<'_, Option<Monitor>> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Lets the next load of specs with the moving adapter ref `reference` be a new one, unless it means `revision`.
     pub(crate) fn detach(&self, reference: &ArtifactRef, revision: Option<&str>) {
         self.slots.detach(reference, |adapter| adapter.is_moving() && Some(adapter.revision.as_str()) != revision);

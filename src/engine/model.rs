@@ -2,10 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -19,11 +16,20 @@ use llm_local_source_common::store::Hold;
 
 use super::{
     identity::{Identity, ModelDigest},
+    leased::Leased,
     sets::{OwnSet, Sets},
 };
-use crate::plan::Plan;
+use crate::{
+    memory::{Lease, Pinned, Residence},
+    plan::Plan,
+};
 
 /// A model in memory: a handle, cheap to clone. The engine holds one too, until [`crate::Engine::unload`].
+///
+/// A handle alone does not keep the model in memory. While nobody uses it, the engine may unload it: to make room for another
+/// one, when memory runs short, or when its time is over. Calls then give
+/// [`ModelNotLoaded`](llm_local_core::Error::ModelNotLoaded). [`crate::Engine::generate`] and [`crate::Session`] load the spec
+/// again by themselves; [`Model::pin`] keeps the model.
 #[derive(Clone)]
 pub struct Model {
     inner: Arc<Inner>,
@@ -37,7 +43,7 @@ struct Inner {
     stats: LoadStats,
     /// [`Model::requantized_error`].
     lost: Option<f64>,
-    unloaded: AtomicBool,
+    residence: Residence,
     /// Keep its files from deletion until it is unloaded.
     holds: Mutex<Vec<Hold>>,
 }
@@ -49,8 +55,12 @@ pub(crate) struct WeakModel(Weak<Inner>);
 impl WeakModel {
     /// The model, unless it was unloaded or dropped.
     pub(crate) fn upgrade(&self) -> Option<Model> {
-        let model = Model { inner: self.0.upgrade()? };
-        model.is_loaded().then_some(model)
+        self.any().filter(Model::is_loaded)
+    }
+
+    /// The model, unless it was dropped.
+    pub(crate) fn any(&self) -> Option<Model> {
+        Some(Model { inner: self.0.upgrade()? })
     }
 }
 
@@ -79,10 +89,25 @@ impl Model {
         identity: Identity,
         sets: Sets,
         (stats, lost): (LoadStats, Option<f64>),
-        holds: Vec<Hold>,
+        (residence, holds): (Residence, Vec<Hold>),
     ) -> Self {
-        let (identity, unloaded, holds) = (Arc::new(identity), AtomicBool::new(false), Mutex::new(holds));
-        Self { inner: Arc::new(Inner { loaded, plan, identity, sets, stats, lost, unloaded, holds }) }
+        let (identity, holds) = (Arc::new(identity), Mutex::new(holds));
+        let model = Self { inner: Arc::new(Inner { loaded, plan, identity, sets, stats, lost, residence, holds }) };
+        model.residence().belongs_to(model.downgrade());
+        model
+    }
+
+    pub(crate) fn residence(&self) -> &Residence {
+        &self.inner.residence
+    }
+
+    /// A use of it, which keeps it from being evicted.
+    fn lease(&self) -> Result<Lease> {
+        self.residence().lease().ok_or_else(|| self.not_loaded())
+    }
+
+    fn not_loaded(&self) -> Error {
+        Error::ModelNotLoaded { model: self.inner.plan.id.clone() }
     }
 
     pub(crate) fn downgrade(&self) -> WeakModel {
@@ -117,11 +142,19 @@ impl Model {
     /// As [`Model::generate_after`], with the adapters that the generation has: the model's own, unless it names others.
     pub(crate) fn start(&self, request: GenerateRequest, load: Option<Duration>) -> (Generation, Arc<OwnSet>) {
         let Inner { loaded, sets, .. } = &*self.inner;
+        let mut request = request;
+        // Of its own, so that it can be stopped when memory is short.
+        let own = request.cancel.child_token();
+        let Some(lease) = self.residence().lease_stoppable(own.clone()) else {
+            return (Generation::failed(self.not_loaded()), sets.own());
+        };
+        let cancel = std::mem::replace(&mut request.cancel, own);
         let (generation, set) = match request.adapters.as_ref().map(|set| sets.named(set)) {
             None => sets.with_own(|| loaded.generate(request)),
             Some(Ok(set)) => (loaded.generate(request), set),
             Some(Err(error)) => return (Generation::failed(error), sets.own()),
         };
+        let generation = Generation::new(Leased::new(generation, lease, cancel));
         let has_nothing_to_add = load.is_none() && set.is_surely_empty();
         (if has_nothing_to_add { generation } else { with_stats(generation, load, set.clone()) }, set)
     }
@@ -152,11 +185,10 @@ impl Model {
     /// that was loaded to quantize them again, and a set with which the model would have another vocabulary, or a head tied
     /// or untied: load another spec for that; [`llm_local_core::Error::ModelNotLoaded`]. The adapters are then as before.
     pub async fn set_adapters(&self, adapters: AdapterSet) -> Result<()> {
-        let Inner { loaded, sets, identity, plan, .. } = &*self.inner;
-        if !self.is_loaded() {
-            return Err(Error::ModelNotLoaded { model: plan.id.clone() });
-        }
-        sets.replace(loaded, identity, adapters).await
+        let Inner { loaded, sets, identity, .. } = &*self.inner;
+        let _lease = self.lease()?;
+        let memory = self.residence().memory();
+        sets.replace(loaded, identity, adapters, &|| memory.free()).await
     }
 
     /// The adapters that it has where a request names none: those of its spec, merged or beside the weights, until
@@ -173,6 +205,7 @@ impl Model {
         if let Some(set) = &request.adapters {
             self.inner.sets.named(set)?;
         }
+        let _lease = self.lease()?;
         self.inner.loaded.logits(request).await
     }
 
@@ -226,6 +259,7 @@ impl Model {
     /// # Errors
     /// As [`LoadedModel::fork_session`].
     pub async fn fork_session(&self, from: &SessionId, to: SessionId) -> Result<()> {
+        let _lease = self.lease()?;
         self.inner.loaded.fork_session(from, to).await
     }
 
@@ -234,6 +268,7 @@ impl Model {
     /// # Errors
     /// As [`LoadedModel::export_session`].
     pub async fn export_session(&self, session: &SessionId) -> Result<SessionState> {
+        let _lease = self.lease()?;
         self.inner.loaded.export_session(session).await
     }
 
@@ -242,6 +277,7 @@ impl Model {
     /// # Errors
     /// As [`LoadedModel::import_session`].
     pub async fn import_session(&self, session: &SessionId, state: SessionState) -> Result<()> {
+        let _lease = self.lease()?;
         self.inner.loaded.import_session(session, state).await
     }
 
@@ -269,15 +305,26 @@ impl Model {
     /// # Errors
     /// As [`LoadedModel::unload`].
     pub async fn unload(&self) -> Result<()> {
-        self.inner.unloaded.store(true, Ordering::Release);
+        self.residence().leave();
         let result = self.inner.loaded.unload().await;
+        self.residence().release();
         self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner).clear();
         result
     }
 
-    /// Whether nobody has unloaded it.
+    /// Whether nobody has unloaded it: neither its holders, nor the engine, which unloads models that nobody uses when
+    /// their memory is needed, or their time is over ([`crate::memory`]).
     pub fn is_loaded(&self) -> bool {
-        !self.inner.unloaded.load(Ordering::Acquire)
+        self.residence().is_ready()
+    }
+
+    /// Keeps it in memory until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`llm_local_core::Error::ModelNotLoaded`].
+    pub fn pin(&self) -> Result<Pinned> {
+        let _lease = self.lease()?;
+        Ok(Pinned::new(self.clone()))
     }
 
     /// Whether both are handles of one model in memory.

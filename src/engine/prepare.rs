@@ -13,6 +13,7 @@ use llm_local_source_common::{
 
 use super::{
     Inner,
+    fitting::{Planned, Purpose},
     identity::Identity,
     judge::{Base, Judged, Weights},
     locking::Proven,
@@ -45,6 +46,8 @@ pub(super) struct Prepared {
     pub(super) holds: Vec<Hold>,
     /// What was held to the lock of the spec: it must be the same still once all was read. Nothing without a lock.
     pub(super) proven: Proven,
+    /// What it takes.
+    pub(super) memory: Planned,
 }
 
 impl Pinned {
@@ -64,12 +67,12 @@ impl Inner {
     pub(super) async fn plan(&self, spec: &ModelSpec, cx: &FetchContext) -> Result<Plan> {
         let pinned = self.resolve(spec, cx).await?;
         let files = self.present(&pinned.jobs(), cx).await?;
-        Ok(self.judge(spec, &pinned, &files, cx).await?.plan)
+        Ok(self.judge(spec, (&pinned, &files), Purpose::Load(None), cx).await?.plan)
     }
 
     /// Everything that a load of `spec` needs: resolve → plan → fetch → adapt. Of what is missing only heads are asked for
-    /// until it is known that a backend can run the base, and that the adapters fit it.
-    pub(super) async fn prepare(&self, spec: &ModelSpec, cx: &FetchContext) -> Result<Prepared> {
+    /// until it is known that a backend can run the base, that the adapters fit it, and that there is memory for it.
+    pub(super) async fn prepare(&self, spec: &ModelSpec, cx: &FetchContext, purpose: Purpose) -> Result<Prepared> {
         let pinned = self.resolve(spec, cx).await?;
         let jobs = pinned.jobs();
         // Held before it is looked for: what is there then stays there.
@@ -80,16 +83,16 @@ impl Inner {
         let identity = |files: &Files| Identity::new(spec.id(), &pinned.base.manifest, files);
         // Before the base is opened, and compared then: what was opened is what this is of.
         let mut base = files[0].as_ref().map(identity).transpose()?;
-        let mut judged = self.judge(spec, &pinned, &files, cx).await?;
+        let mut judged = self.judge(spec, (&pinned, &files), purpose, cx).await?;
         let fetched = self.fetch_allowed(&jobs, cx).await?;
         let came = files.iter().zip(&fetched).map(|(before, now)| before.is_none().then(|| now.clone()));
         let proven = proven.and(self.check_locked(spec, &jobs, &came.collect::<Vec<_>>()).await?);
         if files.iter().any(Option::is_none) {
             let files: Vec<_> = fetched.into_iter().map(Some).collect();
             base = files[0].as_ref().map(identity).transpose()?;
-            judged = self.judge(spec, &pinned, &files, cx).await?;
+            judged = self.judge(spec, (&pinned, &files), purpose, cx).await?;
         }
-        let (Judged { plan, base: Some((Base::Here(weights), chosen)), adapters, route }, Some(identity)) =
+        let (Judged { plan, base: Some((Base::Here(weights), chosen, memory)), adapters, route }, Some(identity)) =
             (judged, base)
         else {
             return Err(Error::load(spec.id(), "its files are not on this machine after they were fetched"));
@@ -100,7 +103,7 @@ impl Inner {
             self.note_selected(pin).await;
         }
         let (options, backend) = (chosen.options, chosen.resolution.backend.backend);
-        Ok(Prepared { plan, weights, identity, adapters, allow, route, options, backend, holds, proven })
+        Ok(Prepared { plan, weights, identity, adapters, allow, route, options, backend, holds, proven, memory })
     }
 
     /// The files of each of `jobs` that is all here, if the policy allows what came out of archives.

@@ -124,13 +124,9 @@ impl Route {
 }
 
 impl Dequantized {
-    /// Checks that a model whose touched tensors are dequantized, which takes `required` bytes, has room in `available` ones.
-    /// Where nobody knows how many these are, it is tried.
-    ///
-    /// # Errors
-    /// [`Error::AdapterMergeFailed`]: what keeps the adapters from running beside the weights, and how much memory is missing.
-    pub(super) fn check_room(&self, report: &FitReport, required: u64, available: Option<u64>) -> Result<()> {
-        let Some(available) = available.filter(|available| *available < required) else { return Ok(()) };
+    /// What it means that such a model has no room, which is what `error` says; any other error stays as it is.
+    pub(super) fn short(&self, report: &FitReport, error: Error) -> Error {
+        let Error::InsufficientMemory { required, available, .. } = error else { return error };
         let why_dequantized = match self.policy {
             AdapterPolicy::MergeRequantized { .. } => ", which tells what is lost once they are quantized again",
             _ => "",
@@ -141,7 +137,7 @@ impl Dequantized {
             self.not_beside
         );
         let hint = "free memory, ask for a shorter context, or use a base whose adapters can run beside its weights";
-        Err(failure(report, self.policy, why, hint))
+        failure(report, self.policy, why, hint)
     }
 }
 

@@ -8,18 +8,19 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use llm_local_core::{ArtifactRef, Error, ModelSpec, Result};
+use llm_local_core::{ArtifactRef, Error, KeepAlive, ModelSpec, Result};
 
 use super::{Model, versions::is_of_one};
 use crate::plan::PlannedArtifact;
 
-/// What makes two specs the same model: everything that decides what is loaded, and nothing that is for people.
+/// What makes two specs the same model: everything that decides what is loaded, and nothing that is for people or
+/// says how long it stays.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     base: ArtifactRef,
     adapters: Vec<ArtifactRef>,
     is_locked: bool,
-    /// The whole spec, without what is for people.
+    /// The whole spec, without these.
     spec: String,
 }
 
@@ -27,6 +28,7 @@ impl Key {
     pub(super) fn new(spec: &ModelSpec) -> Self {
         let mut spec = spec.clone();
         (spec.id, spec.display_name, spec.description, spec.estimated_memory) = (None, None, None, None);
+        spec.keep_alive = KeepAlive::Auto;
         Self {
             base: spec.base.clone(),
             adapters: spec.adapters.iter().map(|adapter| adapter.reference.clone()).collect(),
@@ -150,6 +152,20 @@ impl Slots {
         });
         // Not under the lock: the last handle of a model gives its memory back.
         drop(detached);
+    }
+
+    /// Empties the place of a model whose memory is back; what does so keeps no model in memory.
+    pub(super) fn forgetting(&self) -> impl Fn(&Model) + Send + Sync + 'static {
+        let map = Arc::downgrade(&self.map);
+        move |model| {
+            let Some(map) = map.upgrade() else { return };
+            let is_it = |slot: &mut Slot| matches!(slot, Slot::Loaded(loaded) if loaded.is_same(model));
+            let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
+            let forgotten: Vec<_> = map.extract_if(|_, slot| is_it(slot)).collect();
+            // Not under the lock: a handle may be the last one.
+            drop(map);
+            drop(forgotten);
+        }
     }
 
     /// Begins to unload the model of `key`, or joins an unload that runs.

@@ -11,7 +11,7 @@ const GB: u64 = 1_000_000_000;
 const UNBOUNDED: usize = 4096;
 
 /// The fewest tokens that an automatic context is shortened to.
-const FEWEST: usize = 256;
+pub(crate) const FEWEST: usize = 256;
 
 /// What a context that is shortened to what fits is a multiple of, if it is as long.
 const STEP: usize = 64;

@@ -33,7 +33,7 @@ use std::{
 use futures_util::FutureExt;
 use llm_local_core::{Completion, Error, LoadedInfo, Message, ModelSpec, Result, Role, SessionId};
 
-use crate::engine::{Engine, Identity, Model, OwnSet, WeakModel};
+use crate::engine::{Engine, Identity, Model, OwnSet, Ready, WeakModel};
 
 /// A chat with the model of a spec. It keeps the messages; the backend keeps the KV cache.
 ///
@@ -163,7 +163,7 @@ impl Session {
         options: TurnOptions,
     ) -> Result<Turn<'_>> {
         let asked: Vec<_> = messages.into_iter().collect();
-        let (model, load) = self.engine.ready(&self.spec).await?;
+        let Ready { model, load, lease: _lease } = self.engine.ready(&self.spec).await?;
         let system = self.system_prompt.as_ref().map(Message::system);
         let chat = system.into_iter().chain(self.messages.iter().cloned()).chain(asked.iter().cloned()).collect();
         let mut request = options.request(chat);

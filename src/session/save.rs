@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     blocking::{blocking, blocking_while_wanted},
-    engine::{Engine, Model, ModelDigest},
+    engine::{Engine, Model, ModelDigest, Ready},
 };
 
 /// What a file that [`Session::save`] wrote has of the KV cache. It has the chat in any case.
@@ -126,7 +126,7 @@ impl Engine {
         }
         let mut session = self.with_messages(spec, &saved);
         if let Some(made_by) = &saved.made_by {
-            let (model, _) = self.ready(spec).await?;
+            let Ready { model, lease: _lease, .. } = self.ready(spec).await?;
             let used = Used::new(&model, model.own_set());
             let reason = made_by.misfit(&model, used.digest().await?, saved.cache.as_ref());
             if let Some(reason) = reason {

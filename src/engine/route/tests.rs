@@ -89,9 +89,7 @@ fn what_cannot_run_beside_quantized_weights_is_merged_if_there_is_memory() {
     let (route, dequantized) = decide(AdapterPolicy::Auto, blocks, Some("the backend cannot")).unwrap();
     assert_eq!(route, Route::Merged);
     let dequantized = dequantized.unwrap();
-    let room = |available| dequantized.check_room(&report(blocks), 5000, available);
-    assert!(room(Some(5000)).is_ok() && room(None).is_ok());
-    let error = room(Some(4999)).unwrap_err();
+    let error = dequantized.short(&report(blocks), Error::insufficient_memory(5000, 4999));
     assert_eq!(error.code(), "adapter_merge_failed");
     for word in ["hf:some/adapter", "the backend cannot", "5000 bytes", "4999 are available", "`auto`"] {
         assert!(error.to_string().contains(word), "`{word}` is not in: {error}");
@@ -107,7 +105,8 @@ fn what_is_quantized_again_is_measured_against_what_the_backend_can_run() {
     assert!(dequantized.is_none());
     let (route, dequantized) = decide(REQUANTIZED, blocks, Some("the backend cannot")).unwrap();
     assert_eq!(route, Route::Requantized(Requantizing { max_error: 0.1, can_be_beside: false }));
-    let error = dequantized.unwrap().check_room(&report(blocks), 5000, Some(4999)).unwrap_err().to_string();
+    let short = Error::insufficient_memory(5000, 4999);
+    let error = dequantized.unwrap().short(&report(blocks), short).to_string();
     for word in ["the backend cannot", "tells what is lost", "5000 bytes", "`merge-requantized, at most 0.1 lost`"] {
         assert!(error.contains(word), "`{word}` is not in: {error}");
     }

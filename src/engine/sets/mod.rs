@@ -55,6 +55,9 @@ fn for_fit(info: &ModelInfo) -> ModelInfo {
     info
 }
 
+/// How many bytes of the machine's memory are free now, if that is known.
+pub(super) type Free<'a> = dyn Fn() -> Option<u64> + Sync + 'a;
+
 /// The sets of adapters of a loaded model.
 pub(super) struct Sets {
     /// The model's id, for messages.
@@ -134,7 +137,7 @@ impl Sets {
         (start(), own.clone())
     }
 
-    /// Makes `set` the own one of the model `loaded`, whose base is `base`. Once it is in line it is not taken back, whether
+    /// Makes `set` the own one of the model `loaded`, whose base is `base`, in what is `free` of memory. Once it is in line it is not taken back, whether
     /// or not this future is dropped.
     ///
     /// # Errors
@@ -144,12 +147,13 @@ impl Sets {
         loaded: &Arc<dyn LoadedModel>,
         base: &Arc<Identity>,
         set: AdapterSet,
+        free: &Free<'_>,
     ) -> Result<()> {
         let names = names(set.adapters.iter().map(|(adapter, _)| &adapter.reference));
         self.way.info(|| names.clone())?;
         let (new, allow) = self.made(&set)?;
         if let Way::Merged(_) = &self.way {
-            return self.merge(loaded, base, (set, allow), &new).await;
+            return self.merge(loaded, base, (set, allow), &new, free).await;
         }
         let loaded = loaded.clone();
         let change = async move {

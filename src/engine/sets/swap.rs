@@ -7,12 +7,8 @@ use futures_util::FutureExt;
 use llm_local_core::{AdapterSet, Allowance, Error, LoadedModel, ModelInfo, Result, TensorSource};
 use llm_local_weights::Checkpoint;
 
-use super::{OwnSet, Sets, lock, names, room};
-use crate::{
-    blocking::blocking,
-    engine::{identity::Identity, memory},
-    lora::MergedSource,
-};
+use super::{Free, OwnSet, Sets, lock, names, room};
+use crate::{blocking::blocking, engine::identity::Identity, lora::MergedSource};
 
 /// The base with a set of adapters merged in, of which no weight was read yet.
 #[derive(Clone)]
@@ -37,6 +33,7 @@ impl Sets {
         base: &Arc<Identity>,
         (set, allow): (AdapterSet, Vec<BTreeSet<Allowance>>),
         new: &OwnSet,
+        free: &Free<'_>,
     ) -> Result<()> {
         let of_set = names(set.adapters.iter().map(|(adapter, _)| &adapter.reference));
         let of_adapters = |error: Error, of_set: &str| match error {
@@ -59,7 +56,7 @@ impl Sets {
             let mut touched: BTreeSet<String> = before.touched().iter().cloned().collect();
             touched.extend(merged.touched.iter().cloned());
             self.way.check_merged(merged.quantized.as_deref(), || of_set.clone())?;
-            room::check(&merged.info, &touched, &loaded.info(), memory::available, &of_set)?;
+            room::check(&merged.info, &touched, &loaded.info(), free, &of_set)?;
             let (loaded, of_set, Merged { tensors, info, touched: of_new, .. }) =
                 (loaded.clone(), of_set.clone(), merged.clone());
             let change = async move {

@@ -1,0 +1,171 @@
+//! Memory that is set aside, and what a loaded model has of it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use llm_local_core::{CancellationToken, KeepAlive};
+
+use super::{
+    Memory,
+    ledger::{Id, Phase, Stop},
+};
+use crate::engine::{Model, WeakModel};
+
+/// Memory that is set aside for one model, until this is dropped: by a load that failed, or behind a model whose memory is back.
+/// Backends hold it as long as the model ([`llm_local_core::ModelWeights::reservation`]).
+pub(crate) struct Reservation {
+    memory: Arc<Memory>,
+    id: Id,
+}
+
+impl Reservation {
+    pub(super) fn new(memory: Arc<Memory>, id: Id) -> Self {
+        Self { memory, id }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.memory.ledger().remove(self.id);
+        self.memory.changed();
+    }
+}
+
+/// What a loaded model has in the ledger.
+pub(crate) struct Residence {
+    memory: Arc<Memory>,
+    id: Id,
+    /// Beside the backend's, which may let go too early; until the model is unloaded.
+    reservation: Mutex<Option<Arc<Reservation>>>,
+    /// Until the one who loaded it has it: nobody evicts it before.
+    fresh: Mutex<Option<Lease>>,
+}
+
+impl Residence {
+    /// That of a model that is loaded now, in the memory of `reservation`, which takes `bytes` from now on.
+    pub(crate) fn new(reservation: Arc<Reservation>, bytes: u64) -> Self {
+        let (memory, id) = (reservation.memory.clone(), reservation.id);
+        let now = memory.now();
+        memory.ledger().ready(id, bytes, now);
+        let fresh = Lease::begin(&memory, id, None);
+        memory.changed();
+        Self { memory, id, reservation: Mutex::new(Some(reservation)), fresh: Mutex::new(fresh) }
+    }
+
+    /// Says whose it is.
+    pub(crate) fn belongs_to(&self, model: WeakModel) {
+        self.memory.ledger().belongs_to(self.id, model);
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Says that whoever loaded it has it, and how long it is to stay from now on.
+    pub(crate) fn settle(&self, keep_alive: KeepAlive) {
+        let keeps = self.memory.policy().keeps(keep_alive);
+        self.memory.ledger().keep(self.id, keeps);
+        drop(self.fresh.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.memory.changed();
+    }
+
+    /// Whether it takes requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.memory.ledger().get(self.id).is_some_and(|resident| resident.phase == Phase::Ready)
+    }
+
+    /// Begins a use of the model, for as long as this is held. `None` if it takes none any more.
+    pub(crate) fn lease(&self) -> Option<Lease> {
+        Lease::begin(&self.memory, self.id, None)
+    }
+
+    /// As [`Residence::lease`], of a generation that `cancel` ends.
+    pub(crate) fn lease_stoppable(&self, cancel: CancellationToken) -> Option<Lease> {
+        Lease::begin(&self.memory, self.id, Some(cancel))
+    }
+
+    /// Keeps the model from being unloaded to make room, for as long as this is held.
+    pub(crate) fn pin(&self) {
+        self.memory.ledger().pin(self.id, true);
+    }
+
+    pub(crate) fn unpin(&self) {
+        self.memory.ledger().pin(self.id, false);
+        self.memory.changed();
+    }
+
+    /// Says that the model is being unloaded.
+    pub(crate) fn leave(&self) {
+        self.memory.ledger().leave(self.id);
+    }
+
+    /// Says that its memory is back.
+    pub(crate) fn release(&self) {
+        drop(self.reservation.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// A use of a model, which is not evicted meanwhile.
+pub(crate) struct Lease {
+    memory: Arc<Memory>,
+    id: Id,
+    number: u64,
+    stop: Option<Arc<Stop>>,
+}
+
+impl Lease {
+    fn begin(memory: &Arc<Memory>, id: Id, cancel: Option<CancellationToken>) -> Option<Self> {
+        let stop = cancel.map(|cancel| Arc::new(Stop { cancel, by_pressure: AtomicBool::new(false) }));
+        let number = memory.ledger().lease(id, stop.clone())?;
+        Some(Self { memory: memory.clone(), id, number, stop })
+    }
+
+    /// Whether the generation was stopped because memory is short.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(|stop| stop.by_pressure.load(Ordering::Acquire))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let now = self.memory.now();
+        self.memory.ledger().release(self.id, self.number, now);
+        self.memory.changed();
+    }
+}
+
+/// Keeps a model from being unloaded when nobody uses it, when others need its memory, and under pressure, until this is dropped.
+/// Under critical pressure it still gives up the KV caches of idle sessions. [`Model::unload`] unloads it all the same.
+#[must_use = "the model is pinned until this is dropped"]
+pub struct Pinned {
+    model: Model,
+}
+
+impl Pinned {
+    pub(crate) fn new(model: Model) -> Self {
+        model.residence().pin();
+        Self { model }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.model.residence().unpin();
+    }
+}
+
+impl fmt::Debug for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pinned").field("model", &self.model).finish()
+    }
+}
