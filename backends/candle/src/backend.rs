@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use llm_local_core::{
-    DeviceInfo, Error, InferenceBackend, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo, ModelWeights, Result,
-    Support, async_trait,
+    DeviceInfo, DeviceMemory, Error, InferenceBackend, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo,
+    ModelWeights, Result, Support, async_trait,
 };
 
 use crate::{device::Devices, route::Route};
@@ -60,6 +60,10 @@ impl InferenceBackend for CandleBackend {
             Ok(route) => Support::Yes(route.capabilities()),
             Err(why) => Support::No(why),
         }
+    }
+
+    fn device_memory(&self, id: &str) -> Result<Option<DeviceMemory>> {
+        self.devices().memory(id)
     }
 
     fn estimate(&self, m: &ModelInfo, o: &LoadOptions) -> Result<MemoryEstimate> {

@@ -3,7 +3,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candle_core::{DType, Device, Tensor};
-use llm_local_core::{DeviceInfo, DeviceKind};
+use llm_local_core::{DeviceInfo, DeviceKind, DeviceMemory, Error, Result};
+
+use crate::backend::NAME;
+
+/// The id of the Apple GPU.
+pub(crate) const METAL: &str = "metal";
+
+/// The id of the first NVIDIA GPU.
+pub(crate) const CUDA: &str = "cuda:0";
 
 /// Devices that a probe has shown to work, best first; the CPU is always the last.
 #[derive(Debug)]
@@ -14,10 +22,10 @@ impl Devices {
     pub(crate) fn probe() -> Self {
         let mut devices = Vec::new();
         if cfg!(feature = "metal") {
-            devices.extend(open("metal", DeviceKind::Metal, "Apple GPU", || Device::new_metal(0)));
+            devices.extend(open(METAL, DeviceKind::Metal, "Apple GPU", || Device::new_metal(0)));
         }
         if cfg!(feature = "cuda") {
-            devices.extend(open("cuda:0", DeviceKind::Cuda, "NVIDIA GPU", || Device::new_cuda(0)));
+            devices.extend(open(CUDA, DeviceKind::Cuda, "NVIDIA GPU", || Device::new_cuda(0)));
         }
         devices.push((DeviceInfo::new("cpu", DeviceKind::Cpu, "CPU"), Device::Cpu));
         Self(devices)
@@ -39,6 +47,36 @@ impl Devices {
             format!("the device is {}; candle has {} here", id.unwrap_or_default(), ids.join(", "))
         })
     }
+
+    /// The memory of the device `id`, where it has its own or may use less of the machine's than there is.
+    pub(crate) fn memory(&self, id: &str) -> Result<Option<DeviceMemory>> {
+        let failed = |why: String| Error::backend_unavailable(NAME, format!("the memory of {id} is not known: {why}"));
+        let (_, device) = self.find(Some(id)).map_err(failed)?;
+        memory(device).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// The memory of a device; none for the processor.
+///
+/// CUDA says what is free of all that the GPU has, whoever took the rest. Metal says what the system recommends that this process
+/// takes of the memory that it shares with the processor, and what it has taken: what other processes have taken is not in it,
+/// but the system's own figures have it.
+fn memory(device: &Device) -> candle_core::Result<Option<DeviceMemory>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => {
+            use candle_core::cuda::WrapErr;
+            let (free, total) = gpu.cuda_stream().context().mem_get_info().w()?;
+            Ok(Some(DeviceMemory::new(total as u64, free as u64)))
+        }
+        #[cfg(feature = "metal")]
+        Device::Metal(gpu) => {
+            let total = gpu.recommended_max_working_set_size() as u64;
+            Ok(Some(DeviceMemory::new(total, total.saturating_sub(gpu.current_allocated_size() as u64))))
+        }
+        // Without their features there is no GPU.
+        _ => Ok(None),
+    }
 }
 
 /// Opens a GPU and lets it compute. A driver that is missing or broken shows in either; some drivers panic.
@@ -57,12 +95,25 @@ fn open(
         Ok(device)
     }));
     let why = match probed {
-        Ok(Ok(device)) => return Some((DeviceInfo::new(id, kind, name), device)),
+        Ok(Ok(device)) => return Some((described(id, kind, name, &device), device)),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "its driver panicked".to_owned(),
     };
     tracing::warn!(device = id, %why, "candle cannot use this device; others remain");
     None
+}
+
+/// What is told of a device, its memory with it where it is its own: Apple's GPUs share the machine's.
+fn described(id: &str, kind: DeviceKind, name: &str, device: &Device) -> DeviceInfo {
+    let info = DeviceInfo::new(id, kind, name);
+    match memory(device) {
+        Ok(Some(memory)) if kind == DeviceKind::Cuda => info.with_memory(memory.total),
+        Ok(_) => info,
+        Err(error) => {
+            tracing::warn!(device = id, %error, "the device does not say how much memory it has");
+            info
+        }
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +127,16 @@ mod tests {
         assert!(devices.find(Some("cpu")).is_ok());
         let why = devices.find(Some("tpu:3")).unwrap_err();
         assert!(why.contains("tpu:3") && why.contains("cpu"), "{why}");
+    }
+
+    #[test]
+    fn the_processor_has_no_memory_of_its_own_and_an_unknown_device_is_an_error_that_names_it() {
+        let devices = Devices::probe();
+        assert_eq!(devices.memory("cpu").unwrap(), None);
+        assert_eq!(devices.infos().last().unwrap().memory, None);
+        let error = devices.memory("tpu:3").unwrap_err();
+        assert_eq!(error.code(), "backend_unavailable");
+        assert!(error.to_string().contains("tpu:3") && error.to_string().contains("cpu"), "{error}");
     }
 
     #[test]

@@ -119,6 +119,7 @@ fn of_model(id: &str, error: Error) -> Error {
         Error::LoadFailed { model, reason, source } if model != id => {
             Error::LoadFailed { model: id.to_owned(), reason: format!("{model}: {reason}"), source }
         }
+        Error::OutOfMemory { device, reason } => Error::out_of_memory(device, format!("loading {id}: {reason}")),
         error => error,
     }
 }
