@@ -10,8 +10,10 @@
 //! | `tie` | tied embeddings |
 //! | `report` | what comes out, for whoever asks |
 //! | `info` | the description of the merged base |
+//! | `beside` | how much memory adapters take that run beside the weights |
 //! | `effect` | what only the values tell |
 
+mod beside;
 mod change;
 mod check;
 mod effect;
@@ -40,6 +42,7 @@ pub(super) use self::{
     place::MisfitKind,
 };
 use self::{
+    beside::Beside,
     check::{Checked, check},
     effect::{parts_tie, without_effect},
     place::{Placing, collect},
@@ -172,6 +175,8 @@ fn outlined_changes(
     if let (Some(rows), Some((embedding, head))) = (vocabulary, &names) {
         both_grow(rows, [embedding, head], tied.is_some() && !untied, &changes, adapters, info)?;
     }
+    let replaced = Beside::of_replaced(&changes, adapters.len(), info);
+    fitted.iter_mut().zip(replaced).for_each(|(fitted, replaced)| fitted.beside.join(replaced));
     let touched = changes.values().map(|change| TouchedTensor::new(change, adapters)).collect();
     let report = FitReport { adapters: fitted, touched, unties_embeddings: untied, vocab_size: vocabulary };
     Ok((report, changes.into_values().collect()))

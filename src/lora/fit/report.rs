@@ -6,6 +6,7 @@ use llm_local_core::{Allowance, Encoding, ModelInfo};
 use serde::Serialize;
 
 use super::{
+    beside::Beside,
     change::{Change, Placement, Term, TermKind},
     check::{Checked, CheckedPart},
     place::MisfitKind,
@@ -60,6 +61,13 @@ impl FitReport {
         self.touched.iter().find(|touched| !matches!(touched.stored, Encoding::Float(_)))
     }
 
+    /// The most bytes that running the adapters beside the weights takes on top while they are made ready for that: they
+    /// themselves as they were read, and what is made one tensor at a time.
+    pub(crate) fn peak_beside(&self) -> u64 {
+        let read: u64 = self.adapters.iter().map(|adapter| adapter.bytes).sum();
+        read + self.adapters.iter().map(|adapter| adapter.beside.making).max().unwrap_or(0)
+    }
+
     /// Tells the log what was let pass.
     pub(crate) fn warn(&self, base: &str) {
         for adapter in &self.adapters {
@@ -103,14 +111,14 @@ pub struct FittedAdapter {
     pub unmatched_targets: Vec<String>,
     /// The first of its modules whose pair is transposed on its way to the base's weight, if any.
     pub(in crate::lora) transposed: Option<String>,
-    /// Whether it is of plain pairs alone.
-    is_plain: bool,
+    /// What it takes beside the weights.
+    pub(super) beside: Beside,
 }
 
 impl FittedAdapter {
-    /// The most bytes that it takes beside the weights: what is not a plain pair may be widened to f32.
+    /// The most bytes that it takes beside the weights. What several adapters replace is the first one's.
     pub(crate) fn bytes_beside(&self) -> u64 {
-        if self.is_plain { self.bytes } else { self.bytes * 2 }
+        self.beside.held
     }
 }
 
@@ -165,9 +173,7 @@ impl FittedAdapter {
             unused,
             let_pass,
             transposed: transposed(adapter, info),
-            is_plain: adapter.replacements.is_empty()
-                && adapter.rows.is_empty()
-                && !adapter.modules.iter().any(|m| m.has_magnitude || m.has_bias),
+            beside: Beside::of_pairs(adapter),
         }
     }
 }
