@@ -1,9 +1,13 @@
 //! How much memory there is.
 
+#[cfg(any(test, target_vendor = "apple"))]
+mod apple;
 #[cfg(target_os = "linux")]
 mod cgroup;
 mod scripted;
 mod system;
+#[cfg(any(test, windows))]
+pub(crate) mod windows;
 
 #[cfg(target_os = "linux")]
 pub use cgroup::CgroupTree;

@@ -6,10 +6,14 @@ use sysinfo::{MemoryRefreshKind, System};
 
 #[cfg(target_os = "linux")]
 use super::CgroupTree;
+#[cfg(target_vendor = "apple")]
+use super::apple as platform;
+#[cfg(windows)]
+use super::windows as platform;
 use super::{MemoryLimit, MemoryProbe, SystemMemory};
 
 /// Asks the operating system. Where it holds the process to less than the machine has, that is the limit: on Linux the
-/// control groups that the process is in.
+/// control groups that the process is in, on iOS what the system lets the app have, on Windows the commit limit and the job object.
 #[derive(Debug, Clone, Default)]
 pub struct SystemProbe {
     #[cfg(target_os = "linux")]
@@ -40,7 +44,7 @@ impl SystemProbe {
 
     #[cfg(not(target_os = "linux"))]
     fn limit(&self) -> io::Result<Option<MemoryLimit>> {
-        limit()
+        platform::limit()
     }
 }
 
@@ -52,7 +56,11 @@ impl MemoryProbe for SystemProbe {
         if system.total_memory() == 0 {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this system does not say how much memory it has"));
         }
-        let memory = SystemMemory::new(system.total_memory(), system.available_memory());
+        #[cfg(not(target_os = "macos"))]
+        let available = system.available_memory();
+        #[cfg(target_os = "macos")]
+        let available = platform::available()?;
+        let memory = SystemMemory::new(system.total_memory(), available);
         Ok(match self.limit()? {
             Some(limit) => memory.with_limit(limit),
             None => memory,
@@ -60,12 +68,12 @@ impl MemoryProbe for SystemProbe {
     }
 }
 
-// One of these per system that holds a process to less than the machine has.
-
 /// No limit that this system sets is known.
-#[cfg(not(target_os = "linux"))]
-fn limit() -> io::Result<Option<MemoryLimit>> {
-    Ok(None)
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
+mod platform {
+    pub(super) fn limit() -> std::io::Result<Option<super::MemoryLimit>> {
+        Ok(None)
+    }
 }
 
 #[cfg(test)]
