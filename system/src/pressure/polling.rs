@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Pressure, PressureLevel, PressureSink, PressureSource, Watch};
+use super::{Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch};
 use crate::{MemoryProbe, SystemMemory};
 
 /// Looks at a probe again and again: the fallback where the system tells of nothing, and behind what it tells of. It reports a
@@ -19,15 +19,14 @@ use crate::{MemoryProbe, SystemMemory};
 pub struct Polling {
     probe: Arc<dyn MemoryProbe>,
     every: Duration,
-    warn: f64,
-    critical: f64,
+    shares: Shares,
 }
 
 impl Polling {
-    /// Looks at `probe` twice a second; warns when less than a tenth of what may be used is free, and less than a twentieth is
-    /// critical.
+    /// Looks at `probe` twice a second, by the default [`Shares`]: warns when less than a tenth of what may be used is free, and
+    /// less than a twentieth is critical.
     pub fn new(probe: Arc<dyn MemoryProbe>) -> Self {
-        Self { probe, every: Duration::from_millis(500), warn: 0.1, critical: 0.05 }
+        Self { probe, every: Duration::from_millis(500), shares: Shares::default() }
     }
 
     /// Sets how often it looks.
@@ -38,18 +37,13 @@ impl Polling {
 
     /// Sets the shares of [`SystemMemory::usable`] below which free memory is short, from 0 to 1.
     pub fn below(mut self, warn: f64, critical: f64) -> Self {
-        (self.warn, self.critical) = (warn, critical);
+        self.shares = Shares::new(warn, critical);
         self
     }
 
     /// How short `memory` is.
     pub fn level(&self, memory: &SystemMemory) -> PressureLevel {
-        let share = memory.free() as f64 / memory.usable().max(1) as f64;
-        match () {
-            () if share < self.critical => PressureLevel::Critical,
-            () if share < self.warn => PressureLevel::Warn,
-            () => PressureLevel::Normal,
-        }
+        self.shares.level(memory.free(), memory.usable())
     }
 
     fn report(&self, memory: &SystemMemory, level: PressureLevel) -> Pressure {
