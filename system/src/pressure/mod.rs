@@ -3,16 +3,17 @@
 //! A source reports each time that it hears of pressure, as often as it hears of it, and reports [`PressureLevel::Normal`] only
 //! where the system says so itself. What follows from a report, and when pressure is over, is for whoever listens.
 
-#[cfg(any(target_os = "linux", target_os = "android"))]
-mod linux;
+#[cfg(target_os = "linux")]
+pub mod linux;
 mod manual;
 mod polling;
+mod shares;
 
-#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg(target_os = "linux")]
 use linux as platform;
 
 /// A system without a way to hear of pressure.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[cfg(not(target_os = "linux"))]
 mod platform {
     pub(super) fn sources() -> Vec<std::sync::Arc<dyn super::PressureSource>> {
         Vec::new()
@@ -21,6 +22,7 @@ mod platform {
 
 pub use manual::ManualPressure;
 pub use polling::Polling;
+pub use shares::Shares;
 
 use std::{fmt, io, sync::Arc};
 
