@@ -15,7 +15,7 @@ use llm_local::{
     GenerationEvent,
     core::{
         Capabilities, DeviceInfo, DeviceKind, FloatType, Generation, GenerationStats, LoadedInfo, LoadedModel,
-        MemoryEstimate, SessionState, SessionTensor, Support, Usage,
+        MemoryEstimate, MemoryReport, SessionState, SessionTensor, Support, Usage,
     },
 };
 use llm_local_testkit::{
@@ -287,6 +287,7 @@ fn exporting(state: impl Fn() -> llm_local::Result<SessionState> + Clone + Send 
         let state = state.clone();
         model.expect_export_session().returning(move |_| state());
         model.expect_end_session().returning(|_| Ok(()));
+        model.expect_memory().returning(|| MemoryReport::new(1, 1));
         Ok(std::sync::Arc::new(model) as std::sync::Arc<dyn LoadedModel>)
     });
     let registry = llm_local::builtin::registry().unwrap().with_backend(std::sync::Arc::new(backend));
