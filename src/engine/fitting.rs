@@ -63,6 +63,8 @@ impl Chosen {
         }
         self.options.context_length = context.tokens;
         let (estimate, required) = self.required(model, context.tokens)?;
+        let (model, context_length, reason) = (&model.info.id, context.tokens, &context.reason);
+        tracing::debug!(target: "llm_local::memory", model, context_length, reason, required, room, "fits");
         Ok(Planned { estimate, required, context_reason: context.reason })
     }
 

@@ -131,7 +131,7 @@ pub struct MemoryEvents {
 }
 
 impl MemoryEvents {
-    /// The next event, once there is one; `None` when the engine is gone. May be dropped and called again.
+    /// The next event, once there is one; `None` when the engine and its models are gone. May be dropped and called again.
     pub async fn next(&mut self) -> Option<MemoryEvent> {
         match self.receiver.recv().await {
             Ok(event) => Some(event),

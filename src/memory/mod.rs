@@ -157,7 +157,8 @@ impl Engine {
 
     /// What memory there is, what is promised of it, and to whom.
     pub fn memory_status(&self) -> MemoryStatus {
-        self.inner.memory.status(self.registry(), self.inner.monitor().is_some())
+        let monitoring = self.inner.monitor().is_some();
+        self.inner.memory.status(self.registry(), monitoring)
     }
 
     /// Hears of memory pressure from now on, from the system's sources and by polling behind them, and unloads models whose
