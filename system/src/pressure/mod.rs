@@ -3,17 +3,25 @@
 //! A source reports each time that it hears of pressure, as often as it hears of it, and reports [`PressureLevel::Normal`] only
 //! where the system says so itself. What follows from a report, and when pressure is over, is for whoever listens.
 
+#[cfg(any(test, target_vendor = "apple"))]
+mod apple;
 #[cfg(target_os = "linux")]
 pub mod linux;
 mod manual;
 mod polling;
 mod shares;
+#[cfg(any(test, windows))]
+mod windows;
 
+#[cfg(target_vendor = "apple")]
+use apple as platform;
 #[cfg(target_os = "linux")]
 use linux as platform;
+#[cfg(windows)]
+use windows as platform;
 
 /// A system without a way to hear of pressure.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
 mod platform {
     pub(super) fn sources() -> Vec<std::sync::Arc<dyn super::PressureSource>> {
         Vec::new()
@@ -84,6 +92,16 @@ impl fmt::Display for PressureLevel {
             Self::Warn => "warn",
             Self::Critical => "critical",
         })
+    }
+}
+
+/// Calls `sink`. A panic of it is logged, and it is called again with the next report.
+#[cfg(any(target_vendor = "apple", windows))]
+fn tell(sink: &PressureSink, pressure: Pressure) {
+    let source = pressure.source.clone();
+    // Whoever unwinds out of its sink has nothing here that could be left half changed.
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sink(pressure))).is_err() {
+        tracing::error!(source, "whoever is told of memory pressure panicked");
     }
 }
 
