@@ -2,8 +2,6 @@
 
 use std::io;
 
-use sysinfo::{MemoryRefreshKind, System};
-
 #[cfg(target_os = "linux")]
 use super::CgroupTree;
 #[cfg(target_vendor = "apple")]
@@ -50,22 +48,32 @@ impl SystemProbe {
 
 impl MemoryProbe for SystemProbe {
     fn read(&self) -> io::Result<SystemMemory> {
-        let mut system = System::new();
-        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-        // What sysinfo gives where it does not know.
-        if system.total_memory() == 0 {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "this system does not say how much memory it has"));
-        }
-        #[cfg(not(target_os = "macos"))]
-        let available = system.available_memory();
-        #[cfg(target_os = "macos")]
-        let available = platform::available()?;
-        let memory = SystemMemory::new(system.total_memory(), available);
+        let memory = of_machine()?;
         Ok(match self.limit()? {
             Some(limit) => memory.with_limit(limit),
             None => memory,
         })
     }
+}
+
+#[cfg(windows)]
+use platform::of_machine;
+
+#[cfg(not(windows))]
+fn of_machine() -> io::Result<SystemMemory> {
+    use sysinfo::{MemoryRefreshKind, System};
+
+    let mut system = System::new();
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    // What sysinfo gives where it does not know.
+    if system.total_memory() == 0 {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this system does not say how much memory it has"));
+    }
+    #[cfg(not(target_os = "macos"))]
+    let available = system.available_memory();
+    #[cfg(target_os = "macos")]
+    let available = platform::available()?;
+    Ok(SystemMemory::new(system.total_memory(), available))
 }
 
 /// No limit that this system sets is known.

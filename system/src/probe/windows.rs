@@ -53,7 +53,10 @@ mod calls {
         Threading::GetCurrentProcess,
     };
 
-    use super::{super::MemoryLimit, Commit, Job, held_to};
+    use super::{
+        super::{MemoryLimit, SystemMemory},
+        Commit, Job, held_to,
+    };
 
     /// What the last call of this thread, `call`, said when it failed.
     pub(crate) fn failed(call: &str) -> io::Error {
@@ -65,14 +68,25 @@ mod calls {
         Ok(Some(held_to(commit()?, job()?, charged()?)))
     }
 
-    /// What the system, or what holds this process to less, lets it commit.
-    pub(crate) fn commit() -> io::Result<Commit> {
+    fn status() -> io::Result<MEMORYSTATUSEX> {
         let mut status = MEMORYSTATUSEX { dwLength: size_of::<MEMORYSTATUSEX>() as u32, ..Default::default() };
         // SAFETY: it says how long it is.
         match unsafe { GlobalMemoryStatusEx(&raw mut status) } {
             0 => Err(failed("GlobalMemoryStatusEx")),
-            _ => Ok(Commit { limit: status.ullTotalPageFile, left: status.ullAvailPageFile }),
+            _ => Ok(status),
         }
+    }
+
+    /// Physical memory; what is available is unused, or a copy of what lies on disk.
+    pub(crate) fn of_machine() -> io::Result<SystemMemory> {
+        let status = status()?;
+        Ok(SystemMemory::new(status.ullTotalPhys, status.ullAvailPhys))
+    }
+
+    /// What the system, or what holds this process to less, lets it commit.
+    pub(crate) fn commit() -> io::Result<Commit> {
+        let status = status()?;
+        Ok(Commit { limit: status.ullTotalPageFile, left: status.ullAvailPageFile })
     }
 
     /// The limits of the job object that this process is in, if it is in one.
