@@ -94,3 +94,69 @@ fn groups(info: &ModelInfo) -> HashMap<String, (String, u64)> {
 fn elements(shape: &[usize]) -> u64 {
     shape.iter().map(|dimension| *dimension as u64).product()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use llm_local_core::{
+        LoraAdapter, LoraModule,
+        lora::{Floats, ReplacedRows, ReplacementTensor},
+    };
+
+    use crate::lora::{FitReport, fit, testing::tiny_llama_info};
+
+    /// 128 wide, 4 heads of 32 with 2 for keys and values, 896 tokens; the head is tied.
+    const HIDDEN: usize = 128;
+    const VOCAB: usize = 896;
+
+    fn report(adapters: Vec<LoraAdapter>) -> FitReport {
+        let adapters: Vec<_> = adapters.into_iter().map(|adapter| (Arc::new(adapter), 1.0)).collect();
+        fit(&adapters, &tiny_llama_info(|_| {})).unwrap()
+    }
+
+    fn held(report: &FitReport) -> Vec<u64> {
+        report.adapters.iter().map(|adapter| adapter.bytes_beside()).collect()
+    }
+
+    fn rows() -> LoraAdapter {
+        let rows = ReplacedRows::new("model.embed_tokens.weight", vec![3, 7], vec![0.5; 2 * HIDDEN]);
+        LoraAdapter::new("rows", "", Vec::new()).with_rows(vec![rows])
+    }
+
+    fn query(rank: usize, values: impl Fn(usize) -> Floats) -> LoraModule {
+        let name = "model.layers.0.self_attn.q_proj";
+        LoraModule::new(name, (rank, HIDDEN, HIDDEN), values(rank * HIDDEN), values(rank * HIDDEN), 1.0)
+    }
+
+    #[test]
+    fn an_embedding_with_rows_of_its_own_is_held_whole_once() {
+        let report = report(vec![rows(), rows()]);
+        assert_eq!(held(&report), [(4 * VOCAB * HIDDEN) as u64, 0]);
+        // Both adapters, what the embedding was, and a replacement of all of it.
+        assert_eq!(report.peak_beside(), (2 * 4 * 2 * HIDDEN + 2 * 4 * VOCAB * HIDDEN) as u64);
+    }
+
+    #[test]
+    fn what_is_held_in_one_with_a_replaced_matrix_is_held_anew() {
+        let query = ReplacementTensor::new(
+            "model.layers.0.self_attn.q_proj.weight",
+            vec![HIDDEN, HIDDEN],
+            vec![0.5; HIDDEN * HIDDEN],
+        );
+        let replaced = LoraAdapter::new("q", "", Vec::new()).with_replacements(vec![query]);
+        assert_eq!(held(&report(vec![replaced])), [(4 * (HIDDEN + 2 * 64) * HIDDEN) as u64]);
+    }
+
+    #[test]
+    fn plain_pairs_are_held_as_they_are_read_and_others_in_f32() {
+        let half = |count| Floats::Bf16(vec![0x3f80; count]);
+        let plain = report(vec![LoraAdapter::new("a", "", vec![query(4, half)])]);
+        assert_eq!(held(&plain), [2 * 4 * 2 * HIDDEN as u64]);
+        let dora = query(4, half).with_magnitude(vec![1.0; HIDDEN]);
+        let dora = report(vec![LoraAdapter::new("a", "", vec![dora])]);
+        assert_eq!(held(&dora), [(4 * 4 * 2 * HIDDEN + 4 * HIDDEN) as u64]);
+        // A once, and B three times.
+        assert_eq!(plain.peak_beside(), (2 * 4 * 2 * HIDDEN + 4 * 4 * 4 * HIDDEN) as u64);
+    }
+}
