@@ -35,11 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn a_group_that_fills_up_is_told_of_before_it_is_full_and_when_it_is_over() {
     let _alone = alone();
     let Some(group) = Group::new(CgroupTree::of_process().unwrap().v1(), "fills") else { return };
-    fs::OpenOptions::new()
-        .write(true)
-        .open(group.0.join("memory.limit_in_bytes"))
-        .and_then(|mut limit| limit.write_all(LIMIT.to_string().as_bytes()))
-        .unwrap();
+    group.write("memory.limit_in_bytes", &LIMIT.to_string());
     let (sink, reports) = sink();
     let watch = GroupNotifications::at([&group.0]).watch(sink).unwrap();
 
@@ -62,6 +58,16 @@ fn a_group_that_fills_up_is_told_of_before_it_is_full_and_when_it_is_over() {
     let critical = heard.last().unwrap();
     assert!(critical.reason.starts_with(group.0.to_str().unwrap()), "{critical:?}");
     assert!(hog.is_alive(), "it was killed before anybody was told: {heard:#?}");
+
+    // At the limit it waits for memory, as it is not to be killed, and more is told.
+    group.write("memory.oom_control", "1");
+    hog.told.write_all(format!("{LIMIT}\n").as_bytes()).unwrap();
+    let mut missing = vec!["memory.oom_control", "memory.pressure_level critical", "memory.pressure_level medium"];
+    while !missing.is_empty() {
+        let pressure = reports.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{missing:?}: {error}"));
+        assert_eq!(pressure.level, PressureLevel::Critical, "{pressure:?}");
+        missing.retain(|event| !pressure.reason.contains(event));
+    }
 
     // Its memory comes back, across the thresholds.
     drop(hog);
@@ -154,16 +160,8 @@ impl Hog {
             .spawn()
             .unwrap();
         let (told, answers) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
-        let mut hog = Self { told, answers, process };
-        let id = hog.process.id().to_string();
-        fs::OpenOptions::new()
-            .write(true)
-            .open(group.0.join("cgroup.procs"))
-            .and_then(|mut processes| processes.write_all(id.as_bytes()))
-            .unwrap_or_else(|error| {
-                hog.process.kill().unwrap();
-                panic!("{error}");
-            });
+        let hog = Self { told, answers, process };
+        group.write("cgroup.procs", &hog.process.id().to_string());
         hog
     }
 
@@ -203,6 +201,11 @@ impl Group {
                 None
             }
         }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let file = fs::OpenOptions::new().write(true).open(self.0.join(name));
+        file.and_then(|mut file| file.write_all(text.as_bytes())).unwrap();
     }
 
     /// The bytes in use, files aside.

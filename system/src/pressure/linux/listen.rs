@@ -141,7 +141,7 @@ pub(super) fn failed(path: &Path, tried: impl fmt::Display, error: impl Into<io:
 mod tests {
     use std::sync::{
         Mutex,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     };
 
     use super::*;
@@ -270,5 +270,26 @@ mod tests {
         assert!(reports.recv().is_err());
         drop(watch);
         assert_eq!(threads("test-gone"), 0);
+    }
+
+    #[test]
+    fn a_drop_waits_for_the_sink() {
+        let (ringer, bell) = Ringer::new();
+        let (enters, entered) = channel();
+        let (drops, dropped) = channel::<()>();
+        let (tells, told) = channel();
+        let dropped = Mutex::new(dropped);
+        let slow: PressureSink = Arc::new(move |_| {
+            enters.send(()).unwrap();
+            // In this time a drop that waits for nobody is over.
+            tells.send(dropped.lock().unwrap().recv_timeout(Duration::from_millis(200))).unwrap();
+        });
+        let watch = spawn("test-waits", bell, slow).unwrap();
+        ringer.ring(report("one"));
+        entered.recv().unwrap();
+        drop(watch);
+        // Nobody listens any more, if the sink is gone with the thread.
+        assert!(drops.send(()).is_err(), "the sink outlived the watch");
+        assert_eq!(told.recv(), Ok(Err(RecvTimeoutError::Timeout)));
     }
 }

@@ -79,7 +79,11 @@ impl PressureSource for GroupNotifications {
     }
 }
 
-/// What the kernel adds to when something happens, worst first.
+/// What a group tells of, worst first.
+const EVENTS: [&str; 4] =
+    ["memory.oom_control", "memory.pressure_level critical", "memory.pressure_level medium", "memory.usage_in_bytes"];
+
+/// What the kernel adds to when one of them happens.
 struct Group {
     folder: PathBuf,
     oom: OwnedFd,
@@ -121,6 +125,7 @@ impl Group {
         Ok(group)
     }
 
+    /// In the order of [`EVENTS`].
     fn events(&self) -> [&OwnedFd; 4] {
         [&self.oom, &self.critical, &self.medium, &self.look]
     }
@@ -150,7 +155,7 @@ impl Listen for Notified {
     fn hear(&mut self, ready: &[PollFlags]) -> Heard {
         let mut now = PressureLevel::Normal;
         let mut worst: Option<(PressureLevel, String)> = None;
-        for (group, ready) in self.groups.iter().zip(ready.chunks(4)) {
+        for (group, ready) in self.groups.iter().zip(ready.chunks(EVENTS.len())) {
             let rang = group.events().into_iter().zip(ready).map(|(event, ready)| {
                 // Resets it. It does not block, and nobody else reads it.
                 !ready.is_empty() && rustix::io::read(event, &mut [0; 8]).is_ok()
@@ -166,10 +171,12 @@ impl Listen for Notified {
             });
             let by_rest = limit.as_ref().map(|limit| self.shares.level(limit.available, limit.bytes));
             now = now.max(by_rest.unwrap_or(PressureLevel::Normal));
-            let (level, what) = said(&rang, by_rest);
+            let level = level(&rang, by_rest);
             if level > PressureLevel::Normal && worst.as_ref().is_none_or(|worst| level > worst.0) {
+                let rang = EVENTS.iter().zip(rang).filter_map(|(name, rang)| rang.then_some(*name));
+                let rang = rang.collect::<Vec<_>>().join(", ");
                 let rest = limit.map(|limit| format!("; {}", listen::left(&limit))).unwrap_or_default();
-                worst = Some((level, format!("{}: {what}{rest}", group.folder.display())));
+                worst = Some((level, format!("{}: {rang}{rest}", group.folder.display())));
             }
         }
         let before = std::mem::replace(&mut self.before, now);
@@ -183,17 +190,16 @@ impl Listen for Notified {
     }
 }
 
-/// What it means that these of [`Group::events`] rang, where what is left is that short, or is not known because there is no limit.
-fn said(rang: &[bool], by_rest: Option<PressureLevel>) -> (PressureLevel, &'static str) {
+/// How bad it is that these of [`EVENTS`] rang, where what is left is that short, or is not known because there is no limit.
+fn level(rang: &[bool], by_rest: Option<PressureLevel>) -> PressureLevel {
     let rest = by_rest.unwrap_or(PressureLevel::Normal);
     match rang {
-        [true, ..] => (PressureLevel::Critical, "memory.oom_control: it is out of memory"),
-        [_, true, ..] if by_rest == Some(PressureLevel::Normal) => {
-            (PressureLevel::Warn, "memory.pressure_level: critical, but for files")
-        }
-        [_, true, ..] => (PressureLevel::Critical, "memory.pressure_level: critical"),
-        [_, _, true, _] => (rest.max(PressureLevel::Warn), "memory.pressure_level: medium"),
-        _ => (rest, "memory.usage_in_bytes"),
+        [true, ..] => PressureLevel::Critical,
+        // For files: see `GroupNotifications`.
+        [_, true, ..] if by_rest == Some(PressureLevel::Normal) => PressureLevel::Warn,
+        [_, true, ..] => PressureLevel::Critical,
+        [_, _, true, _] => rest.max(PressureLevel::Warn),
+        _ => rest,
     }
 }
 
@@ -216,7 +222,7 @@ mod tests {
         ];
         for (rang, levels) in cases {
             let rests = [None, Some(Normal), Some(Warn), Some(Critical)];
-            assert_eq!(rests.map(|rest| said(&rang, rest).0), levels, "{rang:?}");
+            assert_eq!(rests.map(|rest| level(&rang, rest)), levels, "{rang:?}");
         }
     }
 
