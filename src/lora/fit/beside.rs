@@ -139,13 +139,20 @@ mod tests {
 
     #[test]
     fn what_is_held_in_one_with_a_replaced_matrix_is_held_anew() {
-        let query = ReplacementTensor::new(
-            "model.layers.0.self_attn.q_proj.weight",
-            vec![HIDDEN, HIDDEN],
-            vec![0.5; HIDDEN * HIDDEN],
-        );
-        let replaced = LoraAdapter::new("q", "", Vec::new()).with_replacements(vec![query]);
-        assert_eq!(held(&report(vec![replaced])), [(4 * (HIDDEN + 2 * 64) * HIDDEN) as u64]);
+        let replaced = |all: &[(&str, usize)]| {
+            let tensor = |(name, rows): &(&str, usize)| {
+                let name = format!("model.layers.0.{name}.weight");
+                ReplacementTensor::new(name, vec![*rows, HIDDEN], vec![0.5; rows * HIDDEN])
+            };
+            let tensors = all.iter().map(tensor).collect();
+            held(&report(vec![LoraAdapter::new("a", "", Vec::new()).with_replacements(tensors)]))
+        };
+        let (query, key) = (("self_attn.q_proj", HIDDEN), ("self_attn.k_proj", 64));
+        let attention = (4 * (HIDDEN + 2 * 64) * HIDDEN) as u64;
+        assert_eq!(replaced(&[query]), [attention]);
+        assert_eq!(replaced(&[query, key]), [attention]);
+        let output = (4 * HIDDEN * HIDDEN) as u64;
+        assert_eq!(replaced(&[query, ("self_attn.o_proj", HIDDEN)]), [attention + output]);
     }
 
     #[test]

@@ -35,12 +35,6 @@ use std::{
 use llm_local_core::{Allowance, Error, LoraAdapter, ModelInfo, Result};
 
 pub use self::report::{Defect, FitReport, FittedAdapter, TouchedTensor};
-pub(super) use self::{
-    change::{Change, Placement, Term, TermKind},
-    check::CheckedPart,
-    experts::Expert,
-    place::MisfitKind,
-};
 use self::{
     beside::Beside,
     check::{Checked, check},
@@ -48,6 +42,12 @@ use self::{
     place::{Placing, collect},
     tie::{Tied, vocabulary_tensors},
     view::{View, layout},
+};
+pub(super) use self::{
+    change::{Change, Placement, Term, TermKind},
+    check::CheckedPart,
+    experts::Expert,
+    place::MisfitKind,
 };
 use super::{
     message::{LET_PASS_NO_EFFECT, reason},
