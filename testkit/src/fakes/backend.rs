@@ -1,14 +1,15 @@
 //! A backend that loads fake models.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Instant};
 
-use llm_local_core::{
-    Capabilities, ComputeDtype, DeviceInfo, DeviceKind, Error, FloatType, InferenceBackend, LoadOptions, LoadedInfo,
-    LoadedModel, MemoryEstimate, ModelInfo, ModelWeights, ProgressEvent, Result, Support, async_trait,
+use super::{
+    FakeModel, Gate, Happening,
+    machine::{Machine, Tenancy},
 };
-use tokio::sync::{Semaphore, watch};
-
-use super::FakeModel;
+use llm_local_core::{
+    Capabilities, ComputeDtype, DeviceInfo, DeviceKind, DeviceMemory, Error, FloatType, InferenceBackend, LoadOptions,
+    LoadedInfo, LoadedModel, MemoryEstimate, ModelInfo, ModelWeights, ProgressEvent, Result, Support, async_trait,
+};
 
 /// What was asked of a [`FakeBackend`] and its models, as counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,51 +34,32 @@ impl Calls {
     }
 }
 
-/// Holds loads back until a test lets them through.
-#[derive(Debug)]
-pub struct Gate(Semaphore);
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self::new()
-    }
+/// What a [`FakeBackend`] says that a model takes.
+#[derive(Clone)]
+enum Estimating {
+    Always(MemoryEstimate),
+    By(Arc<EstimateFn>),
 }
 
-impl Gate {
-    /// A closed gate.
-    pub fn new() -> Self {
-        Self(Semaphore::new(0))
-    }
-
-    /// Lets `n` loads through, those that wait first.
-    pub fn let_through(&self, n: usize) {
-        self.0.add_permits(n);
-    }
-
-    /// Lets every load through from now on.
-    pub fn open(&self) {
-        self.0.close();
-    }
-
-    async fn pass(&self) {
-        // An error says that the gate was opened for good.
-        if let Ok(permit) = self.0.acquire().await {
-            permit.forget();
-        }
-    }
-}
+type EstimateFn = dyn Fn(&ModelInfo, &LoadOptions) -> MemoryEstimate + Send + Sync;
+type DeviceMemoryFn = dyn Fn(u64) -> DeviceMemory + Send + Sync;
+type FailureFn = dyn Fn(&str, &LoadOptions, MemoryEstimate) -> Option<Error> + Send + Sync;
 
 /// A backend that loads [`FakeModel`]s. It reads every tensor it is given once, as stored; so what is wrong with a
 /// tensor source shows as it would with a real one.
-#[derive(Debug)]
+///
+/// Its models hold memory of a machine that is not there ([`FakeBackend::held`]): by default as many bytes as their tensors
+/// have, with [`FakeBackend::with_estimate_fn`] what that says. It comes back when a model was unloaded or dropped, or, with
+/// [`FakeBackend::with_unload_gate`], when that lets it through.
 pub struct FakeBackend {
     name: String,
     devices: Result<Vec<DeviceInfo>>,
     support: Support,
-    estimate: MemoryEstimate,
-    failure: Option<Error>,
+    estimate: Estimating,
+    device_memory: BTreeMap<String, Box<DeviceMemoryFn>>,
+    failure: Option<Box<FailureFn>>,
     gate: Option<Arc<Gate>>,
-    calls: Arc<watch::Sender<Calls>>,
+    machine: Arc<Machine>,
 }
 
 impl FakeBackend {
@@ -87,10 +69,11 @@ impl FakeBackend {
             name: name.into(),
             devices: Ok(vec![DeviceInfo::new("cpu", DeviceKind::Cpu, "a processor that is not there")]),
             support: Support::Yes(Capabilities::new()),
-            estimate: MemoryEstimate::new(1 << 20, 1 << 10),
+            estimate: Estimating::Always(MemoryEstimate::new(1 << 20, 1 << 10)),
+            device_memory: BTreeMap::new(),
             failure: None,
             gate: None,
-            calls: Arc::new(watch::Sender::new(Calls::default())),
+            machine: Arc::default(),
         }
     }
 
@@ -115,14 +98,56 @@ impl FakeBackend {
 
     /// Sets what it says that every model takes.
     pub fn with_estimate(mut self, estimate: MemoryEstimate) -> Self {
-        self.estimate = estimate;
+        self.estimate = Estimating::Always(estimate);
+        self
+    }
+
+    /// Sets what a model takes, by its id, its tensors, and the options. Its models then hold what that says: what
+    /// [`MemoryEstimate::held`] has from the load on, and the KV cache while anything is generated.
+    pub fn with_estimate_fn(
+        mut self,
+        estimate: impl Fn(&ModelInfo, &LoadOptions) -> MemoryEstimate + Send + Sync + 'static,
+    ) -> Self {
+        self.estimate = Estimating::By(Arc::new(estimate));
+        self
+    }
+
+    /// Gives the device `id` memory of its own, of which `memory` says how much there is, by the bytes that its models hold
+    /// there.
+    pub fn with_device_memory(
+        mut self,
+        id: impl Into<String>,
+        memory: impl Fn(u64) -> DeviceMemory + Send + Sync + 'static,
+    ) -> Self {
+        self.device_memory.insert(id.into(), Box::new(memory));
         self
     }
 
     /// Makes every load fail with `error`, after the gate.
-    pub fn with_failure(mut self, error: Error) -> Self {
-        self.failure = Some(error);
+    pub fn with_failure(self, error: Error) -> Self {
+        self.with_failure_fn(move |_, _, _| Some(error.clone()))
+    }
+
+    /// Makes those loads fail, after the gate, for which `failure` gives an error: by the model's id, the options and what the
+    /// model would take. It is asked once for each load.
+    pub fn with_failure_fn(
+        mut self,
+        failure: impl Fn(&str, &LoadOptions, MemoryEstimate) -> Option<Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.failure = Some(Box::new(failure));
         self
+    }
+
+    /// Makes loads fail with [`Error::OutOfMemory`], after the gate, with which all models would hold more than `bytes`.
+    pub fn with_out_of_memory_above(self, bytes: u64) -> Self {
+        let machine = Arc::downgrade(&self.machine);
+        self.with_failure_fn(move |model, options, estimate| {
+            let held = machine.upgrade().map_or(0, |machine| machine.held(options.device.as_deref()));
+            let needed = held.saturating_add(estimate.total());
+            let device = options.device.as_deref().unwrap_or("cpu");
+            let reason = || format!("`{model}` would make it {needed} bytes, and there are {bytes}");
+            (needed > bytes).then(|| Error::out_of_memory(device, reason()))
+        })
     }
 
     /// Makes every load wait at `gate`.
@@ -131,14 +156,48 @@ impl FakeBackend {
         self
     }
 
+    /// Makes the memory of every model that is unloaded or dropped come back only when `gate` lets it through, whether
+    /// anybody waits for it or not. Until then it is held, its reservation too.
+    ///
+    /// # Panics
+    /// If it has loaded a model already, or is asked to load one.
+    pub fn with_unload_gate(mut self, gate: Arc<Gate>) -> Self {
+        self.settings().unload_gate = Some(gate);
+        self
+    }
+
+    /// Tells `listener` what happens to its models, as it happens.
+    ///
+    /// # Panics
+    /// As [`FakeBackend::with_unload_gate`].
+    pub fn with_listener(mut self, listener: impl Fn(&Happening) + Send + Sync + 'static) -> Self {
+        self.settings().listener = Some(Arc::new(listener));
+        self
+    }
+
+    fn settings(&mut self) -> &mut Machine {
+        Arc::get_mut(&mut self.machine).expect("nothing was asked of this backend yet")
+    }
+
     /// What was asked of it and its models.
     pub fn calls(&self) -> Calls {
-        *self.calls.borrow()
+        *self.machine.calls.borrow()
+    }
+
+    /// Bytes that its models hold now, those included that are unloaded and whose memory is not back yet. A probe that says
+    /// so much less than there is makes a machine of it.
+    pub fn held(&self) -> u64 {
+        self.machine.held(None)
+    }
+
+    /// As [`FakeBackend::held`], of the device `id`.
+    pub fn held_on(&self, id: &str) -> u64 {
+        self.machine.held(Some(id))
     }
 
     /// Waits until what was asked of it is as `condition` says.
     pub async fn when(&self, condition: impl FnMut(&Calls) -> bool) -> Calls {
-        let mut seen = self.calls.subscribe();
+        let mut seen = self.machine.calls.subscribe();
         *seen.wait_for(condition).await.expect("this backend holds the sender")
     }
 
@@ -167,24 +226,39 @@ impl FakeBackend {
         if let Some(gate) = &self.gate {
             o.cancel.run_until_cancelled(gate.pass()).await.ok_or(Error::Cancelled)?;
         }
-        if let Some(error) = self.failure.clone().or_else(|| self.refusal(&w.info)) {
+        let estimate = self.estimate_of(&w.info, &o);
+        let failure = self.failure.as_ref().and_then(|failure| failure(&w.info.id, &o, estimate));
+        if let Some(error) = failure.or_else(|| self.refusal(&w.info)) {
             return Err(error);
         }
         let device = self.device(&o)?;
         if !w.adapters.is_empty() {
             return Err(Error::load(&w.info.id, "a fake backend runs no adapter unmerged"));
         }
-        let weights = self.read(&w, &o)?;
+        let read = self.read(&w, &o)?;
+        let (weights, kv_cache) = match &self.estimate {
+            Estimating::Always(_) => (read, 0),
+            Estimating::By(_) => (estimate.held(), estimate.kv_cache),
+        };
         let dtype = match o.dtype {
             ComputeDtype::F16 => FloatType::F16,
             ComputeDtype::Bf16 => FloatType::Bf16,
             _ => FloatType::F32,
         };
+        let names = (w.info.id.clone(), device.id.clone());
         let info = LoadedInfo::new(&w.info.id, &self.name, device, dtype, o.context_length, FakeModel::VOCAB_SIZE)
             .with_chat_template(true)
             .with_load_time(started.elapsed());
         let keeps_sessions = matches!(&self.support, Support::Yes(capabilities) if capabilities.sessions);
-        Ok(FakeModel::new(info, weights, keeps_sessions, w.reservation, self.calls.clone()))
+        let tenancy = Tenancy::new(names, (weights, kv_cache), w.reservation, self.machine.clone());
+        Ok(FakeModel::new(info, keeps_sessions, tenancy))
+    }
+
+    fn estimate_of(&self, m: &ModelInfo, o: &LoadOptions) -> MemoryEstimate {
+        match &self.estimate {
+            Estimating::Always(estimate) => *estimate,
+            Estimating::By(estimate) => estimate(m, o),
+        }
     }
 
     /// Reads every tensor. Returns how many bytes they have.
@@ -212,13 +286,20 @@ impl FakeBackend {
     }
 }
 
+impl fmt::Debug for FakeBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeBackend").field("name", &self.name).field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
 /// Counts a load as failed unless it is told that it succeeded.
-struct Failing<'a>(Option<&'a watch::Sender<Calls>>);
+struct Failing<'a>(Option<(&'a Machine, &'a str)>);
 
 impl Drop for Failing<'_> {
     fn drop(&mut self) {
-        if let Some(calls) = self.0 {
-            calls.send_modify(|c| c.failed += 1);
+        if let Some((machine, model)) = self.0 {
+            machine.calls.send_modify(|c| c.failed += 1);
+            machine.tell(&Happening::LoadFailed(model.to_owned()));
         }
     }
 }
@@ -237,85 +318,26 @@ impl InferenceBackend for FakeBackend {
         self.support.clone()
     }
 
-    fn estimate(&self, m: &ModelInfo, _: &LoadOptions) -> Result<MemoryEstimate> {
-        self.refusal(m).map_or(Ok(self.estimate), Err)
+    fn device_memory(&self, id: &str) -> Result<Option<DeviceMemory>> {
+        Ok(self.device_memory.get(id).map(|memory| memory(self.held_on(id))))
+    }
+
+    fn estimate(&self, m: &ModelInfo, o: &LoadOptions) -> Result<MemoryEstimate> {
+        self.refusal(m).map_or_else(|| Ok(self.estimate_of(m, o)), Err)
     }
 
     async fn load(&self, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
-        self.calls.send_modify(|c| c.loads += 1);
-        let mut failing = Failing(Some(&self.calls));
+        let id = w.info.id.clone();
+        self.machine.calls.send_modify(|c| c.loads += 1);
+        self.machine.tell(&Happening::LoadBegan(id.clone()));
+        let mut failing = Failing(Some((&self.machine, &id)));
         let model = self.try_load(w, o).await?;
         failing.0 = None;
-        self.calls.send_modify(|c| c.loaded += 1);
+        self.machine.calls.send_modify(|c| c.loaded += 1);
+        self.machine.tell(&Happening::Loaded(id.clone()));
         Ok(Arc::new(model))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fakes::MemoryTensorSource;
-    use llm_local_core::{CancellationToken, ModelFormat, TensorSource, TextFiles};
-    use std::{future::Future, pin::pin, task::Context};
-
-    fn weights(tensors: Option<Arc<dyn TensorSource>>) -> ModelWeights {
-        let format = ModelFormat::Gguf { metadata: Arc::default() };
-        ModelWeights::new(Arc::new(ModelInfo::new("m", format, vec![])), tensors, TextFiles::default())
-    }
-
-    fn one_tensor() -> Option<Arc<dyn TensorSource>> {
-        Some(Arc::new(MemoryTensorSource::new().with_floats("w", &[4], FloatType::F32, &[0.0; 4])))
-    }
-
-    #[test]
-    fn a_load_reads_the_tensors_and_a_drop_unloads() {
-        let backend = FakeBackend::new("fake");
-        let model = pollster::block_on(backend.load(weights(one_tensor()), LoadOptions::new(8))).unwrap();
-        assert_eq!(model.memory().weights, 16);
-        assert_eq!((backend.calls().loaded, backend.calls().live()), (1, 1));
-        drop(model);
-        assert_eq!((backend.calls().unloads, backend.calls().live()), (1, 0));
-    }
-
-    #[test]
-    fn a_gate_holds_loads_back_and_a_dropped_or_cancelled_one_is_counted_as_failed() {
-        let gate = Arc::new(Gate::new());
-        let backend = FakeBackend::new("fake").with_gate(gate.clone());
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        {
-            let mut dropped = pin!(backend.load(weights(one_tensor()), LoadOptions::new(8)));
-            assert!(dropped.as_mut().poll(&mut cx).is_pending());
-            assert_eq!(pollster::block_on(backend.when(|c| c.loads == 1)).failed, 0);
-        }
-        assert_eq!(backend.calls().failed, 1);
-        let cancel = CancellationToken::new();
-        let options = LoadOptions::new(8).with_cancel(cancel.clone());
-        let mut cancelled = pin!(backend.load(weights(one_tensor()), options));
-        assert!(cancelled.as_mut().poll(&mut cx).is_pending());
-        cancel.cancel();
-        assert!(matches!(pollster::block_on(cancelled), Err(Error::Cancelled)));
-        gate.let_through(1);
-        pollster::block_on(backend.load(weights(one_tensor()), LoadOptions::new(8))).unwrap();
-        gate.open();
-        pollster::block_on(backend.load(weights(one_tensor()), LoadOptions::new(8))).unwrap();
-        assert_eq!((backend.calls().loads, backend.calls().failed), (4, 2));
-    }
-
-    #[test]
-    fn what_it_does_not_do_it_refuses() {
-        let load = |backend: &FakeBackend, w, o| pollster::block_on(backend.load(w, o)).map(drop).unwrap_err();
-        let backend = FakeBackend::new("fake");
-        let error = load(&backend, weights(one_tensor()), LoadOptions::new(8).with_device("gpu"));
-        assert!(error.to_string().contains("gpu") && error.to_string().contains("cpu"), "{error}");
-        assert_eq!(load(&backend, weights(None), LoadOptions::new(8)).code(), "load_failed");
-        let failing = FakeBackend::new("fake").with_failure(Error::Cancelled);
-        assert_eq!(load(&failing, weights(None), LoadOptions::new(8)).code(), "cancelled");
-        let no = FakeBackend::new("fake").with_support(Support::No("too new".into()));
-        assert!(load(&no, weights(None), LoadOptions::new(8)).to_string().contains("too new"));
-        let remote = Support::Yes(Capabilities::new().with_needs_weights(false));
-        let remote = FakeBackend::new("fake").with_support(remote);
-        pollster::block_on(remote.load(weights(None), LoadOptions::new(8))).unwrap();
-        let gone = FakeBackend::new("fake").with_unavailable("no such chip");
-        assert!(gone.devices().unwrap_err().to_string().contains("no such chip"));
-    }
-}
+mod tests;

@@ -15,6 +15,7 @@ use llm_local_core::{
 
 use super::{
     echo::{self, EOS},
+    machine::Running,
     model::State,
     sessions::{Held, Waiting},
 };
@@ -23,6 +24,8 @@ use super::{
 pub(super) struct Echo {
     model: String,
     state: Arc<State>,
+    /// Until it has ended.
+    running: Option<Running>,
     cancel: CancellationToken,
     session: Session,
     /// The prompt, and what was generated.
@@ -49,11 +52,14 @@ impl Echo {
         let prompt = echo::tokenize(&request.input, info.context_length)?;
         let answer = echo::answer_to(&prompt, &request, info.context_length);
         let session = match &request.session {
-            Some(s) => Session::Waiting(state.sessions.wait_for(s, &info.model, &state.unloaded, &request.cancel)),
+            Some(s) => {
+                Session::Waiting(state.tenancy.sessions.wait_for(s, &info.model, &state.unloaded, &request.cancel))
+            }
             None => Session::None,
         };
         Ok(Self {
             model: info.model.clone(),
+            running: Some(Running::new(&state.tenancy)),
             state,
             cancel: request.cancel,
             session,
@@ -82,6 +88,7 @@ impl Echo {
         }
         // Another generation may have it now, even while the consumer holds this one.
         self.session = Session::None;
+        self.running = None;
         GenerationEvent::finished(reason, self.usage, stats)
     }
 
@@ -131,6 +138,7 @@ impl Stream for Echo {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.state.unloaded.is_cancelled() {
+            self.running = None;
             return Poll::Ready(Some(Err(Error::ModelNotLoaded { model: self.model.clone() })));
         }
         if let Session::Waiting(waiting) = &mut self.session {

@@ -3,13 +3,17 @@
 
 mod backend;
 mod echo;
+mod gate;
 mod generation;
+mod machine;
 mod memory_source;
 mod model;
 mod sessions;
 mod tensors;
 
-pub use backend::{Calls, FakeBackend, Gate};
+pub use backend::{Calls, FakeBackend};
+pub use gate::Gate;
+pub use machine::Happening;
 pub use memory_source::MemorySource;
 pub use model::FakeModel;
 pub(crate) use tensors::decode;

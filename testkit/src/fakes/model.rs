@@ -1,24 +1,20 @@
 //! A loaded model that repeats its prompt.
 
-use std::{
-    any::Any,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use llm_local_core::{
     CancellationToken, Counters, Error, GenerateRequest, Generation, LoadedInfo, LoadedModel, LogitsRequest,
     MemoryReport, Result, SessionId, SessionState, TrimLevel, async_trait,
 };
-use tokio::sync::watch;
 
 use super::{
-    backend::Calls,
     echo::{self, VOCAB},
     generation::Echo,
-    sessions::{self, Held, Sessions},
+    machine::Tenancy,
+    sessions::{self, Held},
 };
 
 /// Tokens of a prompt that are "computed" in one forward step.
@@ -32,17 +28,12 @@ pub struct FakeModel {
     info: LoadedInfo,
     state: Arc<State>,
     keeps_sessions: bool,
-    ended: AtomicBool,
-    calls: Arc<watch::Sender<Calls>>,
-    reservation: Mutex<Option<Box<dyn Any + Send + Sync>>>,
-    weights: u64,
 }
 
 /// What the generations of a model share with it.
-#[derive(Default)]
 pub(super) struct State {
     pub(super) unloaded: CancellationToken,
-    pub(super) sessions: Sessions,
+    pub(super) tenancy: Arc<Tenancy>,
     steps: AtomicU64,
     tokens: AtomicU64,
 }
@@ -61,22 +52,10 @@ impl FakeModel {
     /// Number of logits: one per byte, and the end of the text.
     pub const VOCAB_SIZE: usize = VOCAB;
 
-    pub(super) fn new(
-        info: LoadedInfo,
-        weights: u64,
-        keeps_sessions: bool,
-        reservation: Option<Box<dyn Any + Send + Sync>>,
-        calls: Arc<watch::Sender<Calls>>,
-    ) -> Self {
-        Self {
-            info,
-            state: Arc::default(),
-            keeps_sessions,
-            ended: AtomicBool::new(false),
-            calls,
-            reservation: Mutex::new(reservation),
-            weights,
-        }
+    pub(super) fn new(info: LoadedInfo, keeps_sessions: bool, tenancy: Arc<Tenancy>) -> Self {
+        let (steps, tokens) = (AtomicU64::new(0), AtomicU64::new(0));
+        let state = State { unloaded: CancellationToken::new(), tenancy, steps, tokens };
+        Self { info, state: Arc::new(state), keeps_sessions }
     }
 
     fn check(&self) -> Result<()> {
@@ -112,18 +91,14 @@ impl FakeModel {
     /// Waits for a session.
     async fn hold(&self, s: &SessionId) -> Result<Held> {
         self.check()?;
-        let State { sessions, unloaded, .. } = &*self.state;
-        let held = sessions.wait_for(s, &self.info.model, unloaded, &CancellationToken::new()).await?;
+        let State { tenancy, unloaded, .. } = &*self.state;
+        let held = tenancy.sessions.wait_for(s, &self.info.model, unloaded, &CancellationToken::new()).await?;
         held.ok_or(Error::Cancelled)
     }
 
     fn end(&self) {
-        if !self.ended.swap(true, Ordering::SeqCst) {
-            self.state.unloaded.cancel();
-            self.state.sessions.forget_idle();
-            self.reservation.lock().unwrap_or_else(PoisonError::into_inner).take();
-            self.calls.send_modify(|c| c.unloads += 1);
-        }
+        self.state.unloaded.cancel();
+        self.state.tenancy.leave();
     }
 }
 
@@ -134,7 +109,7 @@ impl LoadedModel for FakeModel {
     }
 
     fn generate(&self, r: GenerateRequest) -> Generation {
-        self.calls.send_modify(|c| c.generations += 1);
+        self.state.tenancy.machine.calls.send_modify(|c| c.generations += 1);
         match self.start(r) {
             Ok(echo) => Generation::new(echo),
             Err(error) => Generation::failed(error),
@@ -192,7 +167,7 @@ impl LoadedModel for FakeModel {
         if self.check().is_err() {
             return MemoryReport::default();
         }
-        MemoryReport::new(self.weights, self.state.sessions.bytes())
+        MemoryReport::new(self.state.tenancy.weights, self.state.tenancy.kv_bytes())
     }
 
     fn counters(&self) -> Counters {
@@ -201,11 +176,12 @@ impl LoadedModel for FakeModel {
 
     async fn trim(&self, level: TrimLevel) -> Result<u64> {
         self.check()?;
-        Ok(if level == TrimLevel::Sessions { self.state.sessions.forget_idle() } else { 0 })
+        Ok(if level == TrimLevel::Sessions { self.state.tenancy.sessions.forget_idle() } else { 0 })
     }
 
     async fn unload(&self) -> Result<()> {
         self.end();
+        self.state.tenancy.gone().await;
         Ok(())
     }
 }
