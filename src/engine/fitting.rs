@@ -37,8 +37,7 @@ pub(super) enum Purpose {
 #[derive(Debug, Clone)]
 pub(super) struct Planned {
     pub(super) estimate: MemoryEstimate,
-    /// The most bytes at one time, with what its loss is measured against if the tensors that adapters change are dequantized
-    /// there.
+    /// The most bytes at one time, with the models that its loss is measured against.
     pub(super) required: u64,
     /// Why the context is as long.
     context_reason: String,
@@ -74,22 +73,27 @@ impl Chosen {
         let mut options = self.options.clone();
         options.context_length = tokens;
         let report = model.report;
-        let mut estimate = backend.estimate(model.info, &options)?;
-        match model.route {
-            Route::Merged | Route::Requantized(_) => estimate.merge_peak = merge_peak(report, model.info),
-            Route::Beside => {
-                estimate.adapters = report.adapters.iter().map(FittedAdapter::bytes_beside).sum();
-                estimate.merge_peak = report.peak_beside();
+        let beside = |estimate: MemoryEstimate| {
+            let bytes = report.adapters.iter().map(FittedAdapter::bytes_beside).sum();
+            estimate.with_adapters(bytes).with_merge_peak(report.peak_beside())
+        };
+        let estimate = backend.estimate(model.info, &options)?;
+        let estimate = match model.route {
+            Route::Merged | Route::Requantized(_) => estimate.with_merge_peak(merge_peak(report, model.info)),
+            Route::Beside => beside(estimate),
+        };
+        // The models that tell what quantizing again loses are loaded one after the other.
+        let telling = match model.route {
+            Route::Merged | Route::Beside => None,
+            Route::Requantized(Requantizing { can_be_beside: true, .. }) => {
+                Some(beside(backend.estimate(model.base, &options)?))
             }
-        }
-        let own = estimate.total();
-        match model.route {
-            Route::Requantized(Requantizing { can_be_beside: false, .. }) => {
-                let dequantized = backend.estimate(&report.merged_info(model.base), &options)?;
-                Ok((estimate, own.max(dequantized.total())))
+            Route::Requantized(_) => {
+                let info = report.merged_info(model.base);
+                Some(backend.estimate(&info, &options)?.with_merge_peak(merge_peak(report, &info)))
             }
-            _ => Ok((estimate, own)),
-        }
+        };
+        Ok((estimate, telling.map_or(0, |telling| telling.total()).max(estimate.total())))
     }
 
     /// What a plan says of `model`.
