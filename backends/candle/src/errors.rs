@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn an_allocator_that_says_no_is_out_of_memory_whatever_was_being_done() {
-        let cases: Vec<(fn() -> E, &str)> = vec![
+        type Case = (fn() -> E, &'static str);
+        let cases: Vec<Case> = vec![
             (|| E::Cuda(DRIVER.into()), "cuda:0"),
             (|| E::Cuda(format!("{DRIVER} when loading ternary").into()), "cuda:0"),
             (|| E::Cuda("CublasError(CUBLAS_STATUS_ALLOC_FAILED)".into()), "cuda:0"),

@@ -1,10 +1,13 @@
 //! How much memory a model takes with candle, by part.
 
 mod load_peak;
+mod text;
 
 use std::collections::HashSet;
 
-use llm_local_core::{DeviceKind, Encoding, GgmlType, MemoryEstimate, TensorEntry};
+use llm_local_core::{DeviceKind, Encoding, GgmlType, MemoryEstimate, ModelInfo, TensorEntry};
+
+pub(crate) use self::text::text;
 
 use self::load_peak::load_peak;
 
@@ -16,10 +19,11 @@ use crate::{
 
 const F32: u64 = 4;
 
-/// Bytes of weights, KV cache, scratch and load peak at a context of `context` tokens.
-pub(crate) fn estimate(s: &Supported, tensors: &[TensorEntry], context: usize) -> MemoryEstimate {
-    let chunk = prefill_chunk(s.device_info.kind).min(context);
+/// Bytes of `info` at a context of `context` tokens, by part.
+pub(crate) fn estimate(s: &Supported, info: &ModelInfo, context: usize) -> MemoryEstimate {
+    let (tensors, chunk) = (&*info.tensors, prefill_chunk(s.device_info.kind).min(context));
     MemoryEstimate::new(weights(s, tensors), kv_cache(s, chunk, context))
+        .with_text(text(info, s.decoder.vocab_size))
         .with_working(working(s, chunk as u64, context as u64))
         .with_load_peak(load_peak(s, tensors, reading_threads(&s.device)))
 }
@@ -103,16 +107,23 @@ fn amx() -> bool {
     false
 }
 
-/// What one step of `chunk` tokens takes at the end of the context, by its larger intermediate tensors.
+/// What one step of `chunk` tokens takes at the end of the context, by its larger intermediate tensors that are there at a
+/// time (`decoder/attention.rs`, `decoder/layer.rs`).
 fn working(s: &Supported, chunk: u64, context: u64) -> u64 {
     let c = &s.decoder;
     let (hidden, ffn, heads, width) =
         (c.hidden_size as u64, c.intermediate_size as u64, c.heads as u64, c.head_dim as u64);
     let size = s.activations.size_in_bytes() as u64;
-    let masks = 2 * chunk * context * F32;
-    let scores = 4 * heads * chunk * context * size; // scores, capped or masked, softmax
-    let attention = scores + chunk * (3 * heads * width + 2 * hidden) * size;
-    let mlp = chunk * (6 * ffn + 3 * hidden) * size;
+    // Made in f32, and then in the type of the activations; of full attention, and of windows.
+    let kinds = if c.sliding_window.is_some() { 2 } else { 1 };
+    let masks = kinds * chunk * context * if size == F32 { F32 } else { F32 + size };
+    // Scores beside masked ones, or those beside the softmax; a cap takes its steps beside them. On the CPU one more: what was
+    // freed is not always where the next can be (measured: 1.5 to 4 times in all, mostly below 3).
+    let on_cpu = u64::from(s.device_info.kind == DeviceKind::Cpu);
+    let scores = on_cpu + if c.attention_soft_cap.is_some() { 4 } else { 2 };
+    let attention = scores * heads * chunk * context * size + chunk * (3 * heads * width + 2 * hidden) * size;
+    // Both projections in one, and apart.
+    let mlp = chunk * (4 * ffn + 3 * hidden) * size;
     // A layer's cache beside the larger one that it moves to.
     let moved = 2 * context * (c.kv_heads * c.head_dim) as u64 * size;
     let logits = 2 * c.vocab_size as u64 * F32;

@@ -12,29 +12,43 @@ pub(crate) fn trim() {
     }
 }
 
+/// Rows of a step from which what it leaves in the heap is worth a [`trim_thread`] behind it. The tensors of a prompt's chunks
+/// grow with the sequence, so that each finds no place where those of the last one were: what is kept of all of them would come
+/// to several times what one takes.
+pub(crate) const MANY_ROWS: usize = 32;
+
+/// [`trim`], and [`trim_end_of_thread`] for the calling thread.
+pub(crate) fn trim_thread() {
+    trim();
+    trim_end_of_thread();
+}
+
 /// Gives back what the allocator keeps at the end of the calling thread's own part of the heap, which [`trim`] does not reach:
-/// glibc's `malloc_trim` gives back the end of the main thread's part alone (`mtrim` in malloc/malloc.c). For a thread that
-/// made much garbage: a tokenizer of 49 thousand tokens leaves 4 MB there, an unloaded model up to 7 MB.
+/// glibc's `malloc_trim` gives back the end of the main thread's part alone (`mtrim` in malloc/malloc.c), and `free` keeps up
+/// to 64 MiB there. For a thread that made much garbage: a tokenizer of 49 thousand tokens leaves 4 MB, an unloaded model up to
+/// 7 MB, a prompt of some thousand tokens tens of megabytes.
 pub(crate) fn trim_end_of_thread() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        // Below the size from which glibc maps what is asked for by itself, and as many as cover a few megabytes.
-        const BYTES: usize = 120 * 1024;
+        // As much as one part of the heap can be (`HEAP_MAX_SIZE`), in pieces that it gives out where larger ones were freed
+        // before; and some below the size from which glibc else maps what is asked for by itself.
+        const PIECES: [(usize, usize); 2] = [(1 << 20, 64), (120 * 1024, 64)];
         // SAFETY: it takes no pointer.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         let Ok(page) = usize::try_from(page) else { return };
+        let sizes = PIECES.iter().flat_map(|(bytes, count)| std::iter::repeat_n(*bytes, *count));
         // SAFETY: any size may be asked for.
-        let all = [(); 64].map(|()| unsafe { libc::malloc(BYTES) });
-        for start in all.into_iter().filter(|start| !start.is_null()) {
+        let all: Vec<_> = sizes.map(|bytes| (unsafe { libc::malloc(bytes) }, bytes)).collect();
+        for (start, bytes) in all.iter().filter(|(start, _)| !start.is_null()) {
             let before = start.align_offset(page);
-            let whole = BYTES.saturating_sub(before) / page * page;
+            let whole = bytes.saturating_sub(before) / page * page;
             if whole > 0 {
                 // SAFETY: these pages lie in what was allocated just now, which nobody else has and nothing was written to.
                 // `malloc_trim` does the same to what is free.
                 unsafe { libc::madvise(start.byte_add(before), whole, libc::MADV_DONTNEED) };
             }
         }
-        for start in all {
+        for (start, _) in all {
             // SAFETY: it came from `malloc`, is freed once, and may be null.
             unsafe { libc::free(start) };
         }
@@ -54,7 +68,6 @@ impl TrimOnDrop {
 
 impl Drop for TrimOnDrop {
     fn drop(&mut self) {
-        trim();
-        trim_end_of_thread();
+        trim_thread();
     }
 }

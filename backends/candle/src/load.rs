@@ -78,7 +78,7 @@ pub(crate) async fn spawn<M: StepModel>(
         drop((source, w.info, w.text));
         let adapters =
             w.adapters.into_iter().fold(AdapterSet::new(), |set, (adapter, weight)| set.with(adapter, weight));
-        heap::trim();
+        heap::trim_thread();
         Ok(Built { model, info, text, prefill_chunk, adapters, reservation: Some(Box::new(trim)) })
     })
     .await;

@@ -42,8 +42,8 @@ impl Route {
 
     pub(crate) fn estimate(&self, info: &ModelInfo, context: usize) -> MemoryEstimate {
         match self {
-            Self::Decoder(s) => estimate::estimate(s, &info.tensors, context),
-            Self::Transformers(s) => transformers::estimate(s, context),
+            Self::Decoder(s) => estimate::estimate(s, info, context),
+            Self::Transformers(s) => transformers::estimate(s, info, context),
         }
     }
 

@@ -312,3 +312,118 @@ fn what_is_not_supported_is_not_loaded() {
     let error = block_on(CandleBackend::new().load(without, options(64))).err().unwrap();
     assert!(error.to_string().contains("tensors"), "{error}");
 }
+
+/// What a tokenizer takes of the heap, measured in a process of its own, where nothing else is allocated meanwhile.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod text_memory {
+    use std::{env, process::Command, sync::Arc};
+
+    use llm_local_backend_common::text::TextPipeline;
+    use llm_local_core::{Encoding, FloatType, GgufMetadata, GgufValue, ModelFormat};
+
+    use super::*;
+
+    const SEEN: &str = "LLM_LOCAL_TEST_TEXT";
+    const MEASURED: &str = "bytes of text: ";
+
+    fn heap() -> u64 {
+        // SAFETY: it takes nothing, and only counts.
+        let info = unsafe { libc::mallinfo2() };
+        (info.uordblks + info.hblkhd) as u64
+    }
+
+    /// SmolLM2's tokenizer, as GGUF metadata.
+    fn smollm2() -> GgufMetadata {
+        let text = std::fs::read(fixture("tokenizers/smollm2-135m.gguf.json")).unwrap();
+        let Value::Object(all) = serde_json::from_slice(&text).unwrap() else { panic!("no object") };
+        let value = |v: &Value| match v {
+            Value::String(s) => Some(GgufValue::String(s.clone())),
+            Value::Bool(b) => Some(GgufValue::Bool(*b)),
+            Value::Number(n) => n.as_i64().map(|n| GgufValue::Int(n.into())),
+            Value::Array(a) if a.iter().all(Value::is_string) => {
+                Some(GgufValue::Strings(a.iter().map(|s| s.as_str().unwrap().to_owned()).collect()))
+            }
+            Value::Array(a) => Some(GgufValue::Ints(a.iter().filter_map(Value::as_i64).collect())),
+            _ => None,
+        };
+        all.iter().filter_map(|(key, v)| Some((key.clone(), value(v)?))).collect()
+    }
+
+    /// A `tokenizer.json` of `tokens` tokens of one or two letters, and a merge to each of the latter.
+    fn bpe(tokens: usize) -> String {
+        let letter = |i: usize| char::from_u32(0x4e00 + i as u32).unwrap();
+        let mut vocab: Vec<String> = (0..512).map(|i| letter(i).to_string()).collect();
+        let mut merges = Vec::new();
+        for i in 0..tokens - 512 {
+            let (a, b) = (i / 512, i % 512);
+            vocab.push(format!("{}{}", letter(a), letter(b)));
+            merges.push([letter(a).to_string(), letter(b).to_string()]);
+        }
+        let vocab: serde_json::Map<String, Value> = vocab.into_iter().enumerate().map(|(i, t)| (t, i.into())).collect();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges }
+        });
+        json.to_string()
+    }
+
+    #[allow(clippy::print_stdout)] // the child's answer
+    #[test]
+    fn the_text_side_takes_about_what_is_estimated() {
+        if let Ok(which) = env::var(SEEN) {
+            let text = match which.as_str() {
+                "smollm2" => TextFiles::from_gguf(Arc::new(smollm2())),
+                "tiny" => dense().text,
+                path => TextFiles::from_files(BTreeMap::from([("tokenizer.json".to_owned(), PathBuf::from(path))])),
+            };
+            let before = heap();
+            let pipeline = TextPipeline::open(&which, &text).unwrap();
+            println!("{MEASURED}{}", heap() - before);
+            drop(pipeline);
+            return;
+        }
+        let measured = |which: &str| -> u64 {
+            let name = "text_memory::the_text_side_takes_about_what_is_estimated";
+            let mut child = Command::new(env::current_exe().unwrap());
+            let output = child.args(["--exact", name, "--nocapture"]).env(SEEN, which).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let at = text.find(MEASURED).unwrap_or_else(|| panic!("{which}: {text}")) + MEASURED.len();
+            text[at..].lines().next().unwrap().parse().unwrap()
+        };
+        let estimated = |info: &ModelInfo| CandleBackend::new().estimate(info, &options(16)).unwrap().text;
+        // A description of that vocabulary around the tokenizer, of which the estimate sees nothing else.
+        let of_vocab = |vocab: usize| {
+            let c = dense();
+            let ModelFormat::Safetensors { config } = &c.info.format else { panic!("no config") };
+            let mut config = Value::clone(config);
+            config["vocab_size"] = vocab.into();
+            let mut tensors = c.info.tensors.to_vec();
+            let embedding = tensors.iter_mut().find(|t| t.name == "model.embed_tokens.weight").unwrap();
+            *embedding = TensorEntry::new(&embedding.name, vec![vocab, 128], Encoding::Float(FloatType::Bf16));
+            ModelInfo::new("m", ModelFormat::Safetensors { config: Arc::new(config) }, tensors)
+        };
+        let folder = env::temp_dir().join(format!("llm-local-text-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let written = |name: &str, json: String| {
+            let path = folder.join(name);
+            std::fs::write(&path, json).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let cases = [
+            ("tiny".to_owned(), dense().info.as_ref().clone()),
+            ("smollm2".to_owned(), of_vocab(49_152)),
+            (written("32k.json", bpe(32_000)), of_vocab(32_000)),
+            (written("150k.json", bpe(150_000)), of_vocab(150_000)),
+        ];
+        for (which, info) in cases {
+            let (measured, estimated) = (measured(&which), estimated(&info));
+            // Found: 0.2 MB, 8.9, 7.6 and 32.0, and estimated 1.3, 10.7, 9.7 and 36.9: a constant part of 1 MiB and two merges per
+            // token are more than these have.
+            let most = measured * 6 / 5 + (1 << 20) + (1 << 17);
+            assert!(measured <= estimated && estimated <= most, "{which}: {measured} found, {estimated} estimated");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -8,6 +8,8 @@ use std::{
 
 use llm_local_core::Result;
 
+use crate::heap;
+
 /// What `first` and all of the `count` calls of `part` give, in order, on at most `threads` threads, this one included.
 ///
 /// This thread begins with `first`, which should be the largest; then each takes the next part that nobody has. A thread
@@ -38,7 +40,12 @@ pub(super) fn read<A, T: Send>(
         done
     };
     let (first, mut parts) = thread::scope(|scope| {
-        let reader = || thread::Builder::new().name("llm-reader".into()).spawn_scoped(scope, work);
+        let read = || {
+            let done = work();
+            heap::trim_end_of_thread();
+            done
+        };
+        let reader = || thread::Builder::new().name("llm-reader".into()).spawn_scoped(scope, read);
         // Where the system gives no more threads, those that are there do it all.
         let others: Vec<_> = (1..threads.min(count + 1)).map_while(|_| reader().ok()).collect();
         let first = noting(&failed, first);

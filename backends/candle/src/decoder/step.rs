@@ -120,7 +120,11 @@ impl StepModel for Decoder {
         position: usize,
         adapters: Option<&Adapted>,
     ) -> Result<Vec<f32>> {
-        self.run(cache, tokens, position, adapters, Positions::Last)
+        let logits = self.run(cache, tokens, position, adapters, Positions::Last);
+        if self.device().is_cpu() && tokens.len() >= heap::MANY_ROWS {
+            heap::trim_thread();
+        }
+        logits
     }
 
     fn runs_adapters(&self) -> bool {
@@ -173,7 +177,7 @@ impl StepModel for Decoder {
 
     /// What sessions held is free by now, but the allocator keeps it.
     fn trim(&mut self, _: TrimLevel) -> Result<u64> {
-        heap::trim();
+        heap::trim_thread();
         Ok(0)
     }
 }

@@ -63,7 +63,7 @@ fn the_weights_held_are_those_that_were_estimated() {
         (gguf_checkpoint("mixed-q5_0"), ComputeDtype::Auto),
     ] {
         let s = supported(&checkpoint, &options(128, dtype));
-        let estimated = estimate::estimate(&s, &checkpoint.info.tensors, 128).weights;
+        let estimated = estimate::estimate(&s, &checkpoint.info, 128).weights;
         assert_eq!(estimated, load(&checkpoint, dtype).weight_bytes(), "{}, {dtype:?}", checkpoint.info.id);
     }
     let f16 = load(&gguf_checkpoint("tiny-llama-f16"), ComputeDtype::Auto);
@@ -84,7 +84,7 @@ fn a_cache_that_fills_the_context_takes_what_was_estimated_and_a_window_bounds_i
         let row = 2 * 2 * checkpoint.info.decoder.as_ref().unwrap().head_dim as u64 * 4;
         assert_eq!(decoder.cache_bytes(&cache, 256), rows * row, "{model}");
         let s = supported(&checkpoint, &options(256, ComputeDtype::F32));
-        let estimated = estimate::estimate(&s, &checkpoint.info.tensors, 256).kv_cache;
+        let estimated = estimate::estimate(&s, &checkpoint.info, 256).kv_cache;
         // A prompt's chunks may be longer than a window.
         assert!(estimated >= rows * row && estimated <= 3 * 256 * row, "{model}: {estimated}");
     }

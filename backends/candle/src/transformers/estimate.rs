@@ -1,8 +1,9 @@
 //! How much memory a model of candle-transformers takes, by part.
 
-use llm_local_core::{DeviceKind, MemoryEstimate};
+use llm_local_core::{DeviceKind, MemoryEstimate, ModelInfo};
 
 use super::{check::Supported, description::Description};
+use crate::estimate::text;
 
 const F32: u64 = 4;
 
@@ -15,14 +16,15 @@ pub(super) fn prefill_chunk(d: &Description, device: DeviceKind, context: usize)
     }
 }
 
-/// Bytes of weights, KV cache, scratch and load peak at a context of `context` tokens.
-pub(crate) fn estimate(s: &Supported, context: usize) -> MemoryEstimate {
+/// Bytes of `info` at a context of `context` tokens, by part.
+pub(crate) fn estimate(s: &Supported, info: &ModelInfo, context: usize) -> MemoryEstimate {
     let (d, device) = (&s.description, s.device_info.kind);
     let bytes = |shape: &[usize]| shape.iter().fold(F32, |n, &d| n.saturating_mul(d as u64));
     let weights = d.tensors.iter().fold(0u64, |sum, (_, shape)| sum.saturating_add(bytes(shape)));
     // A tensor on its way to a device is on both sides.
     let load_peak = d.tensors.iter().map(|(_, shape)| bytes(shape)).max().unwrap_or(0);
     MemoryEstimate::new(weights, d.kv_bytes_per_token().saturating_mul(context as u64))
+        .with_text(text(info, d.sizes.vocab))
         .with_working(working(d, prefill_chunk(d, device, context).min(context) as u64, context as u64))
         .with_load_peak(load_peak)
 }

@@ -146,8 +146,9 @@ fn the_estimate_counts_what_is_held() {
     for (name, _) in MODELS {
         let mut model = load(name, 100);
         let cache = model.new_cache(1).unwrap();
-        let supported = supported(&checkpoint(name).info, ComputeDtype::F32).unwrap().unwrap();
-        let estimate = estimate(&supported, 100);
+        let info = checkpoint(name).info;
+        let supported = supported(&info, ComputeDtype::F32).unwrap().unwrap();
+        let estimate = estimate(&supported, &info, 100);
         assert_eq!(estimate.weights, model.weight_bytes(), "{name}");
         assert_eq!(estimate.kv_cache, model.cache_bytes(&cache, 100), "{name}");
         // 2 · 3 layers · 2 heads · 16 · 4 bytes · 100 tokens.

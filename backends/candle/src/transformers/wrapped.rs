@@ -114,7 +114,7 @@ impl StepModel for Wrapped {
 
     /// What sessions held is free by now, but the allocator keeps it.
     fn trim(&mut self, _: TrimLevel) -> Result<u64> {
-        heap::trim();
+        heap::trim_thread();
         Ok(0)
     }
 }
