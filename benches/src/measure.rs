@@ -8,14 +8,17 @@
 
 mod bare;
 mod beside;
+mod estimates;
 mod files;
 mod load;
 mod memory;
 mod merge;
 mod ours;
+mod pressure;
 mod quantized;
 mod reference;
 mod resident;
+mod rounds;
 mod speed;
 mod stats;
 
@@ -55,6 +58,17 @@ enum Command {
         /// The model: a GGUF file.
         base: PathBuf,
     },
+    /// Estimated memory against measured, each model and context in a process of its own; fails if they are too far apart.
+    Estimates(estimates::Args),
+    /// Loads a model, fills its context, and prints estimate and memory, as JSON; `estimates` runs it.
+    Estimated(estimates::One),
+    /// Resident memory over rounds of load, generate and unload; fails if it is not back, or grows.
+    Rounds(rounds::Args),
+    /// Runs the rounds of one model in this process, and prints its memory after each, as JSON; `rounds` runs it.
+    Rounded(rounds::One),
+    /// Models while memory runs short, for real; `scripts/check-pressure` and `scripts/measure-pressure` run it.
+    #[command(subcommand)]
+    Pressure(pressure::Command),
     /// Logits and greedy tokens of a model, in f32, against reference outputs.
     Reference(reference::Args),
     /// Logits of GGUF files against those of their own weights in f32; fails if they are too far apart.
@@ -83,6 +97,11 @@ fn main() -> ExitCode {
         Command::Peak(args) => memory::peak(&args),
         Command::Resident(args) => resident::measure(&args),
         Command::Held { base } => resident::held(&base),
+        Command::Estimates(args) => estimates::measure(&args),
+        Command::Estimated(args) => estimates::estimated(&args),
+        Command::Rounds(args) => rounds::measure(&args),
+        Command::Rounded(args) => rounds::rounded(&args),
+        Command::Pressure(command) => pressure::run(&command),
         Command::Reference(args) => reference::check(&args),
         Command::Quantized(args) => quantized::check(&args),
     };

@@ -30,11 +30,11 @@ pub(crate) struct Args {
 
 /// Resident memory, in bytes.
 #[derive(Serialize, Deserialize, Clone, Copy)]
-struct Resident {
+pub(crate) struct Resident {
     /// All of it (VmRSS).
-    all: u64,
+    pub(crate) all: u64,
     /// What is no page of a file (RssAnon).
-    anonymous: u64,
+    pub(crate) anonymous: u64,
 }
 
 /// What a process saw.
@@ -147,12 +147,12 @@ async fn generate(model: &Model) -> Result<(Resident, u64)> {
     }
 }
 
-fn resident() -> Result<Resident> {
+pub(crate) fn resident() -> Result<Resident> {
     Ok(Resident { all: status("VmRSS")?, anonymous: status("RssAnon")? })
 }
 
 /// A size in this process's status, in bytes.
-fn status(key: &str) -> Result<u64> {
+pub(crate) fn status(key: &str) -> Result<u64> {
     let text =
         fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}; this needs Linux"))?;
     let size = parse(&text, key).ok_or_else(|| format!("/proc/self/status has no {key} in kB; this needs Linux"))?;
