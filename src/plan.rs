@@ -3,8 +3,8 @@
 use std::fmt;
 
 use llm_local_core::{
-    ArtifactRef, Capabilities, ComputeDtype, DeviceInfo, MemoryEstimate, ModelSpec, Resolution, UsedAdapter,
-    lora::Combination, registry::PassedOver,
+    ArtifactRef, Capabilities, ComputeDtype, DecimalBytes, DeviceInfo, MemoryEstimate, ModelSpec, Resolution,
+    UsedAdapter, lora::Combination, registry::PassedOver,
 };
 use llm_local_source_common::{store::HoldKind, transfer::Files};
 
@@ -155,6 +155,25 @@ pub struct PlannedModel {
     pub unmerged_tensors: usize,
 }
 
+impl PlannedModel {
+    /// The estimate by part.
+    fn parts(&self) -> String {
+        let e = &self.estimate;
+        let always = [("weights", e.weights), ("KV cache", e.kv_cache), ("working", e.working)];
+        let where_any = [
+            ("adapters", e.adapters),
+            ("tokenizer", e.text),
+            ("on top while loading", e.load_peak),
+            ("on top while merging", e.merge_peak),
+            // What it is measured against is larger.
+            ("on top while its loss is measured", self.required.saturating_sub(e.total())),
+        ];
+        let parts = always.into_iter().chain(where_any.into_iter().filter(|(_, bytes)| *bytes > 0));
+        let parts: Vec<_> = parts.map(|(part, bytes)| format!("{part} {}", DecimalBytes(bytes))).collect();
+        parts.join(", ")
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "model    {}", self.base)?;
@@ -169,22 +188,15 @@ impl fmt::Display for Plan {
             None => writeln!(f, "         not yet checked against the model, of which nothing is on this machine")?,
             Some(model) => {
                 writeln!(f, "context  {} tokens: {}", model.context_length, model.context_reason)?;
-                write!(f, "memory   {} at most", Bytes(model.required))?;
+                write!(f, "memory   {} at most", DecimalBytes(model.required))?;
                 match model.room {
-                    Some(room) => writeln!(f, ", of {} that there are now", Bytes(room))?,
+                    Some(room) if model.required > room => {
+                        writeln!(f, ", which is more than the {} that there are now", DecimalBytes(room))?;
+                    }
+                    Some(room) => writeln!(f, ", of {} that there are now", DecimalBytes(room))?,
                     None => writeln!(f, "; how much there is now is not known")?,
                 }
-                let e = &model.estimate;
-                let always = [("weights", e.weights), ("KV cache", e.kv_cache), ("working", e.working)];
-                let where_any = [
-                    ("adapters", e.adapters),
-                    ("tokenizer", e.text),
-                    ("on top while loading", e.load_peak),
-                    ("on top while merging", e.merge_peak),
-                ];
-                let parts = always.into_iter().chain(where_any.into_iter().filter(|(_, bytes)| *bytes > 0));
-                let parts: Vec<_> = parts.map(|(part, bytes)| format!("{part} {}", Bytes(bytes))).collect();
-                writeln!(f, "         {}", parts.join(", "))?;
+                writeln!(f, "         {}", model.parts())?;
                 match (model.merged_tensors, model.requantized_tensors) {
                     (0, _) => {}
                     (merged, 0) => writeln!(f, "merge    {merged} tensors, while they are read")?,
@@ -215,7 +227,7 @@ impl fmt::Display for PlannedArtifact {
             Some(version) => write!(f, "{version} ({})", self.revision)?,
             None => f.write_str(&self.revision)?,
         }
-        write!(f, ": {} {files}, {}, {present}", self.files, Bytes(self.bytes))?;
+        write!(f, ": {} {files}, {}, {present}", self.files, DecimalBytes(self.bytes))?;
         match self.pinned_by.note() {
             Some(note) => write!(f, "; {note}"),
             None => Ok(()),
@@ -236,28 +248,33 @@ impl PinnedBy {
     }
 }
 
-/// Bytes for people, in powers of ten.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            n if n >= 1_000_000_000 => write!(f, "{:.2} GB", n as f64 / 1e9),
-            n if n >= 1_000_000 => write!(f, "{:.1} MB", n as f64 / 1e6),
-            n if n >= 1_000 => write!(f, "{:.1} kB", n as f64 / 1e3),
-            n => write!(f, "{n} B"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn bytes_for_people() {
-        for (n, shown) in [(0, "0 B"), (1_500, "1.5 kB"), (269_000_000, "269.0 MB"), (2_000_000_000, "2.00 GB")] {
-            assert_eq!(Bytes(n).to_string(), shown);
-        }
+    fn an_estimate_is_told_by_part_and_parts_of_nothing_are_left_out() {
+        let mut estimate = MemoryEstimate::new(2_000_000_000, 300_000_000);
+        estimate.working = 5_000_000;
+        let mut model = PlannedModel {
+            context_length: 1,
+            context_reason: String::new(),
+            capabilities: Capabilities::new(),
+            estimate,
+            required: estimate.total(),
+            room: None,
+            merged_tensors: 0,
+            requantized_tensors: 0,
+            unmerged_tensors: 0,
+        };
+        assert_eq!(model.parts(), "weights 2.00 GB, KV cache 300.0 MB, working 5.0 MB");
+        model.estimate.adapters = 1_000_000;
+        model.estimate.merge_peak = 4_000;
+        model.required = model.estimate.total() + 7_000_000;
+        assert_eq!(
+            model.parts(),
+            "weights 2.00 GB, KV cache 300.0 MB, working 5.0 MB, adapters 1.0 MB, on top while merging 4.0 kB, on top while \
+             its loss is measured 7.0 MB"
+        );
     }
 }

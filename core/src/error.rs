@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use crate::DecimalBytes;
+
 /// What every fallible call of the contract returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -114,7 +116,7 @@ pub enum Error {
     },
     /// Less memory than the load needs. Made by [`Error::insufficient_memory`].
     #[non_exhaustive]
-    #[error("not enough memory: {required} bytes required, {available} available{}", hint.as_ref().map(|h| format!("; {h}")).unwrap_or_default())]
+    #[error("not enough memory: {}{}", short(*required, *available), hint.as_ref().map(|h| format!("; {h}")).unwrap_or_default())]
     InsufficientMemory {
         /// Bytes needed.
         required: u64,
@@ -135,7 +137,7 @@ pub enum Error {
     },
     /// Less disk space than the transfer needs. Made by [`Error::insufficient_storage`].
     #[non_exhaustive]
-    #[error("not enough disk space: {required} bytes required, {available} available")]
+    #[error("not enough disk space: {}", short(*required, *available))]
     InsufficientStorage {
         /// Bytes needed.
         required: u64,
@@ -231,6 +233,14 @@ pub enum Error {
         /// When it may be tried again.
         retry_after: Option<Duration>,
     },
+}
+
+/// How much is required, and how much there is: in bytes where it would look like enough else.
+fn short(required: u64, available: u64) -> String {
+    let shown = [required, available].map(|bytes| DecimalBytes(bytes).to_string());
+    let [required, available] =
+        if shown[0] == shown[1] { [required, available].map(|n| format!("{n} B")) } else { shown };
+    format!("{required} required, {available} available")
 }
 
 fn not_registered(kind: &str, name: &str, available: &[String], hint: Option<&str>) -> String {
@@ -425,11 +435,23 @@ mod tests {
         assert!(matches!(error, Error::InsufficientMemory { largest_context: Some(512), .. }));
         assert_eq!(
             error.to_string(),
-            "not enough memory: 9 bytes required, 5 available; a context of 512 tokens would fit"
+            "not enough memory: 9 B required, 5 B available; a context of 512 tokens would fit"
         );
         assert!(error.is_out_of_memory() && error.into_adapter("a").is_out_of_memory());
         assert!(Error::out_of_memory("cuda:0", "x").is_out_of_memory());
         assert!(!Error::Cancelled.is_out_of_memory() && !Error::adapter("a", "b").is_out_of_memory());
+    }
+
+    #[test]
+    fn what_is_short_is_told_in_units_in_which_it_is_less() {
+        let shown = |required, available| Error::insufficient_memory(required, available).to_string();
+        assert_eq!(shown(4_200_000_000, 1_100_000), "not enough memory: 4.20 GB required, 1.1 MB available");
+        assert_eq!(
+            shown(4_200_000_001, 4_200_000_000),
+            "not enough memory: 4200000001 B required, 4200000000 B available"
+        );
+        let disk = Error::insufficient_storage(2_500_000, 1_000).to_string();
+        assert_eq!(disk, "not enough disk space: 2.5 MB required, 1.0 kB available");
     }
 
     #[test]

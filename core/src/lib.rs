@@ -36,6 +36,7 @@
 
 pub mod artifact_ref;
 pub mod backend;
+mod decimal_bytes;
 mod digest;
 pub mod error;
 pub mod generate;
@@ -58,6 +59,7 @@ pub use backend::{
     Capabilities, Counters, DeviceInfo, DeviceKind, DeviceMemory, InferenceBackend, LoadOptions, LoadedInfo,
     LoadedModel, LogitsRequest, MemoryEstimate, MemoryReport, ModelWeights, Support, TextFiles, TrimLevel,
 };
+pub use decimal_bytes::DecimalBytes;
 pub use digest::Digest;
 pub use error::{Cause, Error, Result};
 pub use generate::{

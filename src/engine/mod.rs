@@ -70,6 +70,7 @@ use crate::{
     plan::Plan,
     policy::Policy,
 };
+use fitting::Purpose;
 use slots::{Key, Slots, Unloading};
 
 /// The registry at work. Clones share everything.
@@ -131,7 +132,16 @@ impl Engine {
     /// # Errors
     /// What [`Engine::load`] would say up to the point where weights are read.
     pub async fn plan(&self, spec: &ModelSpec) -> Result<Plan> {
-        self.inner.plan(spec, &self.context(None)).await
+        self.inner.plan(spec, Purpose::Load(None), &self.context(None)).await
+    }
+
+    /// As [`Engine::plan`], however little memory there is: of a model that does not fit the plan says what it would take with
+    /// the context that it would have, and how much there is ([`PlannedModel`](crate::plan::PlannedModel)).
+    ///
+    /// # Errors
+    /// As [`Engine::plan`], but for a lack of memory.
+    pub async fn estimate(&self, spec: &ModelSpec) -> Result<Plan> {
+        self.inner.plan(spec, Purpose::Files, &self.context(None)).await
     }
 
     /// The model of `spec`, loaded now if it is not. The same spec gives the same model until it is unloaded, also if

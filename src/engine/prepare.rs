@@ -63,11 +63,11 @@ impl Pinned {
 }
 
 impl Inner {
-    /// What `spec` would do: resolve → plan.
-    pub(super) async fn plan(&self, spec: &ModelSpec, cx: &FetchContext) -> Result<Plan> {
+    /// What `spec` would do: resolve → plan. Where its files are wanted alone, a lack of memory is no error.
+    pub(super) async fn plan(&self, spec: &ModelSpec, purpose: Purpose, cx: &FetchContext) -> Result<Plan> {
         let pinned = self.resolve(spec, cx).await?;
         let files = self.present(&pinned.jobs(), cx).await?;
-        Ok(self.judge(spec, (&pinned, &files), Purpose::Load(None), cx).await?.plan)
+        Ok(self.judge(spec, (&pinned, &files), purpose, cx).await?.plan)
     }
 
     /// Everything that a load of `spec` needs: resolve → plan → fetch → adapt. Of what is missing only heads are asked for

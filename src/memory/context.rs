@@ -1,7 +1,7 @@
 //! How long a context is: the least of what the spec asks for, what the model was made for, what the device's memory is
 //! good for by a table, what the backend can hold, and what fits.
 
-use llm_local_core::{ContextLength, Error, Result};
+use llm_local_core::{ContextLength, DecimalBytes, Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the unit that memory is sold in.
@@ -221,7 +221,8 @@ impl<'a> ContextBounds<'a> {
         let DecidedContext { tokens, reason } = bound;
         match (largest, matches!(self.asked, ContextLength::Tokens(_))) {
             (Some(largest), false) if largest >= fewest => {
-                let reason = format!("what fits into {room} bytes; {tokens} tokens would take {required} ({reason})");
+                let (room, required) = (DecimalBytes(room), DecimalBytes(required));
+                let reason = format!("what fits into {room}; {tokens} tokens would take {required} ({reason})");
                 Ok(DecidedContext { tokens: largest, reason })
             }
             (Some(largest), false) => error(

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use llm_local_core::DecimalBytes;
+
 use super::{
     WhenShort,
     ledger::{Demand, Id, Ledger, Phase, Resident},
@@ -117,7 +119,8 @@ impl Rules<'_> {
         let stays = |resident: &Resident| {
             let ends = resident.phase == Phase::Loading || !resident.leases.is_empty();
             let goes = resident.phase == Phase::Leaving || resident.is_idle();
-            !goes && !(ends && resident.pins == 0 && self.when_in_use == WhenShort::Wait)
+            let is_waited_for = ends && resident.pins == 0 && self.when_in_use == WhenShort::Wait;
+            !(goes || is_waited_for)
         };
         let of = |bound: &Bound| {
             let (mut promised, mut outstanding, mut back) = (0, 0, 0);
@@ -143,7 +146,7 @@ impl Rules<'_> {
         let mut parts = Vec::new();
         match tightest {
             Some(bound) if bound.limit < demand.bytes => {
-                parts.push(format!("{} bytes may be used: {}", bound.limit, bound.by))
+                parts.push(format!("{} may be used: {}", DecimalBytes(bound.limit), bound.by))
             }
             Some(bound) => parts.push(bound.by.clone()),
             None => {

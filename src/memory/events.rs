@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use llm_local_core::DecimalBytes;
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
 use super::pressure::PressureLevel;
@@ -97,14 +98,18 @@ impl fmt::Display for MemoryEvent {
                 write!(f, "memory pressure is {level}: {source}: {reason}")
             }
             Self::Pressure { level, source: None, reason } => write!(f, "memory pressure is {level}: {reason}"),
-            Self::Admitted { model, bytes } => write!(f, "{bytes} bytes are set aside for `{model}`"),
+            Self::Admitted { model, bytes } => {
+                write!(f, "{} are set aside for `{model}`", DecimalBytes(*bytes))
+            }
             Self::Refused { model, reason } => write!(f, "`{model}` is not loaded: {reason}"),
             Self::Retried { model, context_length, reason } => {
                 write!(f, "`{model}` is loaded once more, with a context of {context_length} tokens: {reason}")
             }
-            Self::Evicted { model, bytes, reason } => write!(f, "`{model}` was unloaded, {bytes} bytes: {reason}"),
+            Self::Evicted { model, bytes, reason } => {
+                write!(f, "`{model}` was unloaded, {} freed: {reason}", DecimalBytes(*bytes))
+            }
             Self::Trimmed { model, bytes, level } => {
-                write!(f, "`{model}` gave back {bytes} bytes: memory pressure is {level}")
+                write!(f, "`{model}` gave back {}: memory pressure is {level}", DecimalBytes(*bytes))
             }
             Self::GenerationStopped { model } => {
                 write!(f, "a generation of `{model}` was stopped: memory pressure is critical")

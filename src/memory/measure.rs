@@ -1,6 +1,6 @@
 //! How much memory models may have: what the probe and the backends report, and what the policy makes of it.
 
-use llm_local_core::{DeviceInfo, DeviceKind, InferenceBackend};
+use llm_local_core::{DecimalBytes, DeviceInfo, DeviceKind, InferenceBackend};
 
 use super::{
     Memory,
@@ -44,9 +44,10 @@ impl Memory {
                         limit: budget.of(usable),
                         free,
                         by: format!(
-                            "{of_whom} are {} of {usable} bytes {of}, and {} are free now",
-                            budget.of(usable),
-                            memory.free()
+                            "{of_whom} is {} of {} {of}, and {} are free now",
+                            DecimalBytes(budget.of(usable)),
+                            DecimalBytes(usable),
+                            DecimalBytes(memory.free())
                         ),
                     };
                     measured.bounds.push(bound(Scope::Host, policy.budget, "the budget for models"));
@@ -68,11 +69,11 @@ impl Memory {
                 limit: budget.of(own.total),
                 free: headroom(own.total, own.available),
                 by: format!(
-                    "the budget for `{}` are {} of {} bytes of the device, and {} are free now",
+                    "the budget for `{}` is {} of {} of the device, and {} are free now",
                     device.id,
-                    budget.of(own.total),
-                    own.total,
-                    own.available
+                    DecimalBytes(budget.of(own.total)),
+                    DecimalBytes(own.total),
+                    DecimalBytes(own.available)
                 ),
             });
             measured.usable = Some(measured.usable.map_or(own.total, |usable| usable.min(own.total)));

@@ -128,7 +128,7 @@ fn what_fits_is_not_told_and_unknown_room_is_not_asked_for() {
 fn an_automatic_context_is_shortened_to_whole_steps_that_fit() {
     let context = bounds(AUTO, Some(1024), 40).fitting(Some(2000), linear(1000, 1)).unwrap();
     assert_eq!(context.tokens, 960);
-    assert_eq!(context.reason, "what fits into 2000 bytes; 1024 tokens would take 2024 (the model was made for 1024)");
+    assert_eq!(context.reason, "what fits into 2.0 kB; 1024 tokens would take 2.0 kB (the model was made for 1024)");
     // Down to 256, or to all that the model was made for.
     assert_eq!(bounds(AUTO, Some(1024), 40).fitting(Some(1256), linear(1000, 1)).unwrap().tokens, 256);
     assert_eq!(bounds(AUTO, Some(100), 40).fitting(Some(1100), linear(1000, 1)).unwrap().tokens, 100);
@@ -231,8 +231,9 @@ proptest! {
                 prop_assert_eq!(asked, AUTO);
                 prop_assert_eq!(Some(context.tokens), stepped);
                 prop_assert!(context.tokens >= fewest && fits(context.tokens));
-                for number in [bound as u64, estimate(bound), room.unwrap()] {
-                    prop_assert!(context.reason.contains(&number.to_string()), "{}", context.reason);
+                let bytes = [estimate(bound), room.unwrap()].map(|bytes| DecimalBytes(bytes).to_string());
+                for number in bytes.iter().chain([&bound.to_string()]) {
+                    prop_assert!(context.reason.contains(number), "{}", context.reason);
                 }
             }
             Err(Error::InsufficientMemory { required, available, largest_context, hint: Some(hint), .. }) => {
