@@ -40,11 +40,14 @@ pub(crate) async fn write(mut events: impl Stream<Item = Result<GenerationEvent>
     Err(Error::generation("it ended without a reason"))
 }
 
-/// Says what runs, and how long it took to load.
+/// Says what runs, how long it took to load, and how long its context is, and why.
 pub(crate) fn report_model(model: &Model) {
     let info = model.info();
     let load = model.load_stats().total().as_secs_f64();
     eprintln!("\n{} on {} ({}), loaded in {load:.2} s", info.model, info.backend, info.device.id);
+    if let Some(plan) = &model.plan().model {
+        eprintln!("context of {} tokens: {}", plan.context_length, plan.context_reason);
+    }
 }
 
 /// Says what an answer took.
@@ -55,7 +58,7 @@ pub(crate) fn report(Ended { reason, usage, stats }: &Ended) {
         FinishReason::Stop => "a stop text appeared",
         FinishReason::Length => "the length is reached",
         FinishReason::Cancelled => "interrupted",
-        FinishReason::MemoryPressure => "memory ran short",
+        FinishReason::MemoryPressure => "stopped, because memory ran short",
         _ => "ended",
     };
     let cached = match usage.cached_tokens {

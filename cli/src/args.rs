@@ -8,9 +8,10 @@ use llm_local::{
     Sampling,
     core::Allowance,
     lora::{BareFormat, Combination},
+    memory::MemoryPolicy,
 };
 
-use crate::sample;
+use crate::{memory::Memory, sample};
 
 /// Runs language models with LoRA adapters on this machine.
 #[derive(Debug, Parser)]
@@ -27,7 +28,9 @@ pub(crate) enum Command {
     /// Chat: each line of standard input is a turn. /system TEXT, /undo, /reset and /save FILE do what they say.
     Chat(Chat),
     /// Show what a run would use, and why.
-    Plan(Spec),
+    Plan(Plan),
+    /// Show what this machine has for models, what limits it, and which models fit. Fails if one that is named cannot run.
+    Doctor(Doctor),
     /// Write a model, its adapters merged in, as a Hugging Face folder.
     Export(Export),
     /// Fetch models, or adapters, without running them. What was interrupted goes on where it was.
@@ -55,6 +58,22 @@ pub(crate) enum Command {
     Adapter(Adapter),
     /// List the registered backends and sources.
     Plugins,
+}
+
+impl Command {
+    /// How much memory this command may take.
+    ///
+    /// # Errors
+    /// As [`Memory::policy`].
+    pub(crate) fn memory(&self) -> Result<MemoryPolicy> {
+        match self {
+            Self::Run(Run { spec, memory, .. })
+            | Self::Chat(Chat { spec, memory, .. })
+            | Self::Plan(Plan { spec, memory }) => memory.policy(spec.context_length.is_some()),
+            Self::Doctor(Doctor { memory, .. }) => memory.policy(false),
+            _ => Ok(MemoryPolicy::new()),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -192,7 +211,7 @@ pub(crate) struct Convert {
 
 impl Convert {
     pub(crate) fn base(&self) -> Result<Option<ArtifactRef>> {
-        self.base.as_deref().map(|base| reference(base, sample::MODEL)).transpose()
+        self.base.as_deref().map(model).transpose()
     }
 }
 
@@ -219,7 +238,7 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) fn base(&self) -> Result<ArtifactRef> {
-        reference(&self.base, sample::MODEL)
+        model(&self.base)
     }
 }
 
@@ -242,9 +261,31 @@ pub(crate) struct Export {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    #[command(flatten)]
+    memory: Memory,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Doctor {
+    /// Models to judge, beside those that are kept: folders, files, refs, or `sample`.
+    #[arg(value_name = "REF")]
+    pub(crate) references: Vec<String>,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+    /// Show it as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) spec: Spec,
+    #[command(flatten)]
+    memory: Memory,
     #[command(flatten)]
     pub(crate) how: How,
     /// Take the prompt as it is, without the model's chat template.
@@ -258,6 +299,8 @@ pub(crate) struct Run {
 pub(crate) struct Chat {
     #[command(flatten)]
     pub(crate) spec: Spec,
+    #[command(flatten)]
+    memory: Memory,
     #[command(flatten)]
     pub(crate) how: How,
     /// Goes on with the chat in this file, if it is there, and saves to it at the end.
@@ -359,7 +402,8 @@ pub(crate) struct Spec {
     /// The backend, by its name in `llm-local plugins`; without it, the best that can run the model.
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
-    /// How many tokens prompt and answer may have together.
+    /// How many tokens prompt and answer may have together: so many, up to what the model was made for, or an error if they
+    /// do not fit. Without it, what memory is good for.
     #[arg(long, value_name = "N")]
     context_length: Option<u32>,
     /// What dense weights are computed in.
@@ -392,7 +436,7 @@ enum Dtype {
 
 impl Spec {
     pub(crate) fn spec(&self) -> Result<ModelSpec> {
-        let mut spec = ModelSpec::new(reference(&self.model, sample::MODEL)?).with_dtype(match self.dtype {
+        let mut spec = ModelSpec::new(model(&self.model)?).with_dtype(match self.dtype {
             Dtype::Auto => ComputeDtype::Auto,
             Dtype::F32 => ComputeDtype::F32,
             Dtype::F16 => ComputeDtype::F16,
@@ -445,6 +489,11 @@ fn adapter_spec(text: &str) -> Result<AdapterSpec> {
     reference(text, sample::ADAPTER).map(AdapterSpec::new).map_err(named)
 }
 
+/// The model that `text` is.
+pub(crate) fn model(text: &str) -> Result<ArtifactRef> {
+    reference(text, sample::MODEL)
+}
+
 /// The ref that `text` is, or that of the sample inside this program.
 fn reference(text: &str, sample: &str) -> Result<ArtifactRef> {
     if text == "sample" { sample.parse() } else { text.parse() }
@@ -456,8 +505,8 @@ mod tests {
 
     fn spec(args: &[&str]) -> ModelSpec {
         let args = Args::parse_from([&["llm-local", "plan"], args].concat());
-        let Command::Plan(spec) = args.command else { panic!("not plan") };
-        spec.spec().unwrap()
+        let Command::Plan(plan) = args.command else { panic!("not plan") };
+        plan.spec.spec().unwrap()
     }
 
     #[test]
@@ -515,8 +564,8 @@ mod tests {
             (&["--adapter", "./x", "--adapter", "./y", "--scale", "2"], "which of the adapters"),
             (&["--adapter", "{"], "--adapter"),
         ] {
-            let Command::Plan(spec) = parsed(args).unwrap().command else { panic!("not plan") };
-            let error = spec.spec().unwrap_err().to_string();
+            let Command::Plan(plan) = parsed(args).unwrap().command else { panic!("not plan") };
+            let error = plan.spec.spec().unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
     }

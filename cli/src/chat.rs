@@ -16,6 +16,7 @@ use crate::{
     INTERRUPTED, answer,
     args::{Chat, How},
     bar,
+    memory::Monitored,
     run::unless_cancelled,
     stdio,
 };
@@ -23,6 +24,7 @@ use crate::{
 pub(crate) async fn chat(engine: &Engine, args: Chat) -> Result<ExitCode> {
     let spec = args.spec.spec()?;
     let input = Input::open()?;
+    let _monitored = Monitored::start(engine);
     let loading = input.begin();
     let model = unless_cancelled(engine.load_with_progress(&spec, Some(bar::progress())), &loading).await?;
     let mut session = match &args.session {

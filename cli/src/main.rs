@@ -7,7 +7,10 @@ mod answer;
 mod args;
 mod bar;
 mod chat;
+mod doctor;
 mod export;
+mod memory;
+mod plan;
 mod run;
 mod sample;
 mod stored;
@@ -20,13 +23,13 @@ use std::{
 
 use args::{Args, Command};
 use clap::Parser;
-use llm_local::{Engine, Error, Result};
+use llm_local::{Engine, EngineBuilder, Error, Result, memory::MemoryPolicy};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let args = Args::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("LLM_LOCAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_env_filter(EnvFilter::try_from_env("LLM_LOCAL_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED)))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
@@ -44,11 +47,13 @@ fn main() -> ExitCode {
 }
 
 async fn execute(args: Args) -> Result<ExitCode> {
-    let engine = Engine::builder().source(sample::SampleSource).build()?;
+    let memory = args.command.memory()?;
+    let engine = engine(&memory).build()?;
     match args.command {
         Command::Run(run) => run::run(&engine, run).await,
         Command::Chat(chat) => chat::chat(&engine, chat).await,
-        Command::Plan(spec) => print(&engine.plan(&spec.spec()?).await?.to_string()),
+        Command::Plan(plan) => plan::plan(&engine, &plan.spec.spec()?).await,
+        Command::Doctor(args) => doctor::doctor(&engine, &self::engine(&memory).offline(true).build()?, &args).await,
         Command::Export(export) => export::export(&engine, export).await,
         Command::Pull(pull) => stored::pull(&engine, pull).await,
         Command::List => stored::list(engine.store()),
@@ -78,6 +83,14 @@ async fn execute(args: Args) -> Result<ExitCode> {
         }
     }
 }
+
+/// An engine of this program.
+fn engine(memory: &MemoryPolicy) -> EngineBuilder {
+    Engine::builder().source(sample::SampleSource).memory(memory.clone())
+}
+
+/// What is logged where nobody says otherwise. What the memory policy refuses is the error of the command already.
+const LOGGED: &str = "warn,llm_local::memory=error,llm_local::memory::measure=warn";
 
 /// What a shell says of a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;

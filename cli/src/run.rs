@@ -7,7 +7,7 @@ use std::{
 
 use llm_local::{Engine, Error, FinishReason, GenerateRequest, Input, Message, Model, Result, core::CancellationToken};
 
-use crate::{INTERRUPTED, answer, args::Run, bar, stdio};
+use crate::{INTERRUPTED, answer, args::Run, bar, memory::Monitored, stdio};
 
 pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     let prompt = match args.prompt {
@@ -16,13 +16,20 @@ pub(crate) async fn run(engine: &Engine, args: Run) -> Result<ExitCode> {
     };
     let spec = args.spec.spec()?;
     let cancel = cancel_on_interrupt()?;
+    let _monitored = Monitored::start(engine);
     let model = unless_cancelled(engine.load_with_progress(&spec, Some(bar::progress())), &cancel).await?;
     let input = input(&model, prompt, args.how.system.clone(), args.raw)?;
     let mut request = GenerateRequest::new(input).with_sampling(args.how.sampling()).with_cancel(cancel);
     request.max_tokens = args.how.max_tokens;
-    match answer::write(model.generate(request)).await? {
-        None => Ok(ExitCode::SUCCESS),
-        Some(ended) => {
+    match answer::write(model.generate(request)).await {
+        Err(error) => {
+            if let Error::ContextLengthExceeded { .. } = error {
+                answer::report_model(&model);
+            }
+            Err(error)
+        }
+        Ok(None) => Ok(ExitCode::SUCCESS),
+        Ok(Some(ended)) => {
             answer::report_model(&model);
             answer::report(&ended);
             let interrupted = ended.reason == FinishReason::Cancelled;

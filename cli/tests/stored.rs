@@ -50,6 +50,9 @@ fn a_model_is_pulled_listed_verified_run_offline_and_deleted() {
     assert_eq!(verified.lines().filter(|line| line.ends_with("intact")).count(), 5, "{verified}");
 
     hub.clear();
+    // What is kept is judged without its source.
+    assert!(run(&["doctor"]).0.contains("fits     hf:org/tiny: "));
+    assert!(hub.requests().is_empty());
     let args = ["run", "--model", "hf:org/tiny", "--max-tokens", "4", "Once"];
     let offline = command(&hub, folder.path(), &args).env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert!(offline.status.success() && !offline.stdout.is_empty(), "{:?}", texts(&offline));
