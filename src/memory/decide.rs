@@ -129,7 +129,7 @@ impl Rules<'_> {
                     promised = sum(promised, resident.demand.bytes);
                     outstanding = sum(outstanding, self.outstanding(id, resident));
                 } else {
-                    back = sum(back, self.held.get(&id).copied().unwrap_or(0));
+                    back = sum(back, self.held_by(id, resident));
                 }
             }
             bound.limit.saturating_sub(promised).min(sum(bound.free, back).saturating_sub(outstanding))
@@ -139,7 +139,12 @@ impl Rules<'_> {
 
     /// Bytes that were promised, and are not taken yet.
     fn outstanding(&self, id: Id, resident: &Resident) -> u64 {
-        resident.demand.bytes.saturating_sub(self.held.get(&id).copied().unwrap_or(0))
+        resident.demand.bytes.saturating_sub(self.held_by(id, resident))
+    }
+
+    /// Bytes that a model holds, or has not given back yet.
+    fn held_by(&self, id: Id, resident: &Resident) -> u64 {
+        self.held.get(&id).copied().unwrap_or(0).max(resident.leaves_with)
     }
 
     fn hint(&self, demand: &Demand, ledger: &Ledger, tightest: Option<&Bound>, in_use: &[&Resident]) -> String {
@@ -172,3 +177,6 @@ impl Rules<'_> {
 fn sum(a: u64, b: u64) -> u64 {
     a.saturating_add(b)
 }
+
+#[cfg(test)]
+mod tests;

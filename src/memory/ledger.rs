@@ -44,6 +44,9 @@ pub(super) struct Resident {
     pub(super) turn: u64,
     /// How long it stays when nobody uses it.
     pub(super) keeps: Option<Duration>,
+    /// Of one that is leaving: bytes that it held when it began to. It may tell nothing of them itself any more, and they are
+    /// not back yet.
+    pub(super) leaves_with: u64,
 }
 
 /// What becomes of a model.
@@ -105,6 +108,7 @@ impl Ledger {
             used: now,
             turn,
             keeps: None,
+            leaves_with: 0,
         };
         self.residents.insert(id, resident);
         id
@@ -167,6 +171,14 @@ impl Ledger {
     pub(super) fn leave(&mut self, id: Id) {
         if let Some(resident) = self.residents.get_mut(&id) {
             resident.phase = Phase::Leaving;
+        }
+    }
+
+    /// Says what a model that is leaving held when it began to. Of several answers the largest holds: the others are of one
+    /// that has begun already.
+    pub(super) fn leaves_with(&mut self, id: Id, bytes: u64) {
+        if let Some(resident) = self.residents.get_mut(&id) {
+            resident.leaves_with = resident.leaves_with.max(bytes);
         }
     }
 

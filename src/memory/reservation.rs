@@ -99,9 +99,19 @@ impl Residence {
         self.memory.changed();
     }
 
-    /// Says that the model is being unloaded.
+    /// Says that the model is being unloaded. From now on its backend alone has the reservation: whoever unloads it may stop
+    /// waiting for that, and nobody would be left to give this one back.
     pub(crate) fn leave(&self) {
-        self.memory.ledger().leave(self.id);
+        let handle = {
+            let mut ledger = self.memory.ledger();
+            ledger.leave(self.id);
+            ledger.get(self.id).and_then(|resident| resident.handle.clone())
+        };
+        if let Some(model) = handle.and_then(|handle| handle.any()) {
+            let bytes = model.memory().total();
+            self.memory.ledger().leaves_with(self.id, bytes);
+        }
+        self.release();
     }
 
     /// Says that its memory is back.
