@@ -81,8 +81,8 @@ mod calls {
     }
 
     /// macOS sets none.
-    pub(in super::super) fn limit() -> io::Result<Option<MemoryLimit>> {
-        Ok(None)
+    pub(in super::super) fn limits() -> io::Result<Vec<MemoryLimit>> {
+        Ok(Vec::new())
     }
 }
 
@@ -113,7 +113,7 @@ mod calls {
     const _: () = assert!(size_of::<TaskVmInfo>() == 4 * TASK_VM_INFO_REV1_COUNT as usize);
 
     /// What iOS lets this app have. 0 bytes are left to what is no app, too, such as an extension without a limit of its own.
-    pub(in super::super) fn limit() -> io::Result<Option<MemoryLimit>> {
+    pub(in super::super) fn limits() -> io::Result<Vec<MemoryLimit>> {
         let mut info = TaskVmInfo::default();
         let mut count = TASK_VM_INFO_REV1_COUNT;
         // SAFETY: the port is this process's, and there is room for `count` words, beyond which the call does not write.
@@ -124,7 +124,7 @@ mod calls {
             let found = format!("task_info(TASK_VM_INFO) returned {code} with {count} words");
             return Err(io::Error::other(format!("{found}, expected 0 with {TASK_VM_INFO_REV1_COUNT}")));
         }
-        Ok(Some(limit_of_app(info.phys_footprint, os_proc_available_memory() as u64)))
+        Ok(vec![limit_of_app(info.phys_footprint, os_proc_available_memory() as u64)])
     }
 }
 
@@ -135,8 +135,8 @@ mod calls {
     use super::super::MemoryLimit;
 
     /// An app in a simulator or on a Mac has the Mac's memory.
-    pub(in super::super) fn limit() -> io::Result<Option<MemoryLimit>> {
-        Ok(None)
+    pub(in super::super) fn limits() -> io::Result<Vec<MemoryLimit>> {
+        Ok(Vec::new())
     }
 }
 

@@ -35,8 +35,10 @@ pub struct SystemMemory {
     pub total: u64,
     /// What can be taken without swapping: free memory, and what the system gives up when it is asked.
     pub available: u64,
-    /// What this process is held to, where it is.
+    /// What this process is held to, where it is: of several limits the smallest, and the least that any leaves.
     pub limit: Option<MemoryLimit>,
+    /// The limits that `limit` comes from, each by itself: what one leaves is a share of its own bytes alone.
+    pub limits: Vec<MemoryLimit>,
 }
 
 /// What a process, or a group of processes that it is in, may have.
@@ -54,12 +56,18 @@ pub struct MemoryLimit {
 impl SystemMemory {
     /// `available` of `total` bytes, without a limit.
     pub fn new(total: u64, available: u64) -> Self {
-        Self { total, available, limit: None }
+        Self { total, available, limit: None, limits: Vec::new() }
     }
 
     /// Sets what the process is held to.
-    pub fn with_limit(mut self, limit: MemoryLimit) -> Self {
-        self.limit = Some(limit);
+    pub fn with_limit(self, limit: MemoryLimit) -> Self {
+        self.with_limits(vec![limit])
+    }
+
+    /// Sets what the process is held to, by each of `limits`: its own first, then those that hold for others too.
+    pub fn with_limits(mut self, limits: Vec<MemoryLimit>) -> Self {
+        self.limit = tightest(&limits);
+        self.limits = limits;
         self
     }
 
@@ -81,9 +89,39 @@ impl MemoryLimit {
     }
 }
 
+/// One limit for all `limits`. Taking the whole of the one with the least left would let a process that is alone in a small
+/// group plan for all of the large group around it, and taking the one with the fewest bytes for what its neighbours have in use.
+fn tightest(limits: &[MemoryLimit]) -> Option<MemoryLimit> {
+    let scarcest = limits.iter().min_by_key(|limit| (limit.available, limit.bytes))?;
+    let smallest = limits.iter().min_by_key(|limit| limit.bytes)?;
+    let by = if scarcest.bytes == smallest.bytes {
+        scarcest.by.clone()
+    } else {
+        format!("{} (in all) and {} (what is left)", smallest.by, scarcest.by)
+    };
+    Some(MemoryLimit::new(smallest.bytes, scarcest.available, by))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tightest_of_equal_limits_is_the_nearest() {
+        let limits = [(90, 10, "own"), (90, 10, "parent"), (95, 10, "root")];
+        let limits = limits.map(|(bytes, available, by)| MemoryLimit::new(bytes, available, by));
+        assert_eq!(tightest(&limits), Some(MemoryLimit::new(90, 10, "own")));
+        assert_eq!(tightest(&[]), None);
+    }
+
+    #[test]
+    fn of_several_limits_the_smallest_and_the_least_that_is_left_apply_and_each_stays() {
+        let limits = vec![MemoryLimit::new(50, 40, "own"), MemoryLimit::new(90, 10, "parent")];
+        let memory = SystemMemory::new(100, 60).with_limits(limits.clone());
+        assert_eq!((memory.usable(), memory.free()), (50, 10));
+        assert_eq!(memory.limit.unwrap().by, "own (in all) and parent (what is left)");
+        assert_eq!(memory.limits, limits);
+    }
 
     #[test]
     fn the_smaller_of_machine_and_limit_applies() {

@@ -12,6 +12,7 @@ use super::{MemoryLimit, MemoryProbe, SystemMemory};
 
 /// Asks the operating system. Where it holds the process to less than the machine has, that is the limit: on Linux the
 /// control groups that the process is in, on iOS what the system lets the app have, on Windows the commit limit and the job object.
+/// What other processes in the same job take of its limit is not known on Windows.
 #[derive(Debug, Clone, Default)]
 pub struct SystemProbe {
     #[cfg(target_os = "linux")]
@@ -32,27 +33,23 @@ impl SystemProbe {
     }
 
     #[cfg(target_os = "linux")]
-    fn limit(&self) -> io::Result<Option<MemoryLimit>> {
+    fn limits(&self) -> io::Result<Vec<MemoryLimit>> {
         match &self.cgroups {
-            Some(cgroups) => cgroups.limit(),
+            Some(cgroups) => cgroups.limits(),
             // Each time: a process can be moved to another group.
-            None => CgroupTree::of_process()?.limit(),
+            None => CgroupTree::of_process()?.limits(),
         }
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn limit(&self) -> io::Result<Option<MemoryLimit>> {
-        platform::limit()
+    fn limits(&self) -> io::Result<Vec<MemoryLimit>> {
+        platform::limits()
     }
 }
 
 impl MemoryProbe for SystemProbe {
     fn read(&self) -> io::Result<SystemMemory> {
-        let memory = of_machine()?;
-        Ok(match self.limit()? {
-            Some(limit) => memory.with_limit(limit),
-            None => memory,
-        })
+        Ok(of_machine()?.with_limits(self.limits()?))
     }
 }
 
@@ -79,8 +76,8 @@ fn of_machine() -> io::Result<SystemMemory> {
 /// No limit that this system sets is known.
 #[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
 mod platform {
-    pub(super) fn limit() -> std::io::Result<Option<super::MemoryLimit>> {
-        Ok(None)
+    pub(super) fn limits() -> std::io::Result<Vec<super::MemoryLimit>> {
+        Ok(Vec::new())
     }
 }
 

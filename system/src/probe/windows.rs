@@ -2,6 +2,9 @@
 //!
 //! Memory is charged when it is allocated, touched or not: to what the system can back with memory and paging files, its commit
 //! limit, and to the limits of the job object that the process is in. Past either nobody gets memory, however much is free.
+//!
+//! Of a limit for all processes of a job only what this process was charged is taken off, so one that shares such a job can have
+//! less left than is said. Of nested jobs the innermost is asked.
 
 #[cfg(windows)]
 pub(crate) use calls::*;
@@ -26,17 +29,14 @@ struct Job {
     each: Option<u64>,
 }
 
-/// What a process is held to that was charged `charged` bytes: of several limits the least, and what the tightest leaves.
-fn held_to(commit: Commit, job: Job, charged: u64) -> MemoryLimit {
+/// What a process is held to that was charged `charged` bytes. What the job's limit leaves is at most what is said here: what
+/// the other processes of the job were charged is not known.
+fn held_to(commit: Commit, job: Job, charged: u64) -> Vec<MemoryLimit> {
     let of = |bytes: u64, by| MemoryLimit::new(bytes, bytes.saturating_sub(charged), by);
-    let all = job.all.map(|bytes| of(bytes, "the job object's limit"));
+    let all = job.all.map(|bytes| of(bytes, "the job object's limit, other processes of the job not counted"));
     let each = job.each.map(|bytes| of(bytes, "the job object's limit for a process"));
     let commit = MemoryLimit::new(commit.limit, commit.left, "the system's commit limit");
-    [all, each].into_iter().flatten().fold(commit, |one, other| {
-        let bytes = one.bytes.min(other.bytes);
-        let tightest = if other.available < one.available { other } else { one };
-        MemoryLimit { bytes, ..tightest }
-    })
+    each.into_iter().chain(all).chain([commit]).collect()
 }
 
 #[cfg(windows)]
@@ -64,8 +64,8 @@ mod calls {
         io::Error::new(error.kind(), format!("{call}: {error}"))
     }
 
-    pub(crate) fn limit() -> io::Result<Option<MemoryLimit>> {
-        Ok(Some(held_to(commit()?, job()?, charged()?)))
+    pub(crate) fn limits() -> io::Result<Vec<MemoryLimit>> {
+        Ok(held_to(commit()?, job()?, charged()?))
     }
 
     fn status() -> io::Result<MEMORYSTATUSEX> {
@@ -139,26 +139,26 @@ mod tests {
 
     const COMMIT: Commit = Commit { limit: 20_000, left: 9_000 };
 
+    /// Bytes, what is left of them, and who limits them.
+    fn all(job: Job) -> Vec<(u64, u64, String)> {
+        held_to(COMMIT, job, 500).into_iter().map(|limit| (limit.bytes, limit.available, limit.by)).collect()
+    }
+
+    fn commit() -> (u64, u64, String) {
+        (20_000, 9_000, "the system's commit limit".into())
+    }
+
     #[test]
     fn the_commit_limit_holds_every_process() {
-        let limit = held_to(COMMIT, Job::default(), 500);
-        assert_eq!((limit.bytes, limit.available, &*limit.by), (20_000, 9_000, "the system's commit limit"));
+        assert_eq!(all(Job::default()), [commit()]);
     }
 
     #[test]
-    fn a_job_leaves_its_limit_less_what_was_charged() {
-        let limit = held_to(COMMIT, Job { all: Some(4_000), each: None }, 500);
-        assert_eq!((limit.bytes, limit.available, &*limit.by), (4_000, 3_500, "the job object's limit"));
-        let limit = held_to(COMMIT, Job { all: Some(4_000), each: Some(3_000) }, 500);
-        assert_eq!((limit.bytes, limit.available, &*limit.by), (3_000, 2_500, "the job object's limit for a process"));
+    fn a_job_leaves_its_limits_less_what_was_charged_and_says_whose_charge_that_is() {
+        let whole = (4_000, 3_500, "the job object's limit, other processes of the job not counted".into());
+        let each = (3_000, 2_500, "the job object's limit for a process".into());
+        assert_eq!(all(Job { all: Some(4_000), each: Some(3_000) }), [each, whole, commit()]);
         // A limit can be set below what was charged before.
-        assert_eq!(held_to(COMMIT, Job { all: None, each: Some(400) }, 500).available, 0);
-    }
-
-    #[test]
-    fn what_is_left_is_of_the_tightest_and_what_there_is_of_the_least() {
-        let crowded = Commit { limit: 20_000, left: 100 };
-        let limit = held_to(crowded, Job { all: Some(4_000), each: None }, 500);
-        assert_eq!((limit.bytes, limit.available, &*limit.by), (4_000, 100, "the system's commit limit"));
+        assert_eq!(all(Job { all: None, each: Some(400) })[0].1, 0);
     }
 }

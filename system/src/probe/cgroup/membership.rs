@@ -9,7 +9,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::CgroupTree;
+use super::{CgroupTree, v1};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Version {
@@ -35,7 +35,7 @@ pub(super) fn tree(cgroup: &[u8], mountinfo: &[u8]) -> io::Result<CgroupTree> {
         let Some((version, path)) = membership(line)? else { continue };
         let groups = groups(&path, mounts.iter().filter(|mount| mount.version == version));
         match version {
-            Version::V1 => tree.v1 = groups,
+            Version::V1 => tree.v1 = v1::charged(groups)?,
             Version::V2 => tree.v2 = groups,
         }
     }

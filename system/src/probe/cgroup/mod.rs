@@ -38,22 +38,6 @@ pub struct CgroupTree {
     v2: Vec<PathBuf>,
 }
 
-/// A limit on the way up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Bound {
-    bytes: u64,
-    /// What is left of them.
-    left: u64,
-    /// The file that says so.
-    by: String,
-}
-
-impl Bound {
-    fn into_limit(self) -> MemoryLimit {
-        MemoryLimit::new(self.bytes, self.left, self.by)
-    }
-}
-
 impl CgroupTree {
     /// The groups of this process, by `/proc/self/cgroup` and `/proc/self/mountinfo`. None on a kernel without control groups.
     ///
@@ -76,13 +60,15 @@ impl CgroupTree {
     /// without mounting anything in it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidData`] with the line that is not as proc(5) and cgroups(7) describe.
+    /// [`ErrorKind::InvalidData`] with the line that is not as proc(5) and cgroups(7) describe; a group's
+    /// `memory.use_hierarchy` that cannot be read.
     pub fn parse(cgroup: &[u8], mountinfo: &[u8]) -> io::Result<Self> {
         membership::tree(cgroup, mountinfo)
     }
 
     /// Directories of the groups in the memory hierarchy of version 1: the one that the process is in first, the root of the
-    /// mount last. Empty where there is no such hierarchy.
+    /// mount last, or the last that is charged for those below it (`memory.use_hierarchy`). Empty where there is no such
+    /// hierarchy.
     pub fn v1(&self) -> &[PathBuf] {
         &self.v1
     }
@@ -93,39 +79,25 @@ impl CgroupTree {
         &self.v2
     }
 
-    /// What these groups allow: the smallest limit of any, and the least that is left below any. One file may say both, or a
-    /// group the one and a group above it the other, when [`MemoryLimit::by`] names both.
+    /// What these groups allow, each by itself, from the one that the process is in upwards.
     ///
     /// # Errors
     /// A file that is there, and cannot be read or does not hold what the kernel's documentation says.
-    pub(super) fn limit(&self) -> io::Result<Option<MemoryLimit>> {
-        let mut bounds = v1::bounds(&self.v1)?;
-        bounds.extend(v2::bounds(&self.v2)?);
-        Ok(tightest(&bounds))
+    pub(super) fn limits(&self) -> io::Result<Vec<MemoryLimit>> {
+        let mut limits = v1::limits(&self.v1)?;
+        limits.extend(v2::limits(&self.v2)?);
+        Ok(limits)
     }
 
     /// What the group of version 1 in the directory `group` allows, whatever those above it do.
     pub(crate) fn limit_of_v1(group: &Path) -> io::Result<Option<MemoryLimit>> {
-        Ok(v1::bound(group)?.map(Bound::into_limit))
+        v1::limit(group)
     }
 
     /// What the group of version 2 in the directory `group` allows, whatever those above it do.
     pub(crate) fn limit_of_v2(group: &Path) -> io::Result<Option<MemoryLimit>> {
-        Ok(v2::bound(group)?.map(Bound::into_limit))
+        v2::limit(group)
     }
-}
-
-/// One limit for all `bounds`. Taking the whole bound with the least left would let a process that is alone in a small group
-/// plan for all of the large group around it, and taking the one with the fewest bytes for what its neighbours have in use.
-fn tightest(bounds: &[Bound]) -> Option<MemoryLimit> {
-    let scarcest = bounds.iter().min_by_key(|bound| (bound.left, bound.bytes))?;
-    let smallest = bounds.iter().min_by_key(|bound| bound.bytes)?;
-    let by = if scarcest.bytes == smallest.bytes {
-        scarcest.by.clone()
-    } else {
-        format!("{} (in all) and {} (what is left)", smallest.by, scarcest.by)
-    };
-    Some(MemoryLimit::new(smallest.bytes, scarcest.left, by))
 }
 
 #[cfg(test)]

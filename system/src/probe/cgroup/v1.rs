@@ -5,31 +5,37 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Bound,
-    values::{self, Stat},
-};
+use super::values::{self, Stat};
+use crate::MemoryLimit;
 
 /// From here on a limit is none: the kernel writes "unlimited" as the largest signed number of bytes, rounded down to whole
 /// pages, whose size differs.
 const UNLIMITED: u64 = 1 << 62;
 
-/// The limits of `groups`, directories of which each is below the next.
-pub(super) fn bounds(groups: &[PathBuf]) -> io::Result<Vec<Bound>> {
-    let mut bounds = Vec::new();
-    for (depth, group) in groups.iter().enumerate() {
-        // Kernels before 5.11 charge groups above only where these say so.
-        if depth > 0 && values::text(&group.join("memory.use_hierarchy"))?.as_deref() == Some("0") {
+/// Of `groups`, directories of which each is below the next, those that are charged for the first: kernels before 5.11 charge
+/// groups above only where these say so.
+pub(super) fn charged(mut groups: Vec<PathBuf>) -> io::Result<Vec<PathBuf>> {
+    for above in 1..groups.len() {
+        if values::text(&groups[above].join("memory.use_hierarchy"))?.as_deref() == Some("0") {
+            groups.truncate(above);
             break;
         }
-        bounds.extend(bound(group)?);
     }
-    bounds.extend(unseen(groups, &bounds)?);
-    Ok(bounds)
+    Ok(groups)
+}
+
+/// The limits of `groups`, as [`charged`] leaves them.
+pub(super) fn limits(groups: &[PathBuf]) -> io::Result<Vec<MemoryLimit>> {
+    let mut limits = Vec::new();
+    for group in groups {
+        limits.extend(limit(group)?);
+    }
+    limits.extend(unseen(groups, &limits)?);
+    Ok(limits)
 }
 
 /// The limit of one group, where it has one.
-pub(super) fn bound(group: &Path) -> io::Result<Option<Bound>> {
+pub(super) fn limit(group: &Path) -> io::Result<Option<MemoryLimit>> {
     let path = group.join("memory.limit_in_bytes");
     let Some(text) = values::text(&path)? else { return Ok(None) };
     match values::bytes(&path, &text)? {
@@ -40,10 +46,10 @@ pub(super) fn bound(group: &Path) -> io::Result<Option<Bound>> {
 
 /// The limit of a group above those that are mounted, which the kernel tells as the smallest of all on the way up. Of what is
 /// left there only this is known: not more than this group leaves of it.
-fn unseen(groups: &[PathBuf], seen: &[Bound]) -> io::Result<Option<Bound>> {
+fn unseen(groups: &[PathBuf], seen: &[MemoryLimit]) -> io::Result<Option<MemoryLimit>> {
     let Some(group) = groups.first() else { return Ok(None) };
     match Stat::of(group)?.get("hierarchical_memory_limit")? {
-        Some(bytes) if bytes < UNLIMITED && seen.iter().all(|bound| bytes < bound.bytes) => {
+        Some(bytes) if bytes < UNLIMITED && seen.iter().all(|limit| bytes < limit.bytes) => {
             let by = format!("{} (hierarchical_memory_limit)", group.join("memory.stat").display());
             of(group, bytes, by).map(Some)
         }
@@ -52,9 +58,9 @@ fn unseen(groups: &[PathBuf], seen: &[Bound]) -> io::Result<Option<Bound>> {
 }
 
 /// `bytes`, and what `group` with all below it leaves of them.
-fn of(group: &Path, bytes: u64, by: String) -> io::Result<Bound> {
+fn of(group: &Path, bytes: u64, by: String) -> io::Result<MemoryLimit> {
     // With `total_` for the groups below too, as the usage is.
     let reclaimable = Stat::of(group)?.reclaimable("total_", ["dirty", "writeback"])?;
     let used = values::usage(&group.join("memory.usage_in_bytes"))?.saturating_sub(reclaimable);
-    Ok(Bound { bytes, left: bytes.saturating_sub(used), by })
+    Ok(MemoryLimit::new(bytes, bytes.saturating_sub(used), by))
 }

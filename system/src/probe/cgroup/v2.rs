@@ -5,14 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Bound,
-    values::{self, Stat},
-};
+use super::values::{self, Stat};
+use crate::MemoryLimit;
 
 /// The limits of `groups`, directories of which each is below the next.
-pub(super) fn bounds(groups: &[PathBuf]) -> io::Result<Vec<Bound>> {
-    groups.iter().filter_map(|group| bound(group).transpose()).collect()
+pub(super) fn limits(groups: &[PathBuf]) -> io::Result<Vec<MemoryLimit>> {
+    groups.iter().filter_map(|group| limit(group).transpose()).collect()
 }
 
 /// The limit of one group, where it has one. The root of the hierarchy has no such files, nor has a group whose parent does
@@ -22,7 +20,7 @@ pub(super) fn bounds(groups: &[PathBuf]) -> io::Result<Vec<Bound>> {
 /// cgroup are throttled and put under heavy reclaim pressure", and weights, which without swap cannot be reclaimed, would keep
 /// the group there for as long as they are loaded. The kernel too takes the smaller of both for what a group may have
 /// (`mem_cgroup_wb_stats`).
-pub(super) fn bound(group: &Path) -> io::Result<Option<Bound>> {
+pub(super) fn limit(group: &Path) -> io::Result<Option<MemoryLimit>> {
     let mut smallest: Option<(u64, PathBuf)> = None;
     for name in ["memory.max", "memory.high"] {
         let path = group.join(name);
@@ -35,7 +33,7 @@ pub(super) fn bound(group: &Path) -> io::Result<Option<Bound>> {
     let Some((bytes, path)) = smallest else { return Ok(None) };
     let reclaimable = Stat::of(group)?.reclaimable("", ["file_dirty", "file_writeback"])?;
     let used = values::usage(&group.join("memory.current"))?.saturating_sub(reclaimable);
-    Ok(Some(Bound { bytes, left: bytes.saturating_sub(used), by: path.display().to_string() }))
+    Ok(Some(MemoryLimit::new(bytes, bytes.saturating_sub(used), path.display().to_string())))
 }
 
 /// The bytes in `path`; `None` without such a file, and where it says `max`, which is no limit.

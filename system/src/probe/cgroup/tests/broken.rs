@@ -17,7 +17,7 @@ fn error(version: u8, files: &Files<'_>) -> (ErrorKind, String) {
         _ => (Fixture::new().v2("/", "cg"), "0::/app\n"),
     };
     let system = system.group("cg/app", files);
-    let error = system.tree(cgroup).limit().unwrap_err();
+    let error = system.tree(cgroup).limits().unwrap_err();
     (error.kind(), error.to_string().replace(&system.root.path().display().to_string(), ""))
 }
 
@@ -64,7 +64,7 @@ fn a_file_that_cannot_be_read_is_an_error_with_its_name() {
     fs::remove_file(system.path("cg/app/memory.max")).unwrap();
     // A folder in place of the file: what nobody may read is read by root all the same.
     fs::create_dir(system.path("cg/app/memory.max")).unwrap();
-    let text = system.tree("0::/app\n").limit().unwrap_err().to_string();
+    let text = system.tree("0::/app\n").limits().unwrap_err().to_string();
     assert!(text.contains("cg/app/memory.max"), "{text}");
 }
 

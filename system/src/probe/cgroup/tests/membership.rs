@@ -73,6 +73,6 @@ fn mount_points_may_have_blanks_colons_and_any_bytes() {
     let point = root.path().display();
     let mut mountinfo = b"90 1 8:1 / /mnt/caf\xe9 rw - ext4 /dev/sdb rw\n91 1 0:5 / /mnt/x rw - tmpfs  rw\n".to_vec();
     mountinfo.extend(format!("41 31 0:38 / {point}/my\\040groups rw - cgroup2 cgroup2 rw\n").bytes());
-    let limit = CgroupTree::parse(b"0::/a:b\n", &mountinfo).unwrap().limit().unwrap().unwrap();
-    assert_eq!((limit.bytes, limit.available), (700, 699));
+    let limits = CgroupTree::parse(b"0::/a:b\n", &mountinfo).unwrap().limits().unwrap();
+    assert_eq!((limits[0].bytes, limits[0].available), (700, 699));
 }

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use fs_err as fs;
 use tempfile::TempDir;
 
-use super::{Bound, CgroupTree, tightest};
-use crate::{MemoryLimit, MemoryProbe, SystemProbe};
+use super::CgroupTree;
+use crate::{MemoryProbe, SystemProbe, probe::tightest};
 
 const MB: u64 = 1 << 20;
 
@@ -77,7 +77,7 @@ impl Fixture {
 
     /// The limit of a process in the groups that `cgroup` names: bytes, what is left, and by which file.
     fn limit(&self, cgroup: &str) -> Option<(u64, u64, String)> {
-        let limit = self.tree(cgroup).limit().unwrap()?;
+        let limit = tightest(&self.tree(cgroup).limits().unwrap())?;
         let root = format!("{}/", self.root.path().display());
         Some((limit.bytes, limit.available, limit.by.replace(&root, "")))
     }
@@ -104,14 +104,6 @@ fn the_smallest_limit_and_the_least_that_is_left_on_the_way_up_apply() {
 }
 
 #[test]
-fn the_tightest_of_equal_bounds_is_the_nearest() {
-    let bound = |bytes, left, by: &str| Bound { bytes, left, by: by.to_owned() };
-    let bounds = [bound(90, 10, "own"), bound(90, 10, "parent"), bound(95, 10, "root")];
-    assert_eq!(tightest(&bounds), Some(MemoryLimit::new(90, 10, "own")));
-    assert_eq!(tightest(&[]), None);
-}
-
-#[test]
 fn the_probe_says_the_limit_of_the_tree_it_is_given() {
     let system = Fixture::new().v2("/", "cg").group_v2("cg/app", &(2 * MB).to_string(), MB / 2);
     let probe = SystemProbe::new().with_cgroups(system.tree("0::/app\n"));
@@ -128,5 +120,5 @@ fn the_probe_says_the_limit_of_the_tree_it_is_given() {
 
 #[test]
 fn the_groups_of_this_process_can_be_read() {
-    CgroupTree::of_process().unwrap().limit().unwrap();
+    CgroupTree::of_process().unwrap().limits().unwrap();
 }

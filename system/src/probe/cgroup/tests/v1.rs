@@ -35,6 +35,8 @@ fn groups_above_one_that_does_not_charge_them_do_not_count() {
         .group_v1("cg/a/b", 8000, 3000)
         .group("cg/a", &[("memory.use_hierarchy", "0")]);
     assert_eq!(system.limit("4:memory:/a/b\n"), some(8000, 5000, "cg/a/b/memory.limit_in_bytes"));
+    // Nor are they watched.
+    assert_eq!(system.tree("4:memory:/a/b\n").v1(), [system.path("cg/a/b")]);
     let charged = system.group("cg/a", &[("memory.use_hierarchy", "1")]);
     assert_eq!(charged.limit("4:memory:/a/b\n"), some(1000, 100, "cg/a/memory.limit_in_bytes"));
 }
