@@ -40,7 +40,7 @@ mod source {
     };
 
     use super::{
-        super::{Pressure, PressureSink, PressureSource, Watch, tell},
+        super::{Pressure, PressureSink, PressureSource, Watch, watch::tell},
         CRITICAL, NORMAL, WARN, level,
     };
 

@@ -10,6 +10,7 @@ pub mod linux;
 mod manual;
 mod polling;
 mod shares;
+mod watch;
 #[cfg(any(test, windows))]
 mod windows;
 
@@ -31,6 +32,7 @@ mod platform {
 pub use manual::ManualPressure;
 pub use polling::Polling;
 pub use shares::Shares;
+pub use watch::{PressureSink, Watch};
 
 use std::{fmt, io, sync::Arc};
 
@@ -64,13 +66,6 @@ impl Pressure {
     }
 }
 
-/// Where reports go: called by any thread, and never blocks for long.
-pub type PressureSink = Arc<dyn Fn(Pressure) + Send + Sync>;
-
-/// What goes on until it is dropped: a thread, a registration. The drop returns when nothing of it runs any more, and the sink
-/// is not called after it.
-pub trait Watch: Send {}
-
 /// Says when memory runs short.
 pub trait PressureSource: Send + Sync {
     /// Its name in reports: `psi`, `memory.events`, ...
@@ -92,16 +87,6 @@ impl fmt::Display for PressureLevel {
             Self::Warn => "warn",
             Self::Critical => "critical",
         })
-    }
-}
-
-/// Calls `sink`. A panic of it is logged, and it is called again with the next report.
-#[cfg(any(target_vendor = "apple", windows))]
-fn tell(sink: &PressureSink, pressure: Pressure) {
-    let source = pressure.source.clone();
-    // Whoever unwinds out of its sink has nothing here that could be left half changed.
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sink(pressure))).is_err() {
-        tracing::error!(source, "whoever is told of memory pressure panicked");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError, Sender},
@@ -10,8 +11,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch};
-use crate::{MemoryProbe, SystemMemory};
+use super::{
+    Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch,
+    shares::share,
+    watch::{join, tell},
+};
+use crate::{MemoryLimit, MemoryProbe, SystemMemory};
 
 /// Looks at a probe again and again: the fallback where the system tells of nothing, and behind what it tells of. It reports a
 /// level for as long as it lasts, each time that it looks, and [`PressureLevel::Normal`] once when it is over.
@@ -23,8 +28,8 @@ pub struct Polling {
 }
 
 impl Polling {
-    /// Looks at `probe` twice a second, by the default [`Shares`]: warns when less than a tenth of what may be used is free, and
-    /// less than a twentieth is critical.
+    /// Looks at `probe` twice a second, by the default [`Shares`]: warns when less than a tenth of physical memory or of a limit
+    /// is free, and less than a twentieth is critical.
     pub fn new(probe: Arc<dyn MemoryProbe>) -> Self {
         Self { probe, every: Duration::from_millis(500), shares: Shares::default() }
     }
@@ -35,22 +40,46 @@ impl Polling {
         self
     }
 
-    /// Sets the shares of [`SystemMemory::usable`] below which free memory is short, from 0 to 1.
+    /// Sets the shares of physical memory, and of each limit, below which what is free of it is short, from 0 to 1.
     pub fn below(mut self, warn: f64, critical: f64) -> Self {
         self.shares = Shares::new(warn, critical);
         self
     }
 
-    /// How short `memory` is.
+    /// How short `memory` is: physical memory, and each limit, by what is free of its own bytes; of these the worst.
     pub fn level(&self, memory: &SystemMemory) -> PressureLevel {
-        self.shares.level(memory.free(), memory.usable())
+        self.look(memory).level
     }
 
-    fn report(&self, memory: &SystemMemory, level: PressureLevel) -> Pressure {
-        let by = memory.limit.as_ref().filter(|limit| limit.available < memory.available);
-        let of = by.map_or("physical memory", |limit| &limit.by);
-        let reason = format!("{} of {} bytes are free ({of})", memory.free(), memory.usable());
-        Pressure::new(level, self.name(), reason)
+    fn look(&self, memory: &SystemMemory) -> Pressure {
+        let mut shortest = &MemoryLimit::new(memory.total, memory.available, "physical memory");
+        for limit in &memory.limits {
+            if share(limit.available, limit.bytes) < share(shortest.available, shortest.bytes) {
+                shortest = limit;
+            }
+        }
+        let MemoryLimit { bytes, available, by } = shortest;
+        let reason = format!("{available} of {bytes} bytes are free ({by})");
+        Pressure::new(self.shares.level(*available, *bytes), self.name(), reason)
+    }
+
+    /// What there is to say after a look that found `before`. A look that fails changes nothing.
+    fn next(&self, before: &mut PressureLevel) -> Option<Pressure> {
+        // A probe may be an application's. One that panics once is asked again all the same.
+        let pressure = match catch_unwind(AssertUnwindSafe(|| self.probe.read())) {
+            Ok(Ok(memory)) => self.look(&memory),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the memory could not be read");
+                return None;
+            }
+            Err(_) => {
+                tracing::error!("the probe of the memory panicked");
+                return None;
+            }
+        };
+        let is_news = pressure.level.max(*before) > PressureLevel::Normal;
+        *before = pressure.level;
+        is_news.then_some(pressure)
     }
 }
 
@@ -67,15 +96,8 @@ impl PressureSource for Polling {
         let thread = thread::Builder::new().name("llm-memory-poll".into()).spawn(move || {
             let mut before = PressureLevel::Normal;
             while stopped.recv_timeout(polling.every) == Err(RecvTimeoutError::Timeout) {
-                match polling.probe.read() {
-                    Ok(memory) => {
-                        let level = polling.level(&memory);
-                        if level > PressureLevel::Normal || before > PressureLevel::Normal {
-                            sink(polling.report(&memory, level));
-                        }
-                        before = level;
-                    }
-                    Err(error) => tracing::warn!(%error, "the memory could not be read"),
+                if let Some(pressure) = polling.next(&mut before) {
+                    tell(&sink, pressure);
                 }
             }
         })?;
@@ -93,18 +115,16 @@ impl Watch for Running {}
 impl Drop for Running {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
-            tracing::error!("the thread that looks at the memory panicked");
-        }
+        join(self.thread.take());
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::{Mutex, mpsc::channel};
 
     use super::*;
-    use crate::{MemoryLimit, ScriptedProbe};
+    use crate::ScriptedProbe;
 
     fn polling(probe: ScriptedProbe) -> Polling {
         Polling::new(Arc::new(probe)).every(Duration::ZERO)
@@ -119,10 +139,40 @@ mod tests {
         assert_eq!(of(SystemMemory::new(1000, 50)), PressureLevel::Warn);
         assert_eq!(of(SystemMemory::new(1000, 49)), PressureLevel::Critical);
         assert_eq!(of(SystemMemory::new(0, 0)), PressureLevel::Critical);
-        let limit = MemoryLimit::new(200, 19, "memory.max");
-        let limited = SystemMemory::new(1000, 900).with_limit(limit);
-        assert_eq!(of(limited.clone()), PressureLevel::Warn);
-        assert!(polling.report(&limited, PressureLevel::Warn).reason.contains("19 of 200 bytes are free (memory.max)"));
+        let late = polling.below(0.02, 0.01);
+        let levels = [20, 19, 9].map(|free| late.level(&SystemMemory::new(1000, free)));
+        assert_eq!(levels, [PressureLevel::Normal, PressureLevel::Warn, PressureLevel::Critical]);
+    }
+
+    #[test]
+    fn each_bound_is_short_by_its_own_bytes_and_the_shortest_is_named() {
+        let polling = polling(ScriptedProbe::new(SystemMemory::new(1, 1)));
+        let limit = |bytes, available, by| MemoryLimit::new(bytes, available, by);
+        let of = |memory: SystemMemory, limits: &[MemoryLimit]| {
+            let pressure = polling.look(&memory.with_limits(limits.to_vec()));
+            (pressure.level, pressure.reason)
+        };
+        let said = |level, reason: &str| (level, reason.to_owned());
+        let small = [limit(200, 19, "memory.max")];
+        assert_eq!(
+            of(SystemMemory::new(1000, 900), &small),
+            said(PressureLevel::Warn, "19 of 200 bytes are free (memory.max)")
+        );
+        // The group has enough, and the machine has not: by the group's bytes it would have.
+        assert_eq!(
+            of(SystemMemory::new(6400, 100), &[limit(400, 300, "memory.max")]),
+            said(PressureLevel::Critical, "100 of 6400 bytes are free (physical memory)")
+        );
+        // So with a group above.
+        assert_eq!(
+            of(SystemMemory::new(6400, 6000), &[limit(800, 600, "own"), limit(1600, 70, "above")]),
+            said(PressureLevel::Critical, "70 of 1600 bytes are free (above)")
+        );
+        // And where what is left in it is not the least.
+        assert_eq!(
+            of(SystemMemory::new(6400, 6000), &[limit(200, 60, "own"), limit(1600, 70, "above")]),
+            said(PressureLevel::Critical, "70 of 1600 bytes are free (above)")
+        );
     }
 
     #[test]
@@ -140,6 +190,47 @@ mod tests {
         drop(watch);
         use PressureLevel::*;
         assert_eq!(heard, [Critical, Warn, Warn, Normal, Warn, Normal]);
+    }
+
+    #[test]
+    fn a_probe_or_a_sink_that_panics_is_called_again() {
+        let mut looks = 0;
+        let probe = ScriptedProbe::from_fn(move || {
+            looks += 1;
+            assert_ne!(looks, 2, "as the test wants");
+            Ok(SystemMemory::new(1000, 30))
+        });
+        let (sender, heard) = channel();
+        let sink: PressureSink = Arc::new(move |pressure: Pressure| {
+            sender.send(pressure.level).unwrap();
+            panic!("as the test wants");
+        });
+        let watch = polling(probe).watch(sink).unwrap();
+        let heard: Vec<_> = heard.iter().take(3).collect();
+        assert_eq!(heard, [PressureLevel::Critical; 3]);
+        drop(watch);
+    }
+
+    #[test]
+    fn a_sink_may_drop_the_watch_that_it_is_called_by() {
+        let watch = Arc::new(Mutex::new(None::<Box<dyn Watch>>));
+        let (dropped, drops) = channel();
+        let sink: PressureSink = Arc::new({
+            let watch = watch.clone();
+            move |_| {
+                let watch = watch.lock().unwrap().take();
+                dropped.send(watch.is_some()).unwrap();
+                drop(watch);
+            }
+        });
+        // Held until it is there, so that the sink cannot be first.
+        let mut held = watch.lock().unwrap();
+        *held = Some(polling(ScriptedProbe::new(SystemMemory::new(1000, 30))).watch(sink).unwrap());
+        drop(held);
+        let patience = Duration::from_secs(60);
+        assert_eq!(drops.recv_timeout(patience), Ok(true));
+        // The thread gives the sink up as it ends.
+        assert_eq!(drops.recv_timeout(patience), Err(RecvTimeoutError::Disconnected));
     }
 
     #[test]

@@ -37,7 +37,10 @@ mod source {
     };
 
     use super::{
-        super::{Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch, tell},
+        super::{
+            Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch,
+            watch::{join, tell},
+        },
         level_when_low,
     };
     use crate::probe::windows::{commit, failed};
@@ -189,11 +192,7 @@ mod source {
                 tracing::error!(error = %failed("SetEvent"), "what waits for low memory could not be stopped");
                 return;
             }
-            let Some(thread) = self.thread.take() else { return };
-            // A sink that drops the watch it is called by: its thread ends when the sink returns, and cannot wait for itself.
-            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-                tracing::error!("what waits for low memory panicked");
-            }
+            join(self.thread.take());
         }
     }
 }
