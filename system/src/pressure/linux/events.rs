@@ -14,11 +14,16 @@ use rustix::{
     io::Errno,
 };
 
-use super::listen::{self, Heard, Listen, failed};
+use super::{
+    groups::{self, failed},
+    listen::{self, Heard, Listen},
+};
 use crate::{
     CgroupTree,
-    pressure::{Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch},
+    pressure::{PressureLevel, PressureSink, PressureSource, Shares, Watch},
 };
+
+const NAME: &str = "memory.events";
 
 /// Hears when the limits of cgroup v2 groups bite: counters of `memory.events.local` that rise
 /// (Documentation/admin-guide/cgroup-v2.rst).
@@ -57,26 +62,13 @@ impl MemoryEvents {
 
 impl PressureSource for MemoryEvents {
     fn name(&self) -> &str {
-        "memory.events"
+        NAME
     }
 
     fn watch(&self, sink: PressureSink) -> io::Result<Box<dyn Watch>> {
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
             .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("inotify_init1: {error}")))?;
-        let mut groups = Vec::new();
-        let mut missing = None;
-        for folder in &self.folders {
-            match Group::watch(&inotify, folder) {
-                Ok(group) => groups.push(group),
-                // The group at the root of the tree has none.
-                Err(error) if error.kind() == ErrorKind::Unsupported => missing = missing.or(Some(error)),
-                Err(error) => return Err(error),
-            }
-        }
-        if groups.is_empty() {
-            let none = || io::Error::new(ErrorKind::Unsupported, "memory.events: there is no group to watch");
-            return Err(missing.unwrap_or_else(none));
-        }
+        let groups = groups::watch(self.name(), &self.folders, |folder| Group::watch(&inotify, folder))?;
         listen::spawn("llm-mem-events", Counters { inotify, groups, shares: self.shares }, sink)
     }
 }
@@ -129,10 +121,16 @@ impl Group {
         Ok(Counts::parse(&text))
     }
 
-    /// What rose since the last time, and how bad that is.
+    /// What rose since the last time, and how bad that is. Told once; where what is left cannot be read, the next look sees it.
     fn look(&mut self, shares: &Shares) -> io::Result<Option<(PressureLevel, String)>> {
-        let before = std::mem::replace(&mut self.counts, Self::read(&self.file)?);
-        let now = self.counts;
+        let now = Self::read(&self.file)?;
+        let heard = self.judge(now, shares)?;
+        self.counts = now;
+        Ok(heard)
+    }
+
+    fn judge(&self, now: Counts, shares: &Shares) -> io::Result<Option<(PressureLevel, String)>> {
+        let before = self.counts;
         let rose = |name: &str, before, now| format!("{}: {name} rose from {before} to {now}", self.file.display());
         if now.oom > before.oom {
             return Ok(Some((PressureLevel::Critical, rose("oom", before.oom, now.oom))));
@@ -150,7 +148,7 @@ impl Group {
         };
         let Some(limit) = CgroupTree::limit_of_v2(&self.folder)? else { return Ok(None) };
         let level = shares.level(limit.available, limit.bytes).min(most);
-        Ok((level > PressureLevel::Normal).then(|| (level, format!("{what}; {}", listen::left(&limit)))))
+        Ok((level > PressureLevel::Normal).then(|| (level, format!("{what}; {}", groups::left(&limit)))))
     }
 }
 
@@ -178,16 +176,22 @@ impl Listen for Counters {
                 }
             }
         }
-        let mut worst: Option<(PressureLevel, String)> = None;
-        for group in &mut self.groups {
-            match group.look(&self.shares) {
-                Ok(Some(heard)) if worst.as_ref().is_none_or(|worst| heard.0 > worst.0) => worst = Some(heard),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Unsupported => return Heard::Gone,
-                Err(error) => tracing::warn!(%error, "the events of a group could not be read"),
+        let mut heard = Vec::new();
+        self.groups.retain_mut(|group| match group.look(&self.shares) {
+            Ok(rise) => {
+                heard.extend(rise);
+                true
             }
-        }
-        worst.map_or(Heard::Nothing, |(level, reason)| Heard::Report(Pressure::new(level, "memory.events", reason)))
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                tracing::debug!(%error, "a group is gone, and not watched any more");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the events of a group could not be read");
+                true
+            }
+        });
+        groups::worst(NAME, &self.groups, heard)
     }
 }
 

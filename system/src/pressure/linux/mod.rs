@@ -7,10 +7,10 @@
 //! | [`Psi`] | cgroup v2 `memory.pressure`, `/proc/pressure/memory` | tasks that stand still for want of memory |
 //!
 //! Groups are folders, which whoever makes a source names. A process that is moved to another group hears on of the one it was in.
-//! A sink that panics is called again with the next report. A sink may drop the watch that it is called by; the thread then ends
-//! when the sink returns.
+//! A group that is removed is not watched any more, and with the last of a source its thread ends.
 
 mod events;
+mod groups;
 mod listen;
 mod psi;
 mod v1;

@@ -11,7 +11,10 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::listen::{self, Heard, Listen};
+use super::{
+    groups,
+    listen::{self, Heard, Listen},
+};
 use crate::pressure::{Pressure, PressureLevel, PressureSink, PressureSource, Watch};
 
 /// Whose stalls count.
@@ -94,7 +97,7 @@ impl Psi {
 
     /// The file as the kernel waits with it: each trigger needs one of its own.
     fn open(&self, trigger: Trigger) -> io::Result<OwnedFd> {
-        let failed = |tried: &str, error| listen::failed(&self.file, tried, error);
+        let failed = |tried: &str, error| groups::failed(&self.file, tried, error);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -168,15 +171,22 @@ mod tests {
     }
 
     #[test]
-    fn each_trigger_is_one_write_with_its_end() {
+    fn each_trigger_is_written_with_its_end() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("memory.pressure");
         std::fs::write(&file, "").unwrap();
         let psi = Psi::at(folder.path());
-        for (trigger, text) in [(psi.critical, "full 200000 2000000\0"), (psi.warn, "some 200000 2000000\0")] {
-            drop(psi.open(trigger).unwrap());
-            assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
-        }
+        let written = |psi: &Psi| {
+            [psi.critical, psi.warn].map(|trigger| {
+                drop(psi.open(trigger).unwrap());
+                std::fs::read_to_string(&file).unwrap()
+            })
+        };
+        assert_eq!(written(&psi), ["full 200000 2000000\0", "some 200000 2000000\0"]);
+        let trigger =
+            |milliseconds| Trigger::new(Stall::Some, Duration::from_millis(milliseconds), Duration::from_secs(4));
+        let psi = psi.with_triggers(trigger(150), trigger(950));
+        assert_eq!(written(&psi), ["some 950000 4000000\0", "some 150000 4000000\0"]);
     }
 
     #[test]
@@ -189,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worse_of_two_triggers_is_told_and_a_group_that_goes_ends_it() {
+    fn the_worse_of_two_triggers_is_told_and_the_flag_of_an_error_is_a_group_that_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("memory.pressure");
         std::fs::write(&file, "").unwrap();

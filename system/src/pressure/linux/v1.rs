@@ -2,18 +2,23 @@
 
 use std::{
     fs::{self, File},
-    io::{self, ErrorKind},
+    io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 
-use super::listen::{self, Heard, Listen, failed};
+use super::{
+    groups::{self, failed},
+    listen::{self, Heard, Listen},
+};
 use crate::{
     CgroupTree,
-    pressure::{Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch},
+    pressure::{PressureLevel, PressureSink, PressureSource, Shares, Watch},
 };
+
+const NAME: &str = "cgroup.event_control";
 
 /// Hears when cgroup v1 groups fill up (Documentation/admin-guide/cgroup-v1/memory.rst, sections 9 to 11).
 ///
@@ -53,27 +58,11 @@ impl GroupNotifications {
 
 impl PressureSource for GroupNotifications {
     fn name(&self) -> &str {
-        "cgroup.event_control"
+        NAME
     }
 
     fn watch(&self, sink: PressureSink) -> io::Result<Box<dyn Watch>> {
-        let mut groups = Vec::new();
-        let mut missing = None;
-        for folder in &self.folders {
-            match Group::register(folder, &self.shares) {
-                Ok(group) => groups.push(group),
-                // Groups above may be out of sight, or their owner's alone.
-                Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
-                    tracing::debug!(%error, "a group is not watched");
-                    missing = missing.or(Some(error));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if groups.is_empty() {
-            let none = || io::Error::new(ErrorKind::Unsupported, "cgroup.event_control: there is no group to watch");
-            return Err(missing.unwrap_or_else(none));
-        }
+        let groups = groups::watch(self.name(), &self.folders, |folder| Group::register(folder, &self.shares))?;
         let listener = Notified { groups, shares: self.shares, before: PressureLevel::Normal };
         listen::spawn("llm-cgroup-v1", listener, sink)
     }
@@ -154,16 +143,18 @@ impl Listen for Notified {
 
     fn hear(&mut self, ready: &[PollFlags]) -> Heard {
         let mut now = PressureLevel::Normal;
-        let mut worst: Option<(PressureLevel, String)> = None;
-        for (group, ready) in self.groups.iter().zip(ready.chunks(EVENTS.len())) {
-            let rang = group.events().into_iter().zip(ready).map(|(event, ready)| {
+        let mut heard = Vec::new();
+        let mut ready = ready.chunks(EVENTS.len());
+        self.groups.retain(|group| {
+            let rang = group.events().into_iter().zip(ready.next().unwrap_or_default()).map(|(event, ready)| {
                 // Resets it. It does not block, and nobody else reads it.
                 !ready.is_empty() && rustix::io::read(event, &mut [0; 8]).is_ok()
             });
             let rang: Vec<_> = rang.collect();
             // The kernel rings all of a group's events when it goes.
             if rang.contains(&true) && !group.folder.join("memory.usage_in_bytes").exists() {
-                return Heard::Gone;
+                tracing::debug!(group = %group.folder.display(), "a group is gone, and not watched any more");
+                return false;
             }
             let limit = CgroupTree::limit_of_v1(&group.folder).unwrap_or_else(|error| {
                 tracing::warn!(%error, "what is left to a group could not be read");
@@ -172,21 +163,19 @@ impl Listen for Notified {
             let by_rest = limit.as_ref().map(|limit| self.shares.level(limit.available, limit.bytes));
             now = now.max(by_rest.unwrap_or(PressureLevel::Normal));
             let level = level(&rang, by_rest);
-            if level > PressureLevel::Normal && worst.as_ref().is_none_or(|worst| level > worst.0) {
+            if level > PressureLevel::Normal {
                 let rang = EVENTS.iter().zip(rang).filter_map(|(name, rang)| rang.then_some(*name));
                 let rang = rang.collect::<Vec<_>>().join(", ");
-                let rest = limit.map(|limit| format!("; {}", listen::left(&limit))).unwrap_or_default();
-                worst = Some((level, format!("{}: {rang}{rest}", group.folder.display())));
+                let rest = limit.map(|limit| format!("; {}", groups::left(&limit))).unwrap_or_default();
+                heard.push((level, format!("{}: {rang}{rest}", group.folder.display())));
             }
-        }
+            true
+        });
         let before = std::mem::replace(&mut self.before, now);
-        let over = || {
-            let reason = "every group has enough left again".to_owned();
-            (before > PressureLevel::Normal).then_some((PressureLevel::Normal, reason))
-        };
-        worst.or_else(over).map_or(Heard::Nothing, |(level, reason)| {
-            Heard::Report(Pressure::new(level, "cgroup.event_control", reason))
-        })
+        if heard.is_empty() && before > PressureLevel::Normal && !self.groups.is_empty() {
+            heard.push((PressureLevel::Normal, "every group has enough left again".into()));
+        }
+        groups::worst(NAME, &self.groups, heard)
     }
 }
 
@@ -205,9 +194,32 @@ fn level(rang: &[bool], by_rest: Option<PressureLevel>) -> PressureLevel {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{
+        io::ErrorKind,
+        sync::{Arc, mpsc::channel},
+        time::Duration,
+    };
+
+    use tempfile::TempDir;
 
     use super::*;
+    use crate::Pressure;
+
+    /// A folder with the files of a group that may have 1000 bytes, of which `used` are in use.
+    fn fake(used: u64) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let used = used.to_string();
+        let files = [("memory.limit_in_bytes", "1000"), ("memory.usage_in_bytes", &used), ("memory.stat", "cache 0")];
+        let empty = ["memory.pressure_level", "memory.oom_control", "cgroup.event_control"].map(|name| (name, ""));
+        for (name, text) in files.into_iter().chain(empty) {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    fn ring(event: &OwnedFd) {
+        rustix::io::write(event, &1_u64.to_ne_bytes()).unwrap();
+    }
 
     #[test]
     fn the_worst_of_what_rang_counts_and_critical_only_where_little_is_left() {
@@ -235,6 +247,39 @@ mod tests {
         }
         // Whichever comes first.
         assert_eq!(thresholds(1000, &Shares::new(0.1, 0.5)).next(), Some(500));
+    }
+
+    #[test]
+    fn how_little_is_short_can_be_said() {
+        let folder = fake(700);
+        let (sender, reports) = channel();
+        let sink: PressureSink = Arc::new(move |pressure: Pressure| sender.send(pressure.level).unwrap());
+        let source = GroupNotifications::at([folder.path()]).with_shares(Shares::new(0.5, 0.2));
+        let watch = source.watch(sink).unwrap();
+        // The first look is at once.
+        assert_eq!(reports.recv_timeout(Duration::from_secs(60)), Ok(PressureLevel::Warn));
+        drop(watch);
+    }
+
+    #[test]
+    fn a_group_that_is_gone_is_left_out_and_the_last_one_ends_the_watch() {
+        let shares = Shares::default();
+        let folders = [fake(100), fake(970)];
+        let groups = folders.iter().map(|folder| Group::register(folder.path(), &shares).unwrap()).collect();
+        let mut notified = Notified { groups, shares, before: PressureLevel::Normal };
+        let all = |notified: &Notified| vec![PollFlags::IN; EVENTS.len() * notified.groups.len()];
+        let gone = |folder: &TempDir| fs::remove_file(folder.path().join("memory.usage_in_bytes")).unwrap();
+        // What rang in the others is told all the same.
+        gone(&folders[0]);
+        ring(&notified.groups[1].oom);
+        let Heard::Report(pressure) = notified.hear(&all(&notified)) else { panic!("nothing is reported") };
+        assert_eq!(pressure.level, PressureLevel::Critical);
+        let folder = folders[1].path().display();
+        let said = format!("{folder}: memory.oom_control, memory.usage_in_bytes; 30 of 1000 bytes are left");
+        assert!(pressure.reason.starts_with(&said), "{}", pressure.reason);
+        gone(&folders[1]);
+        ring(&notified.groups[0].oom);
+        assert_eq!(notified.hear(&all(&notified)), Heard::Gone);
     }
 
     #[test]

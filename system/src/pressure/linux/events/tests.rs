@@ -10,6 +10,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::Pressure;
 
 /// A folder with the files of a group that may have 1000 bytes, of which `used` are in use and 300 more hold files.
 struct Fake {
@@ -106,14 +107,61 @@ fn a_file_that_changes_is_told_until_the_drop() {
 }
 
 #[test]
-fn a_group_that_is_gone_ends_the_watch() {
-    let fake = Fake::new("memory.events.local", 500);
+fn how_little_is_short_can_be_said() {
+    let fake = Fake::new("memory.events.local", 700);
+    let (sink, reports) = sink();
+    let source = MemoryEvents::at([fake.folder.path()]).with_shares(Shares::new(0.5, 0.2));
+    let watch = source.watch(sink).unwrap();
+    fake.write("memory.events.local", &counts(0, 1, 0, 0));
+    assert_eq!(reports.recv_timeout(Duration::from_secs(60)).unwrap().level, PressureLevel::Warn);
+    drop(watch);
+}
+
+#[test]
+fn a_rise_is_told_later_where_what_is_left_cannot_be_read() {
+    let fake = Fake::new("memory.events.local", 960);
+    let mut group = fake.group();
+    fake.write("memory.events.local", &counts(0, 1, 0, 0));
+    fake.write("memory.max", "soon");
+    group.look(&Shares::default()).unwrap_err();
+    fake.write("memory.max", "1000");
+    let heard = group.look(&Shares::default()).unwrap();
+    assert_eq!(heard.map(|heard| heard.0), Some(PressureLevel::Critical));
+}
+
+#[test]
+fn a_group_that_is_gone_is_left_out_and_the_last_one_ends_the_watch() {
+    let [own, above] = [500, 970].map(|used| Fake::new("memory.events.local", used));
     let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
-    let groups = vec![Group::watch(&inotify, fake.folder.path()).unwrap()];
+    let groups = [&own, &above].map(|fake| Group::watch(&inotify, fake.folder.path()).unwrap()).into();
     let mut counters = Counters { inotify, groups, shares: Shares::default() };
     assert_eq!(counters.hear(&[PollFlags::IN]), Heard::Nothing);
-    fs::remove_file(fake.folder.path().join("memory.events.local")).unwrap();
+    let gone = |fake: &Fake| fs::remove_file(fake.folder.path().join("memory.events.local")).unwrap();
+    // What has risen in the others is told all the same.
+    gone(&own);
+    above.write("memory.events.local", &counts(0, 1, 0, 0));
+    let Heard::Report(pressure) = counters.hear(&[PollFlags::IN]) else { panic!("nothing is reported") };
+    assert_eq!(pressure.level, PressureLevel::Critical);
+    assert_eq!(counters.hear(&[PollFlags::IN]), Heard::Nothing);
+    gone(&above);
     assert_eq!(counters.hear(&[PollFlags::IN]), Heard::Gone);
+}
+
+#[test]
+fn of_what_rose_in_several_groups_the_worst_is_told_and_of_equals_the_nearest() {
+    let fakes = [970, 970, 920].map(|used| Fake::new("memory.events.local", used));
+    let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+    let groups = fakes.iter().map(|fake| Group::watch(&inotify, fake.folder.path()).unwrap()).collect();
+    let mut counters = Counters { inotify, groups, shares: Shares::default() };
+    for worst in [0, 1, 2] {
+        for (at, fake) in fakes.iter().enumerate().skip(worst) {
+            fake.write("memory.events.local", &counts(0, 1 + worst as u64 * 3 + at as u64, 0, 0));
+        }
+        let Heard::Report(pressure) = counters.hear(&[PollFlags::IN]) else { panic!("nothing is reported") };
+        let level = [PressureLevel::Critical, PressureLevel::Critical, PressureLevel::Warn][worst];
+        assert_eq!(pressure.level, level);
+        assert!(pressure.reason.starts_with(fakes[worst].folder.path().to_str().unwrap()), "{}", pressure.reason);
+    }
 }
 
 #[test]
