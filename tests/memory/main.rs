@@ -8,6 +8,7 @@ mod contexts;
 mod decisions;
 mod executor;
 mod monitoring;
+mod operations;
 mod out_of_memory;
 mod random;
 mod reference;

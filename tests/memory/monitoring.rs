@@ -1,6 +1,7 @@
 //! Pressure that a source tells of, and the thread that hears of it.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex, MutexGuard, mpsc},
     thread,
     time::Duration,
@@ -18,6 +19,7 @@ use llm_local_testkit::fakes::Gate;
 use pollster::block_on;
 use tracing::{
     Event, Metadata, Subscriber,
+    field::Field,
     span::{Attributes, Id, Record},
 };
 
@@ -99,16 +101,20 @@ fn next(generation: &mut Generation) -> GenerationEvent {
 }
 
 /// Tells of each time that a load says something of memory, in whose thread it is the subscriber.
-struct ToldOfMemory(mpsc::Sender<()>);
+struct ToldOfMemory(mpsc::Sender<String>);
 
 impl Subscriber for ToldOfMemory {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target() == "llm_local::memory"
     }
 
-    fn event(&self, _: &Event<'_>) {
-        // Only the first one is waited for.
-        let _ = self.0.send(());
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut |field: &Field, value: &dyn fmt::Debug| {
+            if field.name() == "message" {
+                // Nobody listens any more behind what was waited for.
+                let _ = self.0.send(format!("{value:?}"));
+            }
+        });
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -220,8 +226,10 @@ fn loads_wait_while_memory_is_critically_short_and_go_on_afterwards() {
     let loading = thread::spawn(move || {
         tracing::subscriber::with_default(ToldOfMemory(said), || block_on(engine.load(&spec("a"))).map(drop))
     });
-    // That it waits, or was let in.
-    says.recv_timeout(PATIENCE).unwrap();
+    let said = || says.recv_timeout(PATIENCE).unwrap();
+    let decided = |said: &String| said.contains("waits until") || said.contains("are set aside");
+    let decision = std::iter::repeat_with(said).find(decided).unwrap();
+    assert!(decision.contains("waits until memory is not critically short"), "{decision}");
     assert_eq!(monitored.world.backend.calls().loads, 0);
     monitored.world.pass(Duration::from_secs(10));
     monitored.nudge();

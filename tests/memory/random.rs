@@ -12,23 +12,23 @@ use std::{
 use llm_local::{
     Error, FinishReason, GenerateRequest, Generation, GenerationEvent, Model, Result,
     core::{KeepAlive, Stream},
-    memory::{Budget, Pinned, ResidentPhase, WhenShort, pressure::PressureLevel},
+    memory::{Budget, Pinned, ResidentPhase, WhenShort},
 };
 use llm_local_testkit::fakes::Gate;
 use proptest::{
     collection::vec,
-    prelude::*,
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
 use crate::{
     executor::Task,
+    operations::{Op, Rules, op, rules},
     reference::{Cause, Phase, Reference},
     world::{MB, Setup, Size, World, lock, spec},
 };
 
 const CASES: u32 = 256;
-const MODELS: [&str; 5] = ["a", "b", "c", "d", "e"];
+pub(crate) const MODELS: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Bytes of the machine, what models may be promised of them, and what a load leaves free.
 const MACHINE: (u64, u64, u64) = (100 * MB, 80 * MB, 5 * MB);
 const PROMPT: &str = "abc";
@@ -42,81 +42,6 @@ fn sizes() -> [(&'static str, Size); 5] {
         ("d", Size::of(15 * MB).with_token(10_000)),
         ("e", Size::of(60 * MB)),
     ]
-}
-
-/// A step. Numbers choose among what is there, and do nothing where nothing is.
-#[derive(Debug, Clone)]
-enum Op {
-    Load(usize),
-    Generate(usize),
-    /// Polls a task once.
-    Step(usize),
-    /// Polls a task until it waits.
-    Run(usize),
-    Cancel(usize),
-    GenerateOn(usize),
-    Tokens(usize, usize),
-    DropGeneration(usize),
-    Pin(usize),
-    Unpin(usize),
-    /// Others take so many bytes of the machine.
-    Others(u64),
-    Relieve(PressureLevel),
-    /// A load to come fails: the one after so many.
-    Fail(usize, bool),
-    LetLoad(usize),
-    LetUnload(usize),
-    Pass(u64),
-    UnloadIdle,
-    Unload(usize),
-    UnloadModel(usize),
-    DropHandles,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let model = || 0..MODELS.len();
-    let any = || 0..8usize;
-    prop_oneof![
-        8 => model().prop_map(Op::Load),
-        8 => model().prop_map(Op::Generate),
-        6 => any().prop_map(Op::Step),
-        24 => any().prop_map(Op::Run),
-        2 => any().prop_map(Op::Cancel),
-        3 => any().prop_map(Op::GenerateOn),
-        5 => (any(), 1..6usize).prop_map(|(generation, tokens)| Op::Tokens(generation, tokens)),
-        2 => any().prop_map(Op::DropGeneration),
-        2 => any().prop_map(Op::Pin),
-        2 => any().prop_map(Op::Unpin),
-        2 => (0..70u64).prop_map(|mb| Op::Others(mb * MB)),
-        2 => prop_oneof![Just(PressureLevel::Warn), Just(PressureLevel::Critical)].prop_map(Op::Relieve),
-        2 => (0..3usize, proptest::bool::ANY).prop_map(|(after, of_memory)| Op::Fail(after, of_memory)),
-        8 => (1..8usize).prop_map(Op::LetLoad),
-        8 => (1..6usize).prop_map(Op::LetUnload),
-        2 => (1..9u64).prop_map(Op::Pass),
-        2 => Just(Op::UnloadIdle),
-        2 => model().prop_map(Op::Unload),
-        2 => any().prop_map(Op::UnloadModel),
-        1 => Just(Op::DropHandles),
-    ]
-}
-
-/// How an engine behaves.
-#[derive(Debug, Clone, Copy)]
-struct Rules {
-    when_in_use: WhenShort,
-    max_models: Option<usize>,
-    /// Whether nobody pins, and nobody else takes memory: then a load that may wait is never refused.
-    calm: bool,
-}
-
-fn rules() -> impl Strategy<Value = Rules> {
-    let when = prop_oneof![Just(WhenShort::Wait), Just(WhenShort::Fail)];
-    let most = prop_oneof![3 => Just(None), 1 => (1..4usize).prop_map(Some)];
-    (when, most, proptest::bool::ANY).prop_map(|(when_in_use, max_models, calm)| Rules {
-        when_in_use,
-        max_models,
-        calm,
-    })
 }
 
 enum Outcome {
