@@ -32,40 +32,44 @@ impl Inner {
     pub(super) async fn load(&self, spec: &ModelSpec, cx: FetchContext) -> Result<Model> {
         // Dropping this future must reach the backend's own threads.
         let cancel_on_drop = cx.cancel.clone().drop_guard();
-        let mut tried = None;
+        let mut tried = Tried::default();
         let mut outcome = self.load_within(spec, &cx, None, &mut tried).await;
         if let Err(error) = &outcome
-            && let Some(context) = self.shorter(spec, tried, error).await
+            && let Some(context) = self.shorter(spec, &tried, error).await
         {
             outcome = self.load_within(spec, &cx, Some(context), &mut tried).await;
         }
         cancel_on_drop.disarm();
+        if let Err(error) = &outcome
+            && error.is_out_of_memory()
+        {
+            self.memory.tell(MemoryEvent::Refused { model: spec.id(), reason: error.to_string() });
+        }
         outcome
     }
 
-    /// The context with which a load is tried once more that failed for want of memory with the context `tried`, which was
-    /// chosen by itself.
-    async fn shorter(&self, spec: &ModelSpec, tried: Option<usize>, error: &Error) -> Option<usize> {
+    /// The context with which a load is tried once more at most that failed for want of memory, if its context was chosen by
+    /// itself.
+    async fn shorter(&self, spec: &ModelSpec, tried: &Tried, error: &Error) -> Option<usize> {
         let is_automatic = spec.context_length == ContextLength::Auto;
-        let context = tried.filter(|tried| is_automatic && error.is_out_of_memory() && *tried > FEWEST)?;
+        let context = tried.context.filter(|tried| is_automatic && error.is_out_of_memory() && *tried > FEWEST)?;
         let context_length = (context / 2).max(FEWEST);
-        if matches!(error, Error::OutOfMemory { .. }) {
-            // The device has less than was measured.
-            self.memory.make_room(&spec.id()).await;
+        if let Some(device) = &tried.admitted_to {
+            // It has less than was measured.
+            self.memory.make_room(&spec.id(), device).await;
         }
         let (model, reason) = (spec.id(), error.to_string());
         self.memory.tell(MemoryEvent::Retried { model, context_length, reason });
         Some(context_length)
     }
 
-    /// The model of `spec`, loaded, with a context of `most` tokens at most. What it was loaded with is in `tried`, once that is
-    /// known.
+    /// The model of `spec`, loaded, with a context of `most` tokens at most. How far it came is in `tried`.
     async fn load_within(
         &self,
         spec: &ModelSpec,
         cx: &FetchContext,
         most: Option<usize>,
-        tried: &mut Option<usize>,
+        tried: &mut Tried,
     ) -> Result<Model> {
         let start = Instant::now();
         let prepared = self.prepare(spec, cx, Purpose::Load(most)).await?;
@@ -83,8 +87,9 @@ impl Inner {
             memory,
         } = prepared;
         let prepared = start.elapsed();
-        *tried = Some(options.context_length);
+        tried.context = Some(options.context_length);
         let reservation = self.memory.admit(&plan.id, (&*backend, &plan.device), memory.required).await?;
+        tried.admitted_to = Some(plan.device.id.clone());
         let sets =
             Sets::new(&plan, &adapters, (spec.adapter_policy, route), weights.info.clone(), self.adapter_limits)?;
         options.cancel = cx.cancel.clone();
@@ -138,6 +143,15 @@ impl Inner {
         let (tensors, keeping) = self.merged(key, merged).await?;
         Ok((parts.weights(info, Some(tensors)), keeping))
     }
+}
+
+/// How far a load came.
+#[derive(Default)]
+struct Tried {
+    /// The context, in tokens, that was chosen.
+    context: Option<usize>,
+    /// The device, by its id, of which memory was promised.
+    admitted_to: Option<String>,
 }
 
 /// What a model is made of, and who runs it.

@@ -167,14 +167,21 @@ impl Engine {
         spec: &ModelSpec,
         progress: Option<Arc<dyn ProgressHandler>>,
     ) -> Result<Model> {
-        let cx = self.context(progress.clone());
-        let (inner, key, spec) = (self.inner.clone(), Key::new(spec), spec.clone());
-        let keep_alive = spec.keep_alive;
-        let model = self.inner.slots.get_or_load(key, async move { inner.load(&spec, cx).await }).await?;
-        model.residence().settle(keep_alive);
+        let model = self.fresh(spec, progress.clone()).await?;
+        model.residence().settle();
         if let Some(progress) = &progress {
             progress.on_progress(&ProgressEvent::Loaded);
         }
+        Ok(model)
+    }
+
+    /// The model of `spec`, which nobody evicts, if this loaded it, before it is [settled](crate::memory::Residence::settle).
+    async fn fresh(&self, spec: &ModelSpec, progress: Option<Arc<dyn ProgressHandler>>) -> Result<Model> {
+        let cx = self.context(progress);
+        let (inner, key, spec) = (self.inner.clone(), Key::new(spec), spec.clone());
+        let keep_alive = spec.keep_alive;
+        let model = self.inner.slots.get_or_load(key, async move { inner.load(&spec, cx).await }).await?;
+        model.residence().keep(keep_alive);
         Ok(model)
     }
 
@@ -193,13 +200,15 @@ impl Engine {
         loop {
             let (model, load) = match self.inner.slots.loaded(&Key::new(spec)) {
                 Some(model) => {
-                    model.residence().settle(spec.keep_alive);
+                    model.residence().keep(spec.keep_alive);
                     (model, None)
                 }
-                None => (self.load(spec).await?, Some(start.elapsed())),
+                None => (self.fresh(spec, None).await?, Some(start.elapsed())),
             };
+            let lease = model.residence().lease();
+            model.residence().settle();
             // One that was evicted since it was found is loaded anew.
-            if let Some(lease) = model.residence().lease() {
+            if let Some(lease) = lease {
                 return Ok(Ready { model, load, lease });
             }
         }

@@ -307,7 +307,7 @@ impl Model {
     pub async fn unload(&self) -> Result<()> {
         self.residence().leave();
         let result = self.inner.loaded.unload().await;
-        self.residence().release();
+        self.residence().unloaded(self, &result);
         self.inner.holds.lock().unwrap_or_else(PoisonError::into_inner).clear();
         result
     }

@@ -50,9 +50,7 @@ impl Memory {
                 if self.policy().when_critical == WhenShort::Fail {
                     let available = self.room(backend, device).bytes.unwrap_or(0).min(bytes.saturating_sub(1));
                     let error = Error::insufficient_memory(bytes, available);
-                    return Err(
-                        self.refused(model, error.with_memory_hint("memory is critically short now; try later"))
-                    );
+                    return Err(error.with_memory_hint("memory is critically short now; try later"));
                 }
                 tracing::debug!(target: "llm_local::memory", model, "waits until memory is not critically short");
                 // The sender is in `self`.
@@ -84,16 +82,10 @@ impl Memory {
                     let _ = changes.changed().await;
                 }
                 Verdict::Short { available, hint } => {
-                    let error = Error::insufficient_memory(bytes, available).with_memory_hint(hint);
-                    return Err(self.refused(model, error));
+                    return Err(Error::insufficient_memory(bytes, available).with_memory_hint(hint));
                 }
             }
         }
-    }
-
-    fn refused(&self, model: &str, error: Error) -> Error {
-        self.tell(MemoryEvent::Refused { model: model.to_owned(), reason: error.to_string() });
-        error
     }
 
     fn rules<'a>(

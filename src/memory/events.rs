@@ -41,7 +41,7 @@ pub enum MemoryEvent {
     Retried {
         /// The model's id.
         model: String,
-        /// The context in tokens.
+        /// The context in tokens, at most.
         context_length: usize,
         /// What went wrong before.
         reason: String,

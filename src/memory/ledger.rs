@@ -56,6 +56,8 @@ pub(super) enum Phase {
     Ready,
     /// It is being unloaded, and takes no more requests.
     Leaving,
+    /// Its backend could not unload it; nobody knows when its memory is back.
+    Stuck,
 }
 
 /// How a generation is stopped.
@@ -65,7 +67,8 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    fn stop(&self) {
+    /// Stops the generation. Whoever waits for it is woken, so nobody calls this under a lock.
+    pub(super) fn stop(&self) {
         self.by_pressure.store(true, Ordering::Release);
         self.cancel.cancel();
     }
@@ -123,6 +126,12 @@ impl Ledger {
         }
     }
 
+    /// As [`Ledger::ready`], with a first use, so that nobody evicts it before.
+    pub(super) fn ready_in_use(&mut self, id: Id, bytes: u64, now: Duration) -> Option<u64> {
+        self.ready(id, bytes, now);
+        self.lease(id, None)
+    }
+
     /// Says which model it is.
     pub(super) fn belongs_to(&mut self, id: Id, model: WeakModel) {
         if let Some(resident) = self.residents.get_mut(&id) {
@@ -174,6 +183,13 @@ impl Ledger {
         }
     }
 
+    /// Says that a model could not be unloaded.
+    pub(super) fn stick(&mut self, id: Id) {
+        if let Some(resident) = self.residents.get_mut(&id) {
+            resident.phase = Phase::Stuck;
+        }
+    }
+
     /// Says what a model that is leaving held when it began to. Of several answers the largest holds: the others are of one
     /// that has begun already.
     pub(super) fn leaves_with(&mut self, id: Id, bytes: u64) {
@@ -195,9 +211,15 @@ impl Ledger {
         idle.into_iter().map(|(id, _)| id).collect()
     }
 
+    /// Those that are leaving: somebody may have begun to unload them, and given up.
+    pub(super) fn leaving(&self) -> Vec<Id> {
+        self.residents().filter(|(_, resident)| resident.phase == Phase::Leaving).map(|(id, _)| id).collect()
+    }
+
     /// Those that nobody has used for as long as they were to stay.
     pub(super) fn expired(&self, now: Duration) -> Vec<Id> {
-        let is_over = |id: &Id| self.residents[id].keeps.is_some_and(|keeps| self.residents[id].used + keeps <= now);
+        let ends = |resident: &Resident| resident.used.checked_add(resident.keeps?);
+        let is_over = |id: &Id| ends(&self.residents[id]).is_some_and(|end| end <= now);
         self.idle().into_iter().filter(is_over).collect()
     }
 
@@ -207,18 +229,14 @@ impl Ledger {
         idle.filter_map(|resident| resident.used.checked_add(resident.keeps?)).min()
     }
 
-    /// Stops every generation that can be stopped. Gives the model of each.
-    pub(super) fn stop_all(&mut self) -> Vec<String> {
-        let mut stopped = Vec::new();
-        for resident in self.residents.values() {
-            for stop in resident.leases.values().flatten() {
-                if !stop.by_pressure.load(Ordering::Acquire) && !stop.cancel.is_cancelled() {
-                    stop.stop();
-                    stopped.push(resident.demand.model.clone());
-                }
-            }
-        }
-        stopped
+    /// Every generation that can be stopped and is not yet, with its model.
+    pub(super) fn stoppable(&self) -> Vec<(String, Arc<Stop>)> {
+        let is_running = |stop: &&Arc<Stop>| !stop.by_pressure.load(Ordering::Acquire) && !stop.cancel.is_cancelled();
+        let of = |resident: &Resident| {
+            let stops = resident.leases.values().flatten().filter(is_running).cloned();
+            stops.map(|stop| (resident.demand.model.clone(), stop)).collect::<Vec<_>>()
+        };
+        self.residents.values().flat_map(of).collect()
     }
 
     fn number(&mut self) -> u64 {
@@ -285,6 +303,8 @@ mod tests {
     #[test]
     fn a_model_expires_after_its_last_use_unless_it_is_in_use_or_stays() {
         let (mut ledger, [a, b, c]) = ledger([1, 2, 3]);
+        ledger.keep(a, Some(Duration::MAX));
+        assert_eq!((ledger.expires_at(), ledger.expired(Duration::MAX)), (None, vec![]));
         ledger.keep(a, Some(at(10)));
         ledger.keep(b, Some(at(5)));
         assert_eq!((ledger.expires_at(), ledger.expired(at(6))), (Some(at(7)), vec![]));
@@ -303,7 +323,10 @@ mod tests {
         let stop = Arc::new(Stop { cancel: CancellationToken::new(), by_pressure: AtomicBool::new(false) });
         let generation = ledger.lease(a, Some(stop.clone())).unwrap();
         let call = ledger.lease(a, None).unwrap();
-        assert_eq!((ledger.stop_all().len(), ledger.stop_all().len()), (1, 0));
+        let stoppable = ledger.stoppable();
+        assert_eq!(stoppable.len(), 1);
+        stoppable[0].1.stop();
+        assert_eq!(ledger.stoppable().len(), 0);
         assert!(stop.cancel.is_cancelled() && stop.by_pressure.load(Ordering::Acquire));
         ledger.release(a, generation, at(5));
         ledger.release(a, generation, at(9));

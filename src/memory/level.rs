@@ -80,7 +80,7 @@ impl Level {
         let [warn, critical] = self.reported;
         let lasts = [of(PressureLevel::Critical, critical), of(PressureLevel::Warn, warn)];
         let last = if self.now == PressureLevel::Critical { lasts[0] } else { lasts[1] };
-        last.map(|last| last + self.calm)
+        last.map(|last| last.saturating_add(self.calm))
     }
 
     /// Forgets everything.
@@ -134,6 +134,13 @@ mod tests {
         assert_eq!(level.fall(at(15.0)), Some(Normal));
         assert_eq!((level.now(), level.falls_at()), (Normal, None));
         assert_eq!(level.fall(at(99.0)), None);
+    }
+
+    #[test]
+    fn one_that_is_never_over_is_no_overflow() {
+        let mut level = Level::new(at(1.0), Duration::MAX);
+        level.report(Critical, at(5.0));
+        assert_eq!((level.falls_at(), level.fall(at(1e9))), (Some(Duration::MAX), None));
     }
 
     #[test]

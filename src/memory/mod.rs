@@ -189,8 +189,8 @@ impl Engine {
     /// Ends what [`Engine::start_monitoring`] began; no thread of it is left when this returns. Pressure is over then, and loads
     /// that waited for its end go on.
     pub fn stop_monitoring(&self) {
-        let monitor = self.inner.monitor().take();
-        drop(monitor);
+        // Under the lock: a monitor that is started meanwhile would be the one that is ended.
+        drop(self.inner.monitor().take());
     }
 
     /// Gives memory back now, as for pressure of this `level`, whether the engine is monitoring or not. Returns when it is back.

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -57,11 +58,12 @@ impl Monitor {
             let reason = "none of the sources of memory pressure is to be had on this machine; the log says why";
             return Err(Error::unsupported("monitoring", reason));
         }
+        // Before the thread waits for what comes.
+        *monitor.memory.monitor() = Some(monitor.woken.clone());
         let memory = memory.clone();
         let thread = thread::Builder::new().name("llm-memory".into()).spawn(move || run(&memory, &woken));
         let thread = thread.map_err(|error| Error::unsupported("monitoring", format!("no thread for it: {error}")))?;
         monitor.thread = Some(thread);
-        *monitor.memory.monitor() = Some(monitor.woken.clone());
         Ok(monitor)
     }
 }
@@ -94,17 +96,24 @@ fn run(memory: &Memory, woken: &Receiver<Woken>) {
         for woken in all {
             match woken {
                 Woken::Stop => return,
-                Woken::Pressure(pressure) => pollster::block_on(memory.react(pressure)),
+                Woken::Pressure(pressure) => survive(memory.react(pressure)),
                 Woken::Changed => {}
             }
         }
         memory.calm_down();
-        pollster::block_on(async {
+        survive(async {
             if memory.level() == PressureLevel::Critical {
                 // What has become idle meanwhile.
                 memory.evict_idle(PressureLevel::Critical).await;
             }
             memory.evict_expired().await;
         });
+    }
+}
+
+/// Does `work`. A backend that panics must not end the thread: nobody would hear of pressure any more.
+fn survive(work: impl Future<Output = ()>) {
+    if catch_unwind(AssertUnwindSafe(|| pollster::block_on(work))).is_err() {
+        tracing::error!(target: "llm_local::memory", "a backend panicked while memory was taken back");
     }
 }

@@ -18,8 +18,8 @@ pub(super) enum Evicted {
     Gone,
     /// Its last handle was dropped, and its backend gives the memory back by itself.
     Leaving,
-    /// It stays: somebody uses it by now.
-    InUse,
+    /// It stays: somebody uses it by now, or its backend could not unload it.
+    Stays,
 }
 
 impl Memory {
@@ -31,21 +31,18 @@ impl Memory {
             match ledger.get(id) {
                 None => return Evicted::Gone,
                 Some(resident) if resident.phase == Phase::Leaving => (began, resident.handle.clone()),
-                Some(_) => return Evicted::InUse,
+                Some(_) => return Evicted::Stays,
             }
         };
         let Some(model) = handle.and_then(|handle| handle.any()) else { return Evicted::Leaving };
-        let bytes = model.memory().total();
-        let outcome = model.unload().await;
         if began {
-            self.forget(&model);
-            let model = model.plan().id.clone();
-            if let Err(error) = outcome {
-                tracing::error!(target: "llm_local::memory", model, %error, "its backend could not unload it");
-            }
-            self.tell(MemoryEvent::Evicted { model, bytes, reason });
+            model.residence().evict(reason, model.memory().total());
         }
-        Evicted::Gone
+        // Who completes it tells of it: this may be dropped before.
+        match model.unload().await {
+            Ok(()) => Evicted::Gone,
+            Err(_) => Evicted::Stays,
+        }
     }
 
     /// Does what is to be done about `pressure`, if anything is. Returns when it is done.
@@ -82,8 +79,9 @@ impl Memory {
             }
             PressureLevel::Critical => {
                 if self.policy().stop_generations {
-                    let stopped = self.ledger().stop_all();
-                    for model in stopped {
+                    let all = self.ledger().stoppable();
+                    for (model, stop) in all {
+                        stop.stop();
                         self.tell(MemoryEvent::GenerationStopped { model });
                     }
                 }
@@ -93,15 +91,22 @@ impl Memory {
         }
     }
 
-    /// Unloads all that are idle, at once.
+    /// Unloads all that are idle, at once, and sees those off that are leaving.
     pub(super) async fn evict_idle(&self, level: PressureLevel) {
-        let idle = self.ledger().idle();
-        join_all(idle.into_iter().map(|id| self.evict(id, EvictionReason::Pressure(level)))).await;
+        let all = {
+            let ledger = self.ledger();
+            [ledger.idle(), ledger.leaving()].concat()
+        };
+        join_all(all.into_iter().map(|id| self.evict(id, EvictionReason::Pressure(level)))).await;
     }
 
-    /// Unloads all that are idle, for `model`, of which a device had not enough memory.
-    pub(crate) async fn make_room(&self, model: &str) {
-        let idle = self.ledger().idle();
+    /// Unloads all that are idle on `device`, which had not enough memory for `model`.
+    pub(crate) async fn make_room(&self, model: &str, device: &str) {
+        let idle: Vec<_> = {
+            let ledger = self.ledger();
+            let is_there = |id: &Id| ledger.get(*id).is_some_and(|resident| resident.demand.device == device);
+            ledger.idle().into_iter().filter(is_there).collect()
+        };
         let reason = || EvictionReason::RoomFor { model: model.to_owned() };
         join_all(idle.into_iter().map(|id| self.evict(id, reason()))).await;
     }

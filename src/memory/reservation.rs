@@ -3,15 +3,15 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use llm_local_core::{CancellationToken, KeepAlive};
+use llm_local_core::{CancellationToken, KeepAlive, Result};
 
 use super::{
-    Memory,
+    EvictionReason, Memory, MemoryEvent,
     ledger::{Id, Phase, Stop},
 };
 use crate::engine::{Model, WeakModel};
@@ -44,6 +44,8 @@ pub(crate) struct Residence {
     reservation: Mutex<Option<Arc<Reservation>>>,
     /// Until the one who loaded it has it: nobody evicts it before.
     fresh: Mutex<Option<Lease>>,
+    /// Why the engine unloads it, and the bytes that it held then; until that is told.
+    evicted: Mutex<Option<(EvictionReason, u64)>>,
 }
 
 impl Residence {
@@ -51,10 +53,11 @@ impl Residence {
     pub(crate) fn new(reservation: Arc<Reservation>, bytes: u64) -> Self {
         let (memory, id) = (reservation.memory.clone(), reservation.id);
         let now = memory.now();
-        memory.ledger().ready(id, bytes, now);
-        let fresh = Lease::begin(&memory, id, None);
+        let first = memory.ledger().ready_in_use(id, bytes, now);
+        let fresh = first.map(|number| Lease { memory: memory.clone(), id, number, stop: None });
         memory.changed();
-        Self { memory, id, reservation: Mutex::new(Some(reservation)), fresh: Mutex::new(fresh) }
+        let (reservation, fresh) = (Mutex::new(Some(reservation)), Mutex::new(fresh));
+        Self { memory, id, reservation, fresh, evicted: Mutex::default() }
     }
 
     /// Says whose it is.
@@ -66,12 +69,16 @@ impl Residence {
         &self.memory
     }
 
-    /// Says that whoever loaded it has it, and how long it is to stay from now on.
-    pub(crate) fn settle(&self, keep_alive: KeepAlive) {
+    /// Says how long it is to stay from now on.
+    pub(crate) fn keep(&self, keep_alive: KeepAlive) {
         let keeps = self.memory.policy().keeps(keep_alive);
         self.memory.ledger().keep(self.id, keeps);
-        drop(self.fresh.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.memory.changed();
+    }
+
+    /// Says that whoever loaded it has it.
+    pub(crate) fn settle(&self) {
+        drop(lock(&self.fresh).take());
     }
 
     /// Whether it takes requests.
@@ -111,13 +118,39 @@ impl Residence {
             let bytes = model.memory().total();
             self.memory.ledger().leaves_with(self.id, bytes);
         }
-        self.release();
+        drop(lock(&self.reservation).take());
     }
 
-    /// Says that its memory is back.
-    pub(crate) fn release(&self) {
-        drop(self.reservation.lock().unwrap_or_else(PoisonError::into_inner).take());
+    /// Says that the engine unloads it, and why; it holds so many bytes now.
+    pub(super) fn evict(&self, reason: EvictionReason, bytes: u64) {
+        *lock(&self.evicted) = Some((reason, bytes));
     }
+
+    /// Says that the unloading of `model`, whose this is, has ended: its memory is back, whoever else holds the reservation, or
+    /// its backend could not give it back.
+    pub(crate) fn unloaded(&self, model: &Model, outcome: &Result<()>) {
+        let name = || model.plan().id.clone();
+        match outcome {
+            Ok(()) => {
+                self.memory.ledger().remove(self.id);
+                drop(lock(&self.reservation).take());
+                self.memory.changed();
+                if let Some((reason, bytes)) = lock(&self.evicted).take() {
+                    self.memory.forget(model);
+                    self.memory.tell(MemoryEvent::Evicted { model: name(), bytes, reason });
+                }
+            }
+            Err(error) => {
+                self.memory.ledger().stick(self.id);
+                self.memory.changed();
+                tracing::error!(target: "llm_local::memory", model = name(), %error, "its backend could not unload it");
+            }
+        }
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A use of a model, which is not evicted meanwhile.

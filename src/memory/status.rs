@@ -79,6 +79,8 @@ pub enum ResidentPhase {
     Ready,
     /// It is being unloaded.
     Leaving,
+    /// Its backend could not unload it, and nobody knows when its memory is back.
+    Stuck,
 }
 
 impl Memory {
@@ -94,6 +96,7 @@ impl Memory {
                     Phase::Loading => ResidentPhase::Loading,
                     Phase::Ready => ResidentPhase::Ready,
                     Phase::Leaving => ResidentPhase::Leaving,
+                    Phase::Stuck => ResidentPhase::Stuck,
                 },
                 promised: resident.demand.bytes,
                 held: held.get(&id).copied().unwrap_or(0),
