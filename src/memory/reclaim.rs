@@ -69,13 +69,14 @@ impl Memory {
         match level {
             PressureLevel::Normal => {}
             PressureLevel::Warn => {
-                self.shrink(TrimLevel::Caches, level).await;
                 // The probe is asked behind the first one: whoever warns knows better whether memory is short.
                 while let Some(id) = self.first_idle() {
                     if self.evict(id, EvictionReason::Pressure(level)).await == Evicted::Gone && self.has_enough() {
                         break;
                     }
                 }
+                // Last, because one that computes answers behind its step.
+                self.shrink(TrimLevel::Caches, level).await;
             }
             PressureLevel::Critical => {
                 if self.policy().stop_generations {
