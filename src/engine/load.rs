@@ -126,7 +126,7 @@ impl Inner {
         if let Some(keeping) = keeping {
             holds.extend(keeping.finish(&identity).await);
         }
-        let residence = Residence::new(reservation, memory.estimate.running());
+        let residence = Residence::new(reservation, &memory.estimate);
         let stats = LoadStats { prepare: prepared, backend: start.elapsed() - prepared };
         tracing::debug!(model = %plan.id, ?stats, "loaded");
         Ok(Model::new(loaded, plan, identity, sets, (stats, lost), (residence, holds)))

@@ -24,8 +24,10 @@ pub(super) struct Bound {
     pub(super) scope: Scope,
     /// Bytes that they may be promised in all.
     pub(super) limit: u64,
-    /// Bytes that may be taken now, by measurement, the headroom left aside.
+    /// Bytes that are free now, by measurement.
     pub(super) free: u64,
+    /// Bytes of these that a load leaves free.
+    pub(super) headroom: u64,
     /// What sets the limit, for people.
     pub(super) by: String,
 }
@@ -70,24 +72,45 @@ impl Rules<'_> {
     /// What is to become of `demand`.
     pub(super) fn decide(&self, demand: &Demand, ledger: &Ledger) -> Verdict {
         let need = demand.bytes;
-        let available = |bound: &Bound| {
+        // What a load has read already is not free any more, and counted as outstanding too: `but_loading` leaves that out.
+        let left_of = |bound: &Bound, but_loading: bool| {
             let of = ledger.residents().filter(|(_, resident)| bound.holds(resident));
             let (promised, outstanding) = of.fold((0, 0), |(promised, outstanding), (id, resident)| {
-                (sum(promised, resident.demand.bytes), sum(outstanding, self.outstanding(id, resident)))
+                let is_counted = !but_loading || resident.phase != Phase::Loading;
+                let more = if is_counted { self.outstanding(id, resident) } else { 0 };
+                (sum(promised, resident.demand.bytes), sum(outstanding, more))
             });
-            bound.limit.saturating_sub(promised).min(bound.free.saturating_sub(outstanding))
+            let taken = sum(outstanding, bound.headroom);
+            bound.limit.saturating_sub(promised).min(bound.free.saturating_sub(taken))
         };
+        let available = |bound: &Bound| left_of(bound, false);
         let short: Vec<_> = self.bounds.iter().filter(|bound| available(bound) < need).collect();
         let is_full = self.max_models.is_some_and(|most| ledger.residents().count() >= most);
         if short.is_empty() && !is_full {
             return Verdict::Fits;
         }
-        let concerns = |resident: &Resident| is_full || short.iter().any(|bound| bound.holds(resident));
+        // Once these loads have ended, all of theirs is measured.
+        if !is_full && short.iter().all(|bound| left_of(bound, true) >= need) {
+            return Verdict::Wait;
+        }
+        // Where memory is short, one that has some of it leaves a place too.
+        let concerns = |resident: &Resident| short.is_empty() || short.iter().any(|bound| bound.holds(resident));
         // Those that cannot go: nothing is unloaded if what is left of the promises would not do even then.
         let stays = |resident: &Resident| resident.phase != Phase::Leaving && !resident.is_idle();
         let left = |bound: &&Bound| {
-            let of = ledger.residents().filter(|(_, resident)| bound.holds(resident) && stays(resident));
-            bound.limit.saturating_sub(of.fold(0, |bytes, (_, resident)| sum(bytes, resident.demand.bytes)))
+            let of = ledger.residents().filter(|(_, resident)| bound.holds(resident));
+            let (mut promised, mut outstanding, mut back) = (0, 0, 0);
+            for (id, resident) in of {
+                if stays(resident) {
+                    promised = sum(promised, resident.demand.bytes);
+                    outstanding = sum(outstanding, self.outstanding(id, resident));
+                } else {
+                    // At most: what a model says that it holds may be less than what it gives back.
+                    back = sum(back, self.held_by(id, resident).max(resident.demand.bytes));
+                }
+            }
+            let taken = sum(outstanding, bound.headroom);
+            bound.limit.saturating_sub(promised).min(sum(bound.free, back).saturating_sub(taken))
         };
         let staying = ledger.residents().filter(|(_, resident)| stays(resident)).count();
         let is_of_use =
@@ -127,12 +150,15 @@ impl Rules<'_> {
             for (id, resident) in ledger.residents().filter(|(_, resident)| bound.holds(resident)) {
                 if stays(resident) {
                     promised = sum(promised, resident.demand.bytes);
-                    outstanding = sum(outstanding, self.outstanding(id, resident));
+                    // What is being loaded may have taken all of its promise already: an admission waits until that is known.
+                    let is_known = resident.phase != Phase::Loading;
+                    outstanding = sum(outstanding, if is_known { self.outstanding(id, resident) } else { 0 });
                 } else {
                     back = sum(back, self.held_by(id, resident));
                 }
             }
-            bound.limit.saturating_sub(promised).min(sum(bound.free, back).saturating_sub(outstanding))
+            let taken = sum(outstanding, bound.headroom);
+            bound.limit.saturating_sub(promised).min(sum(bound.free, back).saturating_sub(taken))
         };
         self.bounds.iter().map(of).min()
     }

@@ -3,7 +3,7 @@
 use llm_local_core::{DecimalBytes, DeviceInfo, DeviceKind, InferenceBackend};
 
 use super::{
-    Memory,
+    Budget, Memory,
     decide::{Bound, Scope},
     ledger::Ledger,
 };
@@ -29,20 +29,21 @@ impl Memory {
             None
         });
         let policy = self.policy();
-        let headroom = |usable: u64, free: u64| free.saturating_sub((usable as f64 * policy.headroom) as u64);
+        let headroom = |usable: u64| (usable as f64 * policy.headroom) as u64;
         let of_device = policy.device_budgets.get(&device.id);
         let mut measured = Measured::default();
         // What is neither the machine's nor of a known size is of a kind that this library does not know.
         if is_on_host(device) {
             match self.probe().read() {
                 Ok(memory) => {
-                    let (usable, free) = (memory.usable(), headroom(memory.usable(), memory.free()));
+                    let (usable, free) = (memory.usable(), memory.free());
                     let of = memory.limit.as_ref().filter(|limit| limit.bytes <= memory.total);
                     let of = of.map_or_else(|| "of physical memory".to_owned(), |limit| format!("of {}", limit.by));
-                    let bound = |scope, budget: super::Budget, of_whom: &str| Bound {
+                    let bound = |scope, budget: Budget, of_whom: &str| Bound {
                         scope,
                         limit: budget.of(usable),
                         free,
+                        headroom: headroom(usable),
                         by: format!(
                             "{of_whom} is {} of {} {of}, and {} are free now",
                             DecimalBytes(budget.of(usable)),
@@ -62,12 +63,22 @@ impl Memory {
                 }
             }
         }
+        if own.is_none()
+            && !is_on_host(device)
+            && let Some(Budget::Bytes(limit)) = of_device
+        {
+            // Nobody knows how much there is, but bytes bind all the same.
+            let by = format!("the budget for `{}` is {}", device.id, DecimalBytes(*limit));
+            let scope = Scope::Device(device.id.clone());
+            measured.bounds.push(Bound { scope, limit: *limit, free: u64::MAX, headroom: 0, by });
+        }
         if let Some(own) = own {
             let budget = of_device.copied().unwrap_or(policy.budget);
             measured.bounds.push(Bound {
                 scope: Scope::Device(device.id.clone()),
                 limit: budget.of(own.total),
-                free: headroom(own.total, own.available),
+                free: own.available,
+                headroom: headroom(own.total),
                 by: format!(
                     "the budget for `{}` is {} of {} of the device, and {} are free now",
                     device.id,
@@ -94,7 +105,10 @@ impl Memory {
             let all = ledger.residents().filter_map(|(id, resident)| Some((id, resident.handle.clone()?)));
             all.collect()
         };
-        let held = handles.into_iter().filter_map(|(id, handle)| Some((id, handle.any()?.memory().total())));
+        let held = handles.into_iter().filter_map(|(id, handle)| {
+            let model = handle.any()?;
+            Some((id, model.memory().total().saturating_add(model.residence().text())))
+        });
         held.collect()
     }
 }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use llm_local_core::{CancellationToken, KeepAlive, Result};
+use llm_local_core::{CancellationToken, KeepAlive, MemoryEstimate, Result};
 
 use super::{
     EvictionReason, Memory, MemoryEvent,
@@ -40,6 +40,8 @@ impl Drop for Reservation {
 pub(crate) struct Residence {
     memory: Arc<Memory>,
     id: Id,
+    /// Bytes of tokenizer and chat template, which a model's own account does not have.
+    text: u64,
     /// Beside the backend's, which may let go too early; until the model is unloaded.
     reservation: Mutex<Option<Arc<Reservation>>>,
     /// Until the one who loaded it has it: nobody evicts it before.
@@ -49,15 +51,15 @@ pub(crate) struct Residence {
 }
 
 impl Residence {
-    /// That of a model that is loaded now, in the memory of `reservation`, which takes `bytes` from now on.
-    pub(crate) fn new(reservation: Arc<Reservation>, bytes: u64) -> Self {
+    /// That of a model that is loaded now, in the memory of `reservation`, which takes what `estimate` says from now on.
+    pub(crate) fn new(reservation: Arc<Reservation>, estimate: &MemoryEstimate) -> Self {
         let (memory, id) = (reservation.memory.clone(), reservation.id);
         let now = memory.now();
-        let first = memory.ledger().ready_in_use(id, bytes, now);
+        let first = memory.ledger().ready_in_use(id, estimate.running(), now);
         let fresh = first.map(|number| Lease { memory: memory.clone(), id, number, stop: None });
         memory.changed();
         let (reservation, fresh) = (Mutex::new(Some(reservation)), Mutex::new(fresh));
-        Self { memory, id, reservation, fresh, evicted: Mutex::default() }
+        Self { memory, id, text: estimate.text, reservation, fresh, evicted: Mutex::default() }
     }
 
     /// Says whose it is.
@@ -67,6 +69,10 @@ impl Residence {
 
     pub(crate) fn memory(&self) -> &Arc<Memory> {
         &self.memory
+    }
+
+    pub(super) fn text(&self) -> u64 {
+        self.text
     }
 
     /// Says how long it is to stay from now on.

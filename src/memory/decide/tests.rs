@@ -58,7 +58,7 @@ fn ledger(there: &[There]) -> (Ledger, Vec<Id>, HashMap<Id, u64>) {
 
 /// What applies to the machine: bytes that may be promised, and that are free.
 fn host(limit: u64, free: u64) -> Vec<Bound> {
-    vec![Bound { scope: Scope::Host, limit, free, by: "the budget".into() }]
+    vec![Bound { scope: Scope::Host, limit, free, headroom: 0, by: "the budget".into() }]
 }
 
 fn demand(bytes: u64) -> Demand {
@@ -99,7 +99,9 @@ fn memory_of_the_machine_is_promised_as_the_table_says() {
         // What was promised and is not taken yet is not free, however much is.
         (200, 100, FAILS, &[(30, 10, InUse)], 80, Fits),
         (200, 100, FAILS, &[(30, 10, InUse)], 81, Short(80)),
-        (200, 100, FAILS, &[(40, 0, Loading)], 61, Short(60)),
+        // It is known how much of it is taken once the load has ended, which it does by itself.
+        (200, 100, FAILS, &[(40, 0, Loading)], 61, Wait),
+        (200, 100, FAILS, &[(40, 0, Loading)], 101, Short(60)),
         (200, 100, WAITS, &[(40, 0, Loading)], 61, Wait),
         // One that holds more than it was promised takes nothing of the others' promises.
         (200, 60, FAILS, &[(30, 40, InUse)], 60, Fits),
@@ -118,8 +120,9 @@ fn memory_of_the_machine_is_promised_as_the_table_says() {
         (100, 10, WAITS, &[(30, 30, Pinned), (30, 30, Idle), (30, 30, Idle)], 71, Short(10)),
         (100, 10, WAITS, &[(30, 30, Both), (30, 30, Idle), (30, 30, Idle)], 71, Wait),
         (100, 10, WAITS, &[(30, 30, Idle), (30, 30, Idle), (30, 30, Idle)], 101, Short(10)),
-        // Others have taken it: what is idle goes all the same, since it may do.
-        (100, 5, FAILS, &[(30, 30, Idle)], 40, Unload(0)),
+        // Others have taken it: what is idle goes where that may do, and stays where it cannot.
+        (100, 10, FAILS, &[(30, 5, Idle)], 40, Unload(0)),
+        (100, 5, FAILS, &[(30, 30, Idle)], 40, Short(5)),
         (100, 5, WAITS, &[(30, 30, InUse)], 40, Wait),
         (100, 5, FAILS, &[(30, 30, InUse)], 40, Short(5)),
         // Beyond any number.
@@ -169,7 +172,8 @@ fn models_of_another_device_neither_count_nor_go() {
     assert_eq!(decide(&host(100, 40), None, FAILS, &there, 40), Fits);
     assert_eq!(decide(&host(100, 40), None, FAILS, &there, 41), Unload(1));
     // Both bounds hold of a device that takes the machine's memory and has a budget of its own.
-    let cpu = |limit, free| Bound { scope: Scope::Device("cpu".into()), limit, free, by: "its own".into() };
+    let cpu =
+        |limit, free| Bound { scope: Scope::Device("cpu".into()), limit, free, headroom: 0, by: "its own".into() };
     let both = [host(100, 40), vec![cpu(80, 40)]].concat();
     assert_eq!(decide(&both, None, FAILS, &there, 20), Fits);
     assert_eq!(decide(&both, None, FAILS, &there, 21), Unload(1));
@@ -279,4 +283,30 @@ fn following_the_verdicts_ends_as_they_say() {
         }
     }
     assert!(outcomes.len() == 3 && outcomes.values().all(|count| *count > 100), "{outcomes:?}");
+}
+
+#[test]
+fn the_headroom_is_taken_once_from_what_is_free_and_what_comes_back() {
+    let bounds = [Bound { headroom: 8, ..host(100, 2).remove(0) }];
+    let there = [(30, 30, Idle)];
+    let (ledger, _, held) = ledger(&there);
+    let rules = Rules { bounds: &bounds, held: &held, max_models: None, when_in_use: FAILS };
+    assert_eq!(rules.room(&ledger), Some(24));
+    assert_eq!(decide(&bounds, None, FAILS, &there, 24), Outcome::Unload(0));
+    assert_eq!(decide(&bounds, None, FAILS, &there, 25), Outcome::Short(0));
+}
+
+#[test]
+fn where_memory_is_short_too_the_place_comes_from_one_that_has_some_of_it() {
+    let there = [(30, 30, OnGpu), (30, 30, Idle)];
+    assert_eq!(decide(&host(100, 40), Some(2), FAILS, &there, 50), Outcome::Unload(1));
+    assert_eq!(decide(&host(100, 40), Some(2), FAILS, &there, 40), Outcome::Unload(0));
+}
+
+#[test]
+fn what_is_being_loaded_has_room_left_beside_it_as_if_it_had_taken_all_of_its_own() {
+    let (ledger, _, held) = ledger(&[(50, 0, Loading)]);
+    let bounds = host(120, 60);
+    let rules = Rules { bounds: &bounds, held: &held, max_models: None, when_in_use: FAILS };
+    assert_eq!(rules.room(&ledger), Some(60));
 }
