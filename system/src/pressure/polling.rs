@@ -219,8 +219,10 @@ mod tests {
             let watch = watch.clone();
             move |_| {
                 let watch = watch.lock().unwrap().take();
-                dropped.send(watch.is_some()).unwrap();
+                let is_first = watch.is_some();
                 drop(watch);
+                // Behind the drop, which must return.
+                dropped.send(is_first).unwrap();
             }
         });
         // Held until it is there, so that the sink cannot be first.

@@ -231,8 +231,10 @@ mod tests {
             let watch = watch.clone();
             move |_| {
                 let watch = watch.lock().unwrap().take();
-                dropped.send(watch.is_some()).unwrap();
+                let is_first = watch.is_some();
                 drop(watch);
+                // Behind the drop, which must return.
+                dropped.send(is_first).unwrap();
             }
         });
         // Held until it is there, so that the sink cannot be first.
@@ -240,7 +242,7 @@ mod tests {
         *held = Some(spawn("test-drops", bell, dropping).unwrap());
         ringer.ring(report("once"));
         drop(held);
-        assert_eq!(drops.recv(), Ok(true));
+        assert_eq!(drops.recv_timeout(Duration::from_secs(60)), Ok(true));
         ringer.wait_for_its_end();
         assert!(drops.recv().is_err(), "the sink was called after the drop, or is still held");
     }
