@@ -6,7 +6,8 @@ use std::{
     io::{self, Write as _},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags};
@@ -15,7 +16,10 @@ use super::{
     groups,
     listen::{self, Heard, Listen},
 };
-use crate::pressure::{Pressure, PressureLevel, PressureSink, PressureSource, Watch};
+use crate::{
+    MemoryProbe as _, SystemProbe,
+    pressure::{Polling, Pressure, PressureLevel, PressureSink, PressureSource, Watch},
+};
 
 /// Whose stalls count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,14 +49,45 @@ impl Trigger {
     }
 }
 
+impl fmt::Display for Stall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Some => "some",
+            Self::Full => "full",
+        })
+    }
+}
+
 impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stall = match self.stall {
-            Stall::Some => "some",
-            Stall::Full => "full",
-        };
-        write!(f, "{stall} {} {}", self.time.as_micros(), self.window.as_micros())
+        write!(f, "{} {} {}", self.stall, self.time.as_micros(), self.window.as_micros())
     }
+}
+
+/// How long tasks had stood still in all, at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sample {
+    at: Instant,
+    total: Duration,
+}
+
+impl Sample {
+    /// Of a file's `text`: the `total=` of the line of `stall`, in microseconds.
+    fn parse(text: &str, stall: Stall, at: Instant) -> Option<Self> {
+        let mut fields = text.lines().map(str::split_whitespace).find_map(|mut fields| {
+            let name = fields.next()?;
+            (name == stall.to_string()).then_some(fields)
+        })?;
+        let total = fields.find_map(|field| field.strip_prefix("total="))?.parse().ok()?;
+        Some(Self { at, total: Duration::from_micros(total) })
+    }
+}
+
+/// Whether stalls from `before` to `now` add up to what `trigger` tells of: to its time, where a window or less has passed, and to
+/// as much in each window where it was more.
+fn is_reached(trigger: &Trigger, before: Sample, now: Sample) -> bool {
+    let windows = now.at.saturating_duration_since(before.at).as_secs_f64() / trigger.window.as_secs_f64();
+    now.total.saturating_sub(before.total).as_secs_f64() >= trigger.time.as_secs_f64() * windows.max(1.0)
 }
 
 /// Hears of stalls of the whole system, or of a cgroup v2 and those below it.
@@ -64,10 +99,19 @@ impl fmt::Display for Trigger {
 ///
 /// The kernel looks at a trigger of an unprivileged process every 2 s: a group without swap can fill up and be killed before. What
 /// tells of that are the other sources; this one knows of a system that thrashes.
+///
+/// That the kernel wakes is a hint only: the first time, and after a while without stalls, it counts ones of long ago (Linux 6.18
+/// wakes for 200 ms after 15 ms of them). What counts is how much `total=` has risen since the last look, one window ago or more.
+/// Stalls that begin after a while without are so reported one window later, if they go on.
+///
+/// Stalls of the whole system are also those of other groups, each at its own limit, which nothing that this process gives back
+/// ends. So they are critical only where little is free, by the default [`Shares`](crate::pressure::Shares): of physical memory,
+/// or of what a group of this process may have. Else they warn.
 #[derive(Debug, Clone)]
 pub struct Psi {
     name: &'static str,
     file: PathBuf,
+    of_system: bool,
     warn: Trigger,
     critical: Trigger,
 }
@@ -75,7 +119,7 @@ pub struct Psi {
 impl Psi {
     /// Of the whole system, or the container where the system shows that: `/proc/pressure/memory`.
     pub fn system() -> Self {
-        Self::of("psi", "/proc/pressure/memory".into())
+        Self { of_system: true, ..Self::of("psi", "/proc/pressure/memory".into()) }
     }
 
     /// Of the cgroup v2 `folder`: its `memory.pressure`.
@@ -86,7 +130,7 @@ impl Psi {
     fn of(name: &'static str, file: PathBuf) -> Self {
         let (time, window) = (Duration::from_millis(200), Duration::from_secs(2));
         let [warn, critical] = [Stall::Some, Stall::Full].map(|stall| Trigger::new(stall, time, window));
-        Self { name, file, warn, critical }
+        Self { name, file, of_system: false, warn, critical }
     }
 
     /// Sets what is told of.
@@ -108,6 +152,18 @@ impl Psi {
             .map_err(|error| failed(&format!("set the trigger `{trigger}`"), error))?;
         Ok(file.into())
     }
+
+    fn sample(&self, stall: Stall) -> io::Result<Sample> {
+        let text = std::fs::read_to_string(&self.file).map_err(|error| groups::failed(&self.file, "read", error))?;
+        Sample::parse(&text, stall, Instant::now()).ok_or_else(|| {
+            let found = format!("expected a line `{stall} ... total=<microseconds>`, found `{}`", text.trim_end());
+            groups::failed(&self.file, "read", io::Error::new(io::ErrorKind::InvalidData, found))
+        })
+    }
+
+    fn watched(&self, level: PressureLevel, trigger: Trigger) -> io::Result<Watched> {
+        Ok(Watched { level, trigger, fd: self.open(trigger)?, before: self.sample(trigger.stall)? })
+    }
 }
 
 impl PressureSource for Psi {
@@ -116,20 +172,58 @@ impl PressureSource for Psi {
     }
 
     fn watch(&self, sink: PressureSink) -> io::Result<Box<dyn Watch>> {
-        let fds = [self.open(self.critical)?, self.open(self.warn)?];
-        listen::spawn("llm-psi", Stalls { psi: self.clone(), fds }, sink)
+        let watched =
+            [self.watched(PressureLevel::Critical, self.critical)?, self.watched(PressureLevel::Warn, self.warn)?];
+        listen::spawn("llm-psi", Stalls { psi: self.clone(), watched }, sink)
+    }
+}
+
+/// A trigger, and the total that its stalls are counted from.
+struct Watched {
+    level: PressureLevel,
+    trigger: Trigger,
+    fd: OwnedFd,
+    before: Sample,
+}
+
+impl Watched {
+    /// Whether there were as many stalls as the kernel says, up to `now`.
+    fn confirm(&mut self, now: Sample) -> bool {
+        let is_reached = is_reached(&self.trigger, self.before, now);
+        // What comes sooner is part of the same window.
+        if is_reached || now.at.saturating_duration_since(self.before.at) >= self.trigger.window {
+            self.before = now;
+        }
+        is_reached
     }
 }
 
 /// The worse first.
 struct Stalls {
     psi: Psi,
-    fds: [OwnedFd; 2],
+    watched: [Watched; 2],
+}
+
+/// How bad stalls of the system are that would be `level` in a group, where what is left is `by_rest`.
+fn of_system(level: PressureLevel, by_rest: PressureLevel) -> PressureLevel {
+    level.min(by_rest.max(PressureLevel::Warn))
+}
+
+/// How little is left of memory and to the groups of this process. Where that cannot be read, the stalls alone count.
+fn by_rest() -> PressureLevel {
+    let probe = SystemProbe::new();
+    match probe.read() {
+        Ok(memory) => Polling::new(Arc::new(probe)).level(&memory),
+        Err(error) => {
+            tracing::warn!(%error, "what is left of memory could not be read");
+            PressureLevel::Critical
+        }
+    }
 }
 
 impl Listen for Stalls {
     fn fds(&self) -> Vec<PollFd<'_>> {
-        self.fds.iter().map(|fd| PollFd::new(fd, PollFlags::PRI)).collect()
+        self.watched.iter().map(|watched| PollFd::new(&watched.fd, PollFlags::PRI)).collect()
     }
 
     fn hear(&mut self, ready: &[PollFlags]) -> Heard {
@@ -137,16 +231,26 @@ impl Listen for Stalls {
         if ready.iter().any(|ready| ready.intersects(PollFlags::ERR | PollFlags::NVAL)) {
             return Heard::Gone;
         }
-        let triggers = [(PressureLevel::Critical, self.psi.critical), (PressureLevel::Warn, self.psi.warn)];
-        let first = triggers.iter().zip(ready).find(|(_, ready)| ready.contains(PollFlags::PRI));
-        first.map_or(Heard::Nothing, |((level, trigger), _)| {
+        let mut first = None;
+        for (watched, ready) in self.watched.iter_mut().zip(ready) {
+            if !ready.contains(PollFlags::PRI) {
+                continue;
+            }
+            match self.psi.sample(watched.trigger.stall) {
+                Ok(now) if watched.confirm(now) => first = first.or(Some((watched.level, watched.trigger))),
+                Ok(_) => tracing::debug!(trigger = %watched.trigger, "the kernel woke for stalls of long ago"),
+                Err(error) => tracing::warn!(%error, "stalls could not be read"),
+            }
+        }
+        first.map_or(Heard::Nothing, |(level, trigger)| {
             let who = match trigger.stall {
                 Stall::Some => "some tasks",
                 Stall::Full => "all tasks",
             };
             let (file, time, window) = (self.psi.file.display(), trigger.time, trigger.window);
             let reason = format!("{file}: {who} stood still for {time:?} or more within {window:?}");
-            Heard::Report(Pressure::new(*level, self.psi.name, reason))
+            let level = if self.psi.of_system { of_system(level, by_rest()) } else { level };
+            Heard::Report(Pressure::new(level, self.psi.name, reason))
         })
     }
 }
@@ -199,25 +303,110 @@ mod tests {
     }
 
     #[test]
-    fn the_worse_of_two_triggers_is_told_and_the_flag_of_an_error_is_a_group_that_is_gone() {
+    fn the_total_of_the_line_that_is_meant_is_read() {
+        let text = "some avg10=1.07 avg60=0.00 avg300=0.00 total=2238223\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=680056\n";
+        let at = Instant::now();
+        let total = |text, stall| Sample::parse(text, stall, at).map(|sample| sample.total);
+        assert_eq!(total(text, Stall::Some), Some(Duration::from_micros(2_238_223)));
+        assert_eq!(total(text, Stall::Full), Some(Duration::from_micros(680_056)));
+        assert_eq!(total("some avg10=0.00 total=1", Stall::Full), None);
+        assert_eq!(total("full avg10=0.00 total=x", Stall::Full), None);
+    }
+
+    #[test]
+    fn stalls_count_where_they_came_within_a_window() {
+        let trigger = Psi::system().critical;
+        let start = Instant::now();
+        let sample = |at, total| Sample {
+            at: start + Duration::from_millis(at),
+            total: Duration::from_secs(3) + Duration::from_micros(total),
+        };
+        let reached = |at, total| is_reached(&trigger, sample(0, 0), sample(at, total));
+        // What the kernel woke for, after a long time without.
+        assert!(!reached(920, 22_600));
+        assert!(!reached(2000, 199_999));
+        assert!(reached(2000, 200_000));
+        // Sooner it is as much, and later as much in each window.
+        assert!(!reached(100, 199_999));
+        assert!(reached(100, 200_000));
+        assert!(!reached(6000, 599_000));
+        assert!(reached(6000, 601_000));
+        assert!(!is_reached(&trigger, sample(0, 200_000), sample(10, 0)));
+    }
+
+    #[test]
+    fn stalls_of_the_system_are_critical_only_where_little_is_left() {
+        use PressureLevel::{Critical, Normal, Warn};
+        let levels = |stalls| [Normal, Warn, Critical].map(|by_rest| of_system(stalls, by_rest));
+        assert_eq!(levels(Warn), [Warn; 3]);
+        assert_eq!(levels(Critical), [Warn, Warn, Critical]);
+        assert!(Psi::system().of_system && !Psi::at("/").of_system);
+    }
+
+    #[test]
+    fn a_wake_counts_only_with_stalls_and_the_worse_of_two_triggers_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("memory.pressure");
         std::fs::write(&file, "").unwrap();
-        let psi = Psi::at(folder.path());
-        let fds = [psi.open(psi.critical).unwrap(), psi.open(psi.warn).unwrap()];
-        let mut stalls = Stalls { psi, fds };
+        let second = Duration::from_secs(1);
+        // Within windows that no test outlasts.
+        let trigger = |stall| Trigger::new(stall, second, 100_000 * second);
+        let psi = Psi::at(folder.path()).with_triggers(trigger(Stall::Some), trigger(Stall::Full));
+        let triggers = [(PressureLevel::Critical, psi.critical), (PressureLevel::Warn, psi.warn)];
+        let opened = triggers.map(|(level, trigger)| (level, trigger, psi.open(trigger).unwrap()));
+        // As the kernel shows it, whatever is written to it.
+        let stalled = |some: u64, full: u64| {
+            let line =
+                |name, seconds| format!("{name} avg10=0.00 avg60=0.00 avg300=0.00 total={}\n", seconds * 1_000_000);
+            std::fs::write(&file, line("some", some) + &line("full", full)).unwrap();
+        };
+        stalled(70, 30);
+        let watched = opened.map(|(level, trigger, fd)| {
+            let before = psi.sample(trigger.stall).unwrap();
+            Watched { level, trigger, fd, before }
+        });
+        let mut stalls = Stalls { psi: psi.clone(), watched };
         let (pri, none) = (PollFlags::PRI, PollFlags::empty());
         let mut level = |ready: [PollFlags; 2]| match stalls.hear(&ready) {
             Heard::Report(pressure) => Some((pressure.level, pressure.reason)),
             heard => {
-                assert_eq!(heard, if ready == [none; 2] { Heard::Nothing } else { Heard::Gone });
+                assert_eq!(heard, if ready[1].contains(PollFlags::ERR) { Heard::Gone } else { Heard::Nothing });
                 None
             }
         };
-        let of = |who| format!("{}: {who} stood still for 200ms or more within 2s", file.display());
-        assert_eq!(level([none, pri]), Some((PressureLevel::Warn, of("some tasks"))));
-        assert_eq!(level([pri, pri]), Some((PressureLevel::Critical, of("all tasks"))));
+        let of = |who| format!("{}: {who} stood still for 1s or more within 100000s", file.display());
+        let (warn, critical) =
+            (Some((PressureLevel::Warn, of("some tasks"))), Some((PressureLevel::Critical, of("all tasks"))));
+        // Stalls of long ago: the kernel wakes, and nothing has risen.
+        assert_eq!(level([pri, pri]), None);
+        stalled(71, 30);
+        assert_eq!(level([pri, pri]), warn);
+        assert_eq!(level([pri, pri]), None);
+        stalled(72, 31);
         assert_eq!(level([none, none]), None);
+        assert_eq!(level([pri, pri]), critical);
+        // Both were told of by that.
+        assert_eq!(level([none, pri]), None);
+        stalled(73, 31);
+        assert_eq!(level([none, pri]), warn);
+        // A file that cannot be read tells of nothing.
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(level([pri, pri]), None);
         assert_eq!(level([none, pri | PollFlags::ERR]), None);
+    }
+
+    #[test]
+    fn what_was_seen_goes_on_to_count_until_a_window_has_passed() {
+        let trigger = Psi::system().warn;
+        let start = Instant::now();
+        let sample = |at, total| Sample { at: start + Duration::from_millis(at), total: Duration::from_millis(total) };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("memory.pressure"), "").unwrap();
+        let fd = Psi::at(folder.path()).open(trigger).unwrap();
+        let mut watched = Watched { level: PressureLevel::Warn, trigger, fd, before: sample(0, 50) };
+        let mut confirm = |at, total| watched.confirm(sample(at, total));
+        assert_eq!([confirm(500, 150), confirm(1000, 250), confirm(1100, 449)], [false, true, false]);
+        // After a minute that many are few, and begin anew.
+        assert_eq!([confirm(60_000, 700), confirm(62_000, 899), confirm(64_000, 1099)], [false, false, true]);
     }
 }
