@@ -141,7 +141,7 @@ impl Memory {
     /// Whether so much is free that a warning is done with. Where that cannot be told, it is not.
     fn has_enough(&self) -> bool {
         let memory = self.probe().read();
-        memory.is_ok_and(|memory| memory.free() as f64 >= memory.usable() as f64 * self.policy().enough)
+        memory.is_ok_and(|memory| memory.shortest().share() >= self.policy().enough)
     }
 
     /// Has all models that stay give back what they can rebuild.

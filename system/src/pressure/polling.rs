@@ -13,7 +13,6 @@ use std::{
 
 use super::{
     Pressure, PressureLevel, PressureSink, PressureSource, Shares, Watch,
-    shares::share,
     watch::{join, tell},
 };
 use crate::{MemoryLimit, MemoryProbe, SystemMemory};
@@ -52,15 +51,9 @@ impl Polling {
     }
 
     fn look(&self, memory: &SystemMemory) -> Pressure {
-        let mut shortest = &MemoryLimit::new(memory.total, memory.available, "physical memory");
-        for limit in &memory.limits {
-            if share(limit.available, limit.bytes) < share(shortest.available, shortest.bytes) {
-                shortest = limit;
-            }
-        }
-        let MemoryLimit { bytes, available, by } = shortest;
+        let MemoryLimit { bytes, available, by } = memory.shortest();
         let reason = format!("{available} of {bytes} bytes are free ({by})");
-        Pressure::new(self.shares.level(*available, *bytes), self.name(), reason)
+        Pressure::new(self.shares.level(available, bytes), self.name(), reason)
     }
 
     /// What there is to say after a look that found `before`. A look that fails changes nothing.

@@ -19,18 +19,13 @@ impl Shares {
 
     /// How short memory is where `free` bytes of `usable` are left.
     pub fn level(&self, free: u64, usable: u64) -> PressureLevel {
-        let share = share(free, usable);
+        let share = free as f64 / usable.max(1) as f64;
         match () {
             () if share < self.critical => PressureLevel::Critical,
             () if share < self.warn => PressureLevel::Warn,
             () => PressureLevel::Normal,
         }
     }
-}
-
-/// How much of `usable` bytes `free` are, from 0 to 1; of none, nothing is free.
-pub(super) fn share(free: u64, usable: u64) -> f64 {
-    free as f64 / usable.max(1) as f64
 }
 
 impl Default for Shares {

@@ -80,12 +80,24 @@ impl SystemMemory {
     pub fn free(&self) -> u64 {
         self.limit.as_ref().map_or(self.available, |limit| limit.available.min(self.available))
     }
+
+    /// The bound of which the smallest share is left, of physical memory and each limit.
+    pub fn shortest(&self) -> MemoryLimit {
+        let machine = MemoryLimit::new(self.total, self.available, "physical memory");
+        let shorter = |a: MemoryLimit, b: &MemoryLimit| if b.share() < a.share() { b.clone() } else { a };
+        self.limits.iter().fold(machine, shorter)
+    }
 }
 
 impl MemoryLimit {
     /// A limit of `bytes`, of which `available` may still be taken, set by `by`.
     pub fn new(bytes: u64, available: u64, by: impl Into<String>) -> Self {
         Self { bytes, available, by: by.into() }
+    }
+
+    /// The share of it that is left, from 0 to 1.
+    pub fn share(&self) -> f64 {
+        self.available as f64 / self.bytes.max(1) as f64
     }
 }
 
