@@ -14,7 +14,7 @@ const FIRST: &str = "My name is Ada, and I like frogs.";
 const SECOND: &str = "What is my name, and what do I like?";
 const LAST: &str = "Write a long story about a frog that wants to fly.";
 /// Tokens of an answer to the first two.
-const SHORT: usize = 24;
+const SHORT: usize = 12;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -52,7 +52,7 @@ async fn run(args: &Args) -> Result<()> {
     expect("the second answer", &answer(&mut running, SECOND, SHORT).await?, &second)?;
     say_holds(1)?;
     let idle = ours::spec(&args.idle, None, ComputeDtype::Auto)?;
-    engine.generate(&idle, GenerateRequest::new("Once upon a time").with_max_tokens(SHORT)).await?.complete().await?;
+    engine.generate(&idle, GenerateRequest::new("Once upon a time").with_max_tokens(2)).await?.complete().await?;
     say_holds(2)?;
     wait_for_a_line()?;
     let _pinned = if args.stop { None } else { Some(engine.load(&spec).await?.pin()?) };

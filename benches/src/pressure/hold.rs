@@ -8,7 +8,7 @@ use super::{Says, engine, say, say_holds, wait_for_a_line};
 use crate::{Result, files, ours};
 
 /// Tokens generated with each model.
-const TOKENS: usize = 32;
+const TOKENS: usize = 12;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
