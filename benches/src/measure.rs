@@ -14,6 +14,7 @@ mod load;
 mod memory;
 mod merge;
 mod ours;
+mod pressure;
 mod quantized;
 mod reference;
 mod resident;
@@ -65,6 +66,9 @@ enum Command {
     Rounds(rounds::Args),
     /// Runs the rounds of one model in this process, and prints its memory after each, as JSON; `rounds` runs it.
     Rounded(rounds::One),
+    /// Models while memory runs short, for real; `scripts/check-pressure` and `scripts/measure-pressure` run it.
+    #[command(subcommand)]
+    Pressure(pressure::Command),
     /// Logits and greedy tokens of a model, in f32, against reference outputs.
     Reference(reference::Args),
     /// Logits of GGUF files against those of their own weights in f32; fails if they are too far apart.
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
         Command::Estimated(args) => estimates::estimated(&args),
         Command::Rounds(args) => rounds::measure(&args),
         Command::Rounded(args) => rounds::rounded(&args),
+        Command::Pressure(command) => pressure::run(&command),
         Command::Reference(args) => reference::check(&args),
         Command::Quantized(args) => quantized::check(&args),
     };
