@@ -148,6 +148,8 @@ impl Residence {
             }
             Err(error) => {
                 self.memory.ledger().stick(self.id);
+                // Its memory is back with its last handle at the latest, which must not be the engine's own.
+                self.memory.forget(model);
                 self.memory.changed();
                 tracing::error!(target: "llm_local::memory", model = name(), %error, "its backend could not unload it");
             }

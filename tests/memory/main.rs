@@ -5,6 +5,7 @@
 mod common;
 
 mod contexts;
+mod contrary;
 mod decisions;
 mod executor;
 mod monitoring;
@@ -12,4 +13,5 @@ mod operations;
 mod out_of_memory;
 mod random;
 mod reference;
+mod unloading;
 mod world;

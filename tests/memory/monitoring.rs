@@ -29,17 +29,17 @@ use crate::world::{MB, Setup, Size, World, lock, spec};
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// How long the monitor's thread may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Monitored {
-    world: World,
-    source: ManualPressure,
+pub(crate) struct Monitored {
+    pub(crate) world: World,
+    pub(crate) source: ManualPressure,
     heard: mpsc::Receiver<MemoryEvent>,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Monitored {
-    fn new(setup: Setup) -> Self {
+    pub(crate) fn new(setup: Setup) -> Self {
         let alone = lock(&ALONE);
         let (world, source) = (setup.build(), ManualPressure::new());
         let heard = listen(world.engine.memory_events());
@@ -48,7 +48,7 @@ impl Monitored {
     }
 
     /// Waits until something is heard that `is` it. Gives all that was heard until then.
-    fn until(&self, is: impl Fn(&MemoryEvent) -> bool) -> Vec<MemoryEvent> {
+    pub(crate) fn until(&self, is: impl Fn(&MemoryEvent) -> bool) -> Vec<MemoryEvent> {
         let mut all = Vec::new();
         loop {
             let event = self.heard.recv_timeout(PATIENCE);
@@ -60,7 +60,7 @@ impl Monitored {
         }
     }
 
-    fn until_level(&self, level: PressureLevel) -> Vec<MemoryEvent> {
+    pub(crate) fn until_level(&self, level: PressureLevel) -> Vec<MemoryEvent> {
         self.until(|event| matches!(event, MemoryEvent::Pressure { level: now, .. } if *now == level))
     }
 
@@ -70,7 +70,7 @@ impl Monitored {
     }
 
     /// Has the monitor look at its clock.
-    fn nudge(&self) {
+    pub(crate) fn nudge(&self) {
         self.source.report(Normal, "look");
     }
 }
@@ -139,7 +139,7 @@ fn threads() -> usize {
 /// Waits until the monitor has so many threads: one that was just begun has no name yet, and one that was joined may still be
 /// listed for a moment.
 #[cfg(target_os = "linux")]
-fn has_threads(count: usize) -> bool {
+pub(crate) fn has_threads(count: usize) -> bool {
     let begun = std::time::Instant::now();
     while threads() != count {
         if begun.elapsed() > PATIENCE / 4 {

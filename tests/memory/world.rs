@@ -13,8 +13,8 @@ use std::{
 use llm_local::{
     ArtifactRef, BackendPreference, Engine, EngineBuilder, ModelSpec, Registry, Result,
     core::{
-        AdapterSource, ArtifactSource, Capabilities, FetchContext, LoadOptions, Manifest, ManifestFile, MemoryEstimate,
-        ModelInfo, ModelSource, Opened, Support, Want, async_trait,
+        AdapterSource, ArtifactSource, Capabilities, FetchContext, InferenceBackend, LoadOptions, Manifest,
+        ManifestFile, MemoryEstimate, ModelInfo, ModelSource, Opened, Support, Want, async_trait,
     },
     memory::{MemoryEvent, MemoryEvents, MemoryPolicy, MemoryStatus, ResidentStatus, ScriptedProbe, SystemMemory},
 };
@@ -164,7 +164,10 @@ pub(crate) struct Setup {
     sizes: BTreeMap<String, Size>,
     policy: MemoryPolicy,
     change: Box<dyn FnOnce(FakeBackend) -> FakeBackend>,
+    wrap: Box<Wrap>,
 }
+
+type Wrap = dyn FnOnce(Arc<FakeBackend>) -> Arc<dyn InferenceBackend>;
 
 impl Setup {
     /// A machine with `total` bytes, on which models of these `sizes` can be loaded, with a policy that leaves nothing free and
@@ -172,7 +175,7 @@ impl Setup {
     pub(crate) fn new(total: u64, sizes: &[(&str, Size)]) -> Self {
         let sizes = sizes.iter().map(|(name, size)| ((*name).to_owned(), *size)).collect();
         let policy = MemoryPolicy::new().with_headroom(0.0).with_budget(llm_local::memory::Budget::Share(1.0));
-        Self { total, sizes, policy, change: Box::new(|backend| backend) }
+        Self { total, sizes, policy, change: Box::new(|backend| backend), wrap: Box::new(|backend| backend) }
     }
 
     pub(crate) fn policy(mut self, change: impl FnOnce(MemoryPolicy) -> MemoryPolicy) -> Self {
@@ -186,12 +189,21 @@ impl Setup {
         self
     }
 
+    /// Has the engine ask what `wrap` makes of the fake backend, which must have its name.
+    pub(crate) fn wrapped(
+        mut self,
+        wrap: impl FnOnce(Arc<FakeBackend>) -> Arc<dyn InferenceBackend> + 'static,
+    ) -> Self {
+        self.wrap = Box::new(wrap);
+        self
+    }
+
     pub(crate) fn build(self) -> World {
         self.build_with(|builder| builder)
     }
 
     pub(crate) fn build_with(self, change: impl FnOnce(EngineBuilder) -> EngineBuilder) -> World {
-        let Self { total, sizes, policy, change: of_backend } = self;
+        let Self { total, sizes, policy, change: of_backend, wrap } = self;
         let journal = Arc::new(Journal::default());
         let heard = journal.clone();
         let capabilities = Capabilities::new().with_needs_weights(false).with_sessions(true);
@@ -214,7 +226,8 @@ impl Setup {
             })
         };
         let time = clock.clone();
-        let registry = Registry::empty().with_backend(backend.clone()).with_source(Arc::new(Nowhere(journal.clone())));
+        let registry =
+            Registry::empty().with_backend(wrap(backend.clone())).with_source(Arc::new(Nowhere(journal.clone())));
         let builder = Engine::builder()
             .registry(registry)
             .cache_dir(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("memory"))
