@@ -133,3 +133,50 @@ fn working(s: &Supported, chunk: u64, context: u64) -> u64 {
         + logits
         + tile_bytes(c.hidden_size.max(c.intermediate_size).max(c.heads * c.head_dim))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use llm_local_core::{ComputeDtype, FloatType, LoadOptions, ModelFormat, model::Layout};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{device::Devices, support};
+
+    /// Bytes of a step of 16 tokens at the end of a context of 100, in f32 on the CPU, of a layer of 8 heads of which 2 are of
+    /// keys.
+    fn working_of(more: &[(&str, serde_json::Value)]) -> u64 {
+        let mut config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 160,
+            "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 1000,
+            "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+            "tie_word_embeddings": false
+        });
+        for (key, value) in more {
+            config[*key] = value.clone();
+        }
+        let mut info = ModelInfo::new("m", ModelFormat::Safetensors { config: Arc::new(config) }, []);
+        let tensors = info.decoder.as_ref().unwrap().base_tensors(Layout::HuggingFace);
+        let float = Encoding::Float(FloatType::F32);
+        info.tensors = tensors.into_iter().map(|t| TensorEntry::new(t.name, t.shape, float)).collect();
+        let options = LoadOptions::new(100).with_device("cpu").with_dtype(ComputeDtype::F32);
+        working(&support::check(&info, &options, &Devices::probe()).unwrap(), 16, 100)
+    }
+
+    #[test]
+    fn a_step_is_counted_by_what_is_there_at_one_time() {
+        // Three tensors of scores, of 8 heads; queries, keys and values as wide as queries; the stream twice.
+        let attention = 3 * 8 * 16 * 100 * 4 + 16 * (3 * 64 + 2 * 64) * 4;
+        // A mask in f32; keys and values of a layer; logits twice, and the tiles, which are the machine's.
+        let around = 16 * 100 * 4 + 2 * 100 * 16 * 4 + 2 * 1000 * 4;
+        assert_eq!(working_of(&[]), attention + around + tile_bytes(160));
+    }
+
+    #[test]
+    fn a_wide_feed_forward_block_is_counted_instead_of_attention() {
+        let mlp = 16 * (4 * 6400 + 3 * 64) * 4;
+        let around = 16 * 100 * 4 + 2 * 100 * 16 * 4 + 2 * 1000 * 4;
+        assert_eq!(working_of(&[("intermediate_size", json!(6400))]), mlp + around + tile_bytes(6400));
+    }
+}

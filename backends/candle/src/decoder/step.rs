@@ -47,9 +47,18 @@ impl Decoder {
         self.check_frequencies(cache, position + tokens.len())?;
         let network = adapters.map_or(&self.base, Adapted::network);
         let mut compute = || self.logits(network, cache, tokens, wanted)?.flatten_all()?.to_vec1();
-        // On a thread of candle's pool, its operations do not wait for one each.
-        let computed =
-            if self.device().is_cpu() { candle_core::utils::with_threadpool(&mut compute) } else { compute() };
+        let computed = if self.device().is_cpu() {
+            heap::in_pool(|| {
+                let computed = compute();
+                // Here, since it reaches the end of this thread's part alone.
+                if tokens.len() >= heap::MANY_ROWS {
+                    heap::trim_thread();
+                }
+                computed
+            })
+        } else {
+            compute()
+        };
         computed.map_err(|e| {
             generation_error(&format!("candle could not compute {} tokens at position {position}", tokens.len()), e)
         })
@@ -78,10 +87,19 @@ impl Decoder {
         let views = Views::new(&self.rotary, &self.windows, position, count, cache.long, dtype, device)?;
         let mut x = network.embedding.forward(&Tensor::new(tokens, device)?, dtype)?;
         let last = network.layers.len() - 1;
+        let mut moved = 0;
         for (i, (layer, cache)) in network.layers.iter().zip(&mut cache.layers).enumerate() {
             let view = views.of(self.windows[i]);
             let only_last = i == last && wanted == Positions::Last;
+            let held = cache.bytes();
             x = layer.forward(&x, view, cache, expected, only_last, &self.dimensions)?;
+            if cache.bytes() != held {
+                moved += held;
+            }
+            if device.is_cpu() && moved >= heap::MUCH_MOVED {
+                heap::trim();
+                moved = 0;
+            }
         }
         cache.tokens += count;
         let mut logits = network.head.forward(&network.norm.forward(&x)?)?.to_dtype(candle_core::DType::F32)?;
@@ -120,11 +138,7 @@ impl StepModel for Decoder {
         position: usize,
         adapters: Option<&Adapted>,
     ) -> Result<Vec<f32>> {
-        let logits = self.run(cache, tokens, position, adapters, Positions::Last);
-        if self.device().is_cpu() && tokens.len() >= heap::MANY_ROWS {
-            heap::trim_thread();
-        }
-        logits
+        self.run(cache, tokens, position, adapters, Positions::Last)
     }
 
     fn runs_adapters(&self) -> bool {
@@ -177,7 +191,7 @@ impl StepModel for Decoder {
 
     /// What sessions held is free by now, but the allocator keeps it.
     fn trim(&mut self, _: TrimLevel) -> Result<u64> {
-        heap::trim_thread();
+        heap::trim_all();
         Ok(0)
     }
 }
