@@ -44,7 +44,6 @@ fn what_is_widened_or_held_whole_is_planned_so() {
             ("tiny-llama-lora-modules-to-save-lm_head", 2.0),
         ] {
             let (planned, held) = planned_and_held(base, adapter);
-            println!("{adapter} on {base}: {planned} bytes planned, {held} held");
             assert!(held <= planned, "{adapter} on {base}: {held} of {planned}");
             assert!(planned as f64 <= most * held as f64, "{adapter} on {base}: {held} of {planned}");
         }

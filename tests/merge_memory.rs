@@ -222,7 +222,6 @@ fn a_merge_takes_at_most_what_its_plan_says_and_not_much_less() {
     let tiles = (threads + threads.min(8)) * (128 << 10);
     let other_tensors = (threads.min(8) - 1) * 4 * RANK * (2 * HIDDEN + MIDDLE);
     for (name, (planned, taken)) in all {
-        println!("{name}: {planned} bytes planned, {taken} taken");
         assert!(taken <= planned, "{name}: {taken} of {planned}");
         assert!(planned <= taken + taken / 8 + tiles + other_tensors, "{name}: {taken} of {planned}");
     }

@@ -40,8 +40,11 @@ use {Becomes::*, Is::*};
 /// Models of 30 MB, in the order of their last use, and what they do.
 type There = &'static [(&'static str, Is)];
 
+/// What is told of it, the policy, bytes of other processes, who is there, and what becomes of a new load.
+type Case = (&'static str, fn(MemoryPolicy) -> MemoryPolicy, u64, There, Becomes);
+
 /// On a machine with 100 MB.
-fn cases() -> Vec<(&'static str, fn(MemoryPolicy) -> MemoryPolicy, u64, There, Becomes)> {
+fn cases() -> Vec<Case> {
     let fails: fn(MemoryPolicy) -> MemoryPolicy = |policy| policy;
     let waits: fn(MemoryPolicy) -> MemoryPolicy = |policy| policy.when_in_use(WhenShort::Wait);
     vec![

@@ -289,9 +289,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The names of the models that were evicted, in their order.
 pub(crate) fn evicted(events: &[MemoryEvent]) -> Vec<&str> {
-    let name = |event| match event {
-        &MemoryEvent::Evicted { ref model, .. } => Some(model.as_str()),
+    let evicted = events.iter().filter_map(|event| match event {
+        MemoryEvent::Evicted { model, .. } => Some(model.as_str()),
         _ => None,
-    };
-    events.iter().filter_map(name).collect()
+    });
+    evicted.collect()
 }

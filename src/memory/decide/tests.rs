@@ -88,8 +88,9 @@ enum Outcome {
 #[test]
 fn memory_of_the_machine_is_promised_as_the_table_says() {
     use Outcome::*;
-    // Budget, free, policy, who is there, what is needed, what becomes of it.
-    let cases: &[(u64, u64, WhenShort, &[There], u64, Outcome)] = &[
+    /// Budget, free, policy, who is there, what is needed, what becomes of it.
+    type Case = (u64, u64, WhenShort, &'static [There], u64, Outcome);
+    let cases: &[Case] = &[
         (100, 100, FAILS, &[], 100, Fits),
         (100, 100, WAITS, &[], 101, Short(100)),
         (100, 99, WAITS, &[], 100, Short(99)),

@@ -107,7 +107,9 @@ mod tests {
         let (gate, done) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
         let park = |add: usize| {
             let counts = done.clone();
-            gate.park(move || drop(counts.fetch_add(add, Ordering::SeqCst)));
+            gate.park(move || {
+                counts.fetch_add(add, Ordering::SeqCst);
+            });
             (done.load(Ordering::SeqCst), gate.parked_unloads())
         };
         let done = || done.load(Ordering::SeqCst);
