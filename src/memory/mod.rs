@@ -2,7 +2,7 @@
 //! report; everything is decided here.
 //!
 //! A load is let in by `admit`: `measure` asks what there is, `decide` weighs it against what the `ledger` has promised, and idle
-//! models are unloaded (`reclaim`) until there is room. What is let in has a [reservation](reservation::Reservation) until its
+//! models are unloaded (`reclaim`) until there is room. What is let in has a reservation until its
 //! memory is back. A request holds a lease, and a model with one is not evicted. How long a context is, `context` says.
 //!
 //! Nothing runs by itself unless [`Engine::start_monitoring`] is called: then one thread (`monitor`) hears of pressure, whose
