@@ -36,7 +36,8 @@ pub struct MemoryPolicy {
     pub keep_alive: KeepAlive,
     /// How long contexts are that a spec leaves to the library, by the memory of the device, and at most.
     pub context_tiers: ContextTiers,
-    /// What a load does that would fit if models in use were not there.
+    /// What a load does that would fit if models in use were not there. Where it lacks nothing but what another load may not have
+    /// taken yet of its promise, it waits for that one in any case: a load ends by itself, as long as it is polled.
     pub when_in_use: WhenShort,
     /// What a load does that begins while memory is critically short.
     pub when_critical: WhenShort,
