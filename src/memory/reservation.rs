@@ -42,7 +42,7 @@ pub(crate) struct Residence {
     id: Id,
     /// Bytes of tokenizer and chat template, which a model's own account does not have.
     text: u64,
-    /// Beside the backend's, which may let go too early; until the model is unloaded.
+    /// Beside the backend's, which may let go too early; until the model begins to be unloaded.
     reservation: Mutex<Option<Arc<Reservation>>>,
     /// Until the one who loaded it has it: nobody evicts it before.
     fresh: Mutex<Option<Lease>>,
@@ -139,7 +139,6 @@ impl Residence {
         match outcome {
             Ok(()) => {
                 self.memory.ledger().remove(self.id);
-                drop(lock(&self.reservation).take());
                 self.memory.changed();
                 if let Some((reason, bytes)) = lock(&self.evicted).take() {
                     self.memory.forget(model);
