@@ -16,11 +16,14 @@ pub const PLUGINS: &[Plugin] = &[
     llm_local_source_huggingface::PLUGIN,
     #[cfg(feature = "local")]
     llm_local_source_local::PLUGIN,
+    #[cfg(feature = "mlx")]
+    llm_local_mlx::PLUGIN,
 ];
 
 /// Which cargo feature brings what, for messages.
 pub const FEATURES: &[KnownFeature] = &[
     (PluginKind::Backend, "candle", "candle"),
+    (PluginKind::Backend, "mlx", "mlx"),
     (PluginKind::ModelSource, "github", "github"),
     (PluginKind::AdapterSource, "github", "github"),
     (PluginKind::ModelSource, "hf", "huggingface"),

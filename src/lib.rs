@@ -27,8 +27,8 @@ pub use llm_local_core as core;
 pub use llm_local_core::{
     AdapterPolicy, AdapterSet, AdapterSource, AdapterSpec, ArtifactRef, BackendPreference, Completion, ComputeDtype,
     ContextLength, DownloadProgress, Error, FileProgress, FinishReason, GenerateRequest, Generation, GenerationEvent,
-    InferenceBackend, Input, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent, ProgressHandler,
-    Registry, Result, Role, Sampling, SpecLock, Usage, UsedAdapter,
+    InferenceBackend, Input, KvCacheType, LogitsRequest, Message, ModelSource, ModelSpec, Plugin, ProgressEvent,
+    ProgressHandler, Registry, Result, Role, Sampling, SpecLock, Usage, UsedAdapter,
     lora::{BareFormat, Combination},
 };
 pub use llm_local_source_common::{

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use llm_local_core::{
-    ArtifactRef, Capabilities, ComputeDtype, DecimalBytes, DeviceInfo, MemoryEstimate, ModelSpec, Resolution,
-    UsedAdapter, lora::Combination, registry::PassedOver,
+    ArtifactRef, Capabilities, ComputeDtype, DecimalBytes, DeviceInfo, KvCacheType, MemoryEstimate, ModelSpec,
+    Resolution, UsedAdapter, lora::Combination, registry::PassedOver,
 };
 use llm_local_source_common::{store::HoldKind, transfer::Files};
 
@@ -28,6 +28,8 @@ pub struct Plan {
     pub device: DeviceInfo,
     /// What dense weights are computed in.
     pub dtype: ComputeDtype,
+    /// What keys and values are kept in.
+    pub kv_cache: KvCacheType,
     /// What is known of the model itself, by its files or, where they are not on this machine, by their headers. `None`
     /// offline, and of a model without files.
     pub model: Option<PlannedModel>,
@@ -54,6 +56,7 @@ impl Plan {
             backend: resolution.backend.backend.name().to_owned(),
             device: resolution.backend.device.clone(),
             dtype: spec.dtype,
+            kv_cache: spec.kv_cache,
             model: None,
             passed_over: resolution.passed_over.clone(),
         }

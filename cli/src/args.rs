@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use llm_local::{
-    AdapterPolicy, AdapterSpec, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, ModelSpec, Result,
-    Sampling,
+    AdapterPolicy, AdapterSpec, ArtifactRef, BackendPreference, ComputeDtype, ContextLength, Error, KvCacheType,
+    ModelSpec, Result, Sampling,
     core::Allowance,
     lora::{BareFormat, Combination},
     memory::MemoryPolicy,
@@ -409,6 +409,9 @@ pub(crate) struct Spec {
     /// What dense weights are computed in.
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
+    /// What keys and values are kept in. Backends have some of these each; without it, theirs.
+    #[arg(long, value_enum, default_value_t = KvCache::Auto)]
+    kv_cache: KvCache,
     /// Take exactly what `llm-local lock` wrote into this file, or fail.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
@@ -434,6 +437,16 @@ enum Dtype {
     Bf16,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum KvCache {
+    Auto,
+    F32,
+    F16,
+    Bf16,
+    Q8,
+    Q4,
+}
+
 impl Spec {
     pub(crate) fn spec(&self) -> Result<ModelSpec> {
         let mut spec = ModelSpec::new(model(&self.model)?).with_dtype(match self.dtype {
@@ -441,6 +454,14 @@ impl Spec {
             Dtype::F32 => ComputeDtype::F32,
             Dtype::F16 => ComputeDtype::F16,
             Dtype::Bf16 => ComputeDtype::Bf16,
+        });
+        spec = spec.with_kv_cache(match self.kv_cache {
+            KvCache::Auto => KvCacheType::Auto,
+            KvCache::F32 => KvCacheType::F32,
+            KvCache::F16 => KvCacheType::F16,
+            KvCache::Bf16 => KvCacheType::Bf16,
+            KvCache::Q8 => KvCacheType::Q8,
+            KvCache::Q4 => KvCacheType::Q4,
         });
         for adapter in &self.adapter {
             spec = spec.with_adapter_spec(self.said.of(adapter_spec(adapter)?)?);

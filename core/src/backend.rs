@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    AdapterSet, ComputeDtype, Error, FloatType, GenerateRequest, Generation, Input, LoraAdapter, ModelInfo,
-    ProgressHandler, Result, SessionId, SessionState, TensorSource, model::GgufMetadata,
+    AdapterSet, ComputeDtype, Error, FloatType, GenerateRequest, Generation, Input, KvCacheType, LoraAdapter,
+    ModelInfo, ProgressHandler, Result, SessionId, SessionState, TensorSource, model::GgufMetadata,
 };
 
 /// Runs models. One instance serves a whole registry.
@@ -34,6 +34,17 @@ pub trait InferenceBackend: Send + Sync {
     fn device_memory(&self, id: &str) -> Result<Option<DeviceMemory>> {
         let _ = id;
         Ok(None)
+    }
+
+    /// Says how much memory all its models may take together on the device `id` of [`InferenceBackend::devices`], in bytes: what
+    /// its allocator should keep to, if it has one that can be told. The engine says it before each load; it admits loads by
+    /// the same budget, so a backend need not refuse anything by it.
+    ///
+    /// # Errors
+    /// [`Error::BackendUnavailable`] if the device cannot be told.
+    fn set_memory_budget(&self, id: &str, bytes: u64) -> Result<()> {
+        let _ = (id, bytes);
+        Ok(())
     }
 
     /// What running `m` as `o` says would take, by part.
@@ -191,6 +202,8 @@ pub struct LoadOptions {
     pub context_length: usize,
     /// What dense weights and activations are computed in; `Auto` leaves it to the backend.
     pub dtype: ComputeDtype,
+    /// What keys and values are kept in; `Auto` leaves it to the backend.
+    pub kv_cache: KvCacheType,
     /// The device by its id; without one, the backend's first.
     pub device: Option<String>,
     /// Who hears of [`crate::ProgressEvent::Loading`].
@@ -205,6 +218,7 @@ impl LoadOptions {
         Self {
             context_length,
             dtype: ComputeDtype::Auto,
+            kv_cache: KvCacheType::Auto,
             device: None,
             progress: None,
             cancel: CancellationToken::new(),
@@ -214,6 +228,12 @@ impl LoadOptions {
     /// Sets the compute dtype.
     pub fn with_dtype(mut self, dtype: ComputeDtype) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Sets what keys and values are kept in.
+    pub fn with_kv_cache(mut self, kv_cache: KvCacheType) -> Self {
+        self.kv_cache = kv_cache;
         self
     }
 
@@ -241,6 +261,7 @@ impl fmt::Debug for LoadOptions {
         f.debug_struct("LoadOptions")
             .field("context_length", &self.context_length)
             .field("dtype", &self.dtype)
+            .field("kv_cache", &self.kv_cache)
             .field("device", &self.device)
             .finish_non_exhaustive()
     }

@@ -41,6 +41,7 @@ mod digest;
 pub mod error;
 pub mod generate;
 mod keep_alive;
+mod kv_cache;
 mod lock;
 pub mod lora;
 pub mod manifest;
@@ -67,6 +68,7 @@ pub use generate::{
     Sampling, SessionId, Usage, UsedAdapter,
 };
 pub use keep_alive::KeepAlive;
+pub use kv_cache::KvCacheType;
 pub use lock::{LockedArtifact, SpecLock};
 pub use lora::{AdapterPolicy, AdapterSet, Allowance, LoraAdapter, LoraModule};
 pub use manifest::{Manifest, ManifestFile, Want};

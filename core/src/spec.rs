@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    AdapterPolicy, Allowance, ArtifactRef, Error, KeepAlive, Result, SpecLock,
+    AdapterPolicy, Allowance, ArtifactRef, Error, KeepAlive, KvCacheType, Result, SpecLock,
     lora::{BareFormat, Combination},
 };
 
@@ -52,6 +52,9 @@ pub struct ModelSpec {
     /// What dense weights and activations are computed in.
     #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: ComputeDtype,
+    /// What keys and values are kept in. A backend that does not have what is asked for is passed over.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kv_cache: KvCacheType,
     /// How long it stays in memory while nobody uses it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub keep_alive: KeepAlive,
@@ -88,6 +91,7 @@ impl ModelSpec {
             device: None,
             context_length: ContextLength::Auto,
             dtype: ComputeDtype::Auto,
+            kv_cache: KvCacheType::Auto,
             keep_alive: KeepAlive::Auto,
             lock: None,
             display_name: None,
@@ -163,6 +167,12 @@ impl ModelSpec {
     /// Sets the compute dtype.
     pub fn with_dtype(mut self, dtype: ComputeDtype) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Sets what keys and values are kept in.
+    pub fn with_kv_cache(mut self, kv_cache: KvCacheType) -> Self {
+        self.kv_cache = kv_cache;
         self
     }
 

@@ -30,7 +30,7 @@ impl Inner {
         let tiers = &self.memory.policy().context_tiers;
         // Of a device, nothing is known before there is one.
         let least = ContextBounds::new(context.0, context.1, tiers, None).context();
-        let mut options = LoadOptions::new(least.tokens).with_dtype(spec.dtype);
+        let mut options = LoadOptions::new(least.tokens).with_dtype(spec.dtype).with_kv_cache(spec.kv_cache);
         let resolution = self.registry.resolve_for(spec, info, &options)?;
         let choice = &resolution.backend;
         let Some(capabilities) = choice.capabilities.clone() else {
@@ -60,7 +60,7 @@ impl Inner {
         let Err(Error::UnsupportedModelFormat { reason, .. }) = &by_config.decoder else { return Ok(()) };
         let most = by_config.decoder.as_ref().map(|d| d.max_positions).ok();
         let least = ContextBounds::new(spec.context_length, most, &self.memory.policy().context_tiers, None).context();
-        let options = LoadOptions::new(least.tokens).with_dtype(spec.dtype);
+        let options = LoadOptions::new(least.tokens).with_dtype(spec.dtype).with_kv_cache(spec.kv_cache);
         let later = resolution.passed_over.iter();
         let later = later.filter(|p| p.kind == PluginKind::Backend && p.reason == Reason::LowerPriority);
         let mut candidates = vec![resolution.backend.backend.clone()];

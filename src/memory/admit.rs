@@ -65,6 +65,11 @@ impl Memory {
                 if verdict == Verdict::Fits {
                     let id = ledger.insert(demand, self.now());
                     drop(ledger);
+                    if let Some(budget) = measured.bounds.iter().map(|bound| bound.limit).min()
+                        && let Err(error) = backend.set_memory_budget(&device.id, budget)
+                    {
+                        tracing::warn!(target: "llm_local::memory", %error, device = device.id, "a backend was not told its budget");
+                    }
                     self.tell(MemoryEvent::Admitted { model: model.to_owned(), bytes });
                     return Ok(Arc::new(Reservation::new(self.clone(), id)));
                 }
