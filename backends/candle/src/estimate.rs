@@ -1,18 +1,16 @@
 //! How much memory a model takes with candle, by part.
 
 mod load_peak;
-mod text;
 
 use std::collections::HashSet;
 
+use llm_local_backend_common::decoder::{text_bytes, window};
 use llm_local_core::{DeviceKind, Encoding, GgmlType, MemoryEstimate, ModelInfo, TensorEntry};
-
-pub(crate) use self::text::text;
 
 use self::load_peak::load_peak;
 
 use crate::{
-    decoder::{LayerCache, reading_threads, tile_bytes},
+    decoder::{reading_threads, tile_bytes},
     load::prefill_chunk,
     support::{Held, Supported},
 };
@@ -23,7 +21,7 @@ const F32: u64 = 4;
 pub(crate) fn estimate(s: &Supported, info: &ModelInfo, context: usize) -> MemoryEstimate {
     let (tensors, chunk) = (&*info.tensors, prefill_chunk(s.device_info.kind).min(context));
     MemoryEstimate::new(weights(s, tensors), kv_cache(s, chunk, context))
-        .with_text(text(info, s.decoder.vocab_size))
+        .with_text(text_bytes(info, s.decoder.vocab_size))
         .with_working(working(s, chunk as u64, context as u64))
         .with_load_peak(load_peak(s, tensors, reading_threads(&s.device)))
 }
@@ -37,9 +35,8 @@ pub(crate) fn weights(s: &Supported, tensors: &[TensorEntry]) -> u64 {
 fn kv_cache(s: &Supported, chunk: usize, context: usize) -> u64 {
     let c = &s.decoder;
     let row = 2 * (c.kv_heads * c.head_dim * s.activations.size_in_bytes()) as u64;
-    let window = |layer| c.sliding_window.as_ref().filter(|_| c.is_windowed(layer)).map(|w| w.size);
-    let rows = |layer| LayerCache::most_rows(window(layer), chunk, context) as u64;
-    (0..c.layers).map(|layer| row.saturating_mul(rows(layer))).sum()
+    let rows = |layer| window::most_rows(layer, chunk, context) as u64;
+    window::of_layers(c).into_iter().map(|layer| row.saturating_mul(rows(layer))).sum()
 }
 
 /// The tensors that the model is made of.

@@ -9,13 +9,12 @@
 //! | `route` | who computes a model |
 //! | `device` | the devices that work here |
 //! | `support` | whether a model can be run, and as what |
-//! | `fields`, `tensors` | the checks of config values and of tensor headers |
+//! | `tensors` | the check of tensor headers |
 //! | `estimate` | how much memory it takes |
-//! | `load` | from weights to a worker; progress and cancel |
+//! | `load` | from weights to a worker |
 //! | `decoder` | the decoder |
 //! | `transformers` | architectures that the decoder does not cover, through candle-transformers |
-//! | `steps` | what every step is checked against |
-//! | `elements`, `tied` | tensor data into candle's tensors; heads stored beside their embedding |
+//! | `elements` | tensor data into candle's tensors |
 //! | `heap` | what loads and models leave in the heap |
 //! | `errors` | candle's errors as those of the contract |
 //!
@@ -27,16 +26,13 @@ mod device;
 mod elements;
 mod errors;
 mod estimate;
-mod fields;
 mod heap;
 mod load;
 #[cfg(test)]
 mod reference_tests;
 mod route;
-mod steps;
 mod support;
 mod tensors;
-mod tied;
 mod transformers;
 
 pub use backend::CandleBackend;

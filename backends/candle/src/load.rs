@@ -1,18 +1,13 @@
 //! From weights to a model on its worker's thread.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-};
+use std::sync::Arc;
 
 use llm_local_backend_common::{
-    text::TextPipeline,
+    decoder::{Loading, of_model, open_text_beside},
     worker::{self, Built, StepModel},
 };
 use llm_local_core::{
-    AdapterSet, CancellationToken, DeviceKind, Error, LoadOptions, LoadedInfo, LoadedModel, ModelWeights,
-    ProgressEvent, ProgressHandler, Result, TensorSource, TextFiles,
+    AdapterSet, DeviceKind, Error, LoadOptions, LoadedInfo, LoadedModel, ModelWeights, Result, TensorSource,
 };
 
 use crate::{
@@ -70,7 +65,7 @@ pub(crate) async fn spawn<M: StepModel>(
         // Dropped last, also behind a load that fails or is given up.
         let trim = TrimOnDrop::new(w.reservation);
         let source = w.tensors.ok_or_else(|| Error::load(&id, "it came without its tensors, which candle needs"))?;
-        let (text, loaded) = open_beside(&id, &w.text, &o, |o| {
+        let (text, loaded) = open_text_beside(&id, &w.text, &o, heap::trim_end_of_thread, |o| {
             load(&*source, o.context_length, Loading::new(o, tensors)) //
         })?;
         let Loaded { model, info, prefill_chunk } = loaded;
@@ -83,77 +78,4 @@ pub(crate) async fn spawn<M: StepModel>(
     })
     .await;
     loaded.map_err(|error| of_model(&name, error))
-}
-
-/// Opens the text side of the model `id` while `load` reads its weights, which stops where that fails: it is the quicker
-/// of the two, and its error the one that is told.
-fn open_beside<T>(
-    id: &str,
-    text: &TextFiles,
-    o: &LoadOptions,
-    load: impl FnOnce(&LoadOptions) -> Result<T>,
-) -> Result<(TextPipeline, T)> {
-    let cancel = o.cancel.child_token();
-    let stoppable = o.clone().with_cancel(cancel.clone());
-    let open = || {
-        let opened = catch_unwind(AssertUnwindSafe(|| TextPipeline::open(id, text)));
-        if !matches!(opened, Ok(Ok(_))) {
-            cancel.cancel();
-        }
-        heap::trim_end_of_thread();
-        opened
-    };
-    let (opened, loaded) = thread::scope(|scope| {
-        let opening = thread::Builder::new().name("llm-tokenizer".into()).spawn_scoped(scope, open);
-        let loaded = load(&stoppable);
-        // Where the system gives no more threads, one after the other.
-        let opened = opening.map_or_else(|_| open(), |opening| opening.join().flatten());
-        (opened, loaded)
-    });
-    Ok((opened.unwrap_or_else(|panic| resume_unwind(panic))?, loaded?))
-}
-
-/// Names the model in a failure that names less: a tensor, a file, or from the worker only "the model".
-fn of_model(id: &str, error: Error) -> Error {
-    match error {
-        Error::LoadFailed { model, reason, source } if model != id => {
-            Error::LoadFailed { model: id.to_owned(), reason: format!("{model}: {reason}"), source }
-        }
-        Error::OutOfMemory { device, reason } => Error::out_of_memory(device, format!("loading {id}: {reason}")),
-        error => error,
-    }
-}
-
-/// Progress and cancel of one load, tensor by tensor.
-pub(crate) struct Loading {
-    cancel: CancellationToken,
-    progress: Option<Arc<dyn ProgressHandler>>,
-    /// Locked while its count is told, so that counts are heard in order.
-    done: Mutex<usize>,
-    total: usize,
-}
-
-impl Loading {
-    pub(crate) fn new(options: &LoadOptions, total: usize) -> Self {
-        Self { cancel: options.cancel.clone(), progress: options.progress.clone(), done: Mutex::default(), total }
-    }
-
-    /// Of tensors that are replaced later, of which nobody hears; `cancel` gives up.
-    pub(crate) fn quiet(cancel: CancellationToken) -> Self {
-        Self { cancel, progress: None, done: Mutex::default(), total: 0 }
-    }
-
-    /// Called before each tensor.
-    pub(crate) fn check(&self) -> Result<()> {
-        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
-    }
-
-    /// Called after each tensor, by any of the threads that read.
-    pub(crate) fn tensor_done(&self) {
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        *done += 1;
-        if let Some(progress) = &self.progress {
-            progress.on_progress(&ProgressEvent::loading(*done, self.total));
-        }
-    }
 }

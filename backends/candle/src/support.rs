@@ -1,15 +1,15 @@
 //! Whether a model can be run, and as what.
 
 use candle_core::{DType, Device, quantized::GgmlDType};
+use llm_local_backend_common::decoder::{check_fields, check_same, described, first_matrix};
 use llm_local_core::{
-    ComputeDtype, DeviceInfo, DeviceKind, Encoding, Error, FloatType, LoadOptions, ModelFormat, ModelInfo, TensorEntry,
+    ComputeDtype, DeviceInfo, DeviceKind, Encoding, FloatType, LoadOptions, ModelFormat, ModelInfo, TensorEntry,
     model::{DecoderConfig, Layout, ModuleRole, RowOrder},
 };
 
 use crate::{
     device::Devices,
     elements::candle_dtype,
-    fields,
     tensors::{self, ggml_dtype},
 };
 
@@ -91,19 +91,7 @@ impl Supported {
     /// The same for `info`, other tensors of this model; the error is what of it would be held otherwise.
     pub(crate) fn with_tensors(&self, info: &ModelInfo) -> Result<Self, String> {
         let other = decide(info, self.want, (&self.device_info, &self.device))?;
-        let (before, after) = (&self.decoder, &other.decoder);
-        if before.tied_embeddings != after.tied_embeddings {
-            let is = |tied| if tied { "tied to" } else { "a tensor apart from" };
-            let (now, then) = (is(before.tied_embeddings), is(after.tied_embeddings));
-            return Err(format!("the output head is {now} the embedding in memory, and would be {then} it"));
-        }
-        if before.vocab_size != after.vocab_size {
-            let (now, then) = (before.vocab_size, after.vocab_size);
-            return Err(format!("the vocabulary has {now} rows in memory, and would have {then}"));
-        }
-        if before != after || self.layout != other.layout {
-            return Err("the description of the model is another than that of what is in memory".into());
-        }
+        check_same((&self.decoder, self.layout), (&other.decoder, other.layout))?;
         if (self.dense, self.activations) != (other.dense, other.activations) {
             return Err("matrices that are not replaced would be computed in another type".into());
         }
@@ -124,17 +112,13 @@ fn decide(
     want: ComputeDtype,
     (device_info, device): (&DeviceInfo, &Device),
 ) -> Result<Supported, String> {
-    let decoder = info.decoder.as_ref().map_err(|error| match error {
-        // Without the model's id: whoever passes this on says which model it is about.
-        Error::UnsupportedModelFormat { reason, .. } => reason.clone(),
-        error => error.to_string(),
-    })?;
+    let decoder = described(info)?;
     let layout = match &info.format {
         ModelFormat::Safetensors { .. } => Layout::HuggingFace,
         ModelFormat::Gguf { .. } => Layout::Gguf,
         _ => return Err("the checkpoint is neither safetensors nor GGUF, which is all that candle reads".into()),
     };
-    fields::check(decoder, layout)?;
+    check_fields(decoder, layout)?;
     tensors::check(decoder, layout, &info.tensors)?;
     let dense = dense_rule(info, decoder, layout, want, device_info.kind)?;
     let is_quantized = is_quantized(info, decoder, layout);
@@ -159,12 +143,6 @@ fn decide(
         dense,
         want,
     })
-}
-
-/// How the first layer's queries are stored: as most of the model is.
-fn first_matrix(info: &ModelInfo, c: &DecoderConfig, layout: Layout) -> Option<Encoding> {
-    let module = [ModuleRole::Query, ModuleRole::QueryKeyValue].iter().find_map(|role| c.module(*role, 0, layout))?;
-    info.tensor(&format!("{module}.weight")).map(|t| t.encoding)
 }
 
 fn is_quantized(info: &ModelInfo, c: &DecoderConfig, layout: Layout) -> bool {

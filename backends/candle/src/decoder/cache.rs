@@ -1,8 +1,7 @@
 //! Keys and values of one sequence.
 
 use candle_core::{DType, Device, Result, Tensor};
-
-use super::mask::first_visible;
+use llm_local_backend_common::decoder::window::{first_visible, most_rows, saved_from};
 
 /// Rows that a cache begins with, at least.
 const FEWEST_ROWS: usize = 64;
@@ -48,27 +47,11 @@ impl LayerCache {
         Self { buffers: None, window, first: 0, rows: 0 }
     }
 
-    /// Where the rows begin that are worth saving once `tokens` tokens are computed: those of one window are seen, and
-    /// those of another let the sequence be cut.
-    pub(crate) fn saved_from(window: Option<usize>, tokens: usize) -> usize {
-        window.map_or(0, |w| tokens.saturating_sub(2 * w))
-    }
-
     /// A cache with copies of `rows`, keys and values of shape (kv_heads, rows, head_dim), from position `first` on.
     pub(crate) fn from_rows(window: Option<usize>, first: usize, rows: Option<&(Tensor, Tensor)>) -> Result<Self> {
         let Some((keys, values)) = rows else { return Ok(Self { first, ..Self::new(window) }) };
         let buffers = Some([keys.force_contiguous()?, values.force_contiguous()?]);
         Ok(Self { buffers, window, first, rows: keys.dim(1)? })
-    }
-
-    /// Rows that a layer comes to hold at most, in chunks of at most `chunk` positions.
-    pub(crate) fn most_rows(window: Option<usize>, chunk: usize, context_length: usize) -> usize {
-        window.map_or(context_length, |w| context_length.min((2 * w).max(w + chunk)))
-    }
-
-    /// The latest position that row 0 may have once `tokens` tokens are computed.
-    pub(crate) fn oldest(window: Option<usize>, tokens: usize) -> usize {
-        first_visible(tokens, window)
     }
 
     /// Keys and values, if there are any: shape (kv_heads, rows, head_dim).
@@ -78,7 +61,7 @@ impl LayerCache {
 
     /// The rows that are worth saving, and the position of the first.
     pub(crate) fn saved(&self) -> Result<(usize, Option<(Tensor, Tensor)>)> {
-        let from = self.first.max(Self::saved_from(self.window, self.first + self.rows));
+        let from = self.first.max(saved_from(self.window, self.first + self.rows));
         Ok((from, self.rows_behind(from - self.first)?))
     }
 
@@ -131,7 +114,7 @@ impl LayerCache {
         let next = self.first + self.rows;
         // Rows that the next query sees, which is all of them without a window.
         let kept = next - first_visible(next, self.window).max(self.first);
-        let most = Self::most_rows(self.window, count, of.context_length);
+        let most = most_rows(self.window, count, of.context_length);
         let wanted = expected.max(2 * capacity).max(FEWEST_ROWS).min(most).max(kept + count);
         let old = std::mem::take(&mut self.buffers);
         let moved = |t: Tensor| -> Result<Tensor> {

@@ -1,6 +1,7 @@
 //! From tensors by name to a decoder.
 
 use candle_core::Device;
+use llm_local_backend_common::decoder::{Loading, Rotary, STACKED, check_tied, window};
 use llm_local_core::{
     Result, TensorSource,
     model::{ModuleRole as R, NormPlacement},
@@ -17,10 +18,9 @@ use super::{
     norm::RmsNorm,
     product::threads,
     readers,
-    rotary::Rotary,
     weights::Weights,
 };
-use crate::{elements::read_f32, load::Loading, support::Supported, tied};
+use crate::{elements::read_f32, support::Supported};
 
 impl Decoder {
     /// Reads every tensor of the model once; on the CPU on several threads, unless the source depends on the order. Caches
@@ -36,14 +36,8 @@ impl Decoder {
     ) -> Result<Self> {
         let c = &s.decoder;
         let mut read = |name: &str| read_f32(source, name);
-        let rotary = Rotary {
-            global: c.rope.resolve(&s.id, c.max_positions, &mut read)?,
-            local: match &c.local_rope {
-                Some(rope) => Some(rope.resolve(&s.id, c.max_positions, &mut read)?),
-                None => None,
-            },
-        };
-        tied::check(c, s.layout, source)?;
+        let rotary = Rotary::resolve(c, &s.id, &mut read)?;
+        check_tied(c, s.layout, source)?;
         let weights = Weights::new(s, source, loading);
         let threads = threads_for(source, &s.device);
         let around = || {
@@ -54,12 +48,11 @@ impl Decoder {
             Ok((embedding, norm, head))
         };
         let ((embedding, norm, head), layers) = readers::read(threads, around, c.layers, |i| layer(&weights, s, i))?;
-        let window = |i| c.sliding_window.as_ref().filter(|_| c.is_windowed(i)).map(|w| w.size);
         Ok(Self {
             base: Network { embedding: Embedding::new(embedding, c.embedding_scale), layers, norm, head },
             config: c.clone(),
             supported: s.clone(),
-            windows: (0..c.layers).map(window).collect(),
+            windows: window::of_layers(c),
             rotary,
             logit_scale: c.logit_scale,
             logit_soft_cap: c.logit_soft_cap,
@@ -88,12 +81,6 @@ pub(crate) fn reading_threads(device: &Device) -> usize {
 pub(super) fn threads_for(source: &dyn TensorSource, device: &Device) -> usize {
     if source.depends_on_order() { 1 } else { reading_threads(device) }
 }
-
-/// The modules of no layer, which one thread reads.
-pub(crate) const AROUND: [R; 3] = [R::Embedding, R::FinalNorm, R::Head];
-
-/// Modules whose rows are one matrix where they are held alike.
-pub(crate) const STACKED: [&[R]; 2] = [&[R::Query, R::Key, R::Value], &[R::Gate, R::Up]];
 
 fn layer(weights: &Weights<'_>, s: &Supported, i: usize) -> Result<Layer> {
     let c = &s.decoder;

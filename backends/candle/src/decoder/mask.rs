@@ -1,11 +1,7 @@
 //! Which keys a chunk of queries sees.
 
 use candle_core::{DType, Device, Result, Tensor};
-
-/// The first position that a chunk at `position` sees in a layer with the window `window`.
-pub(crate) fn first_visible(position: usize, window: Option<usize>) -> usize {
-    window.map_or(0, |window| (position + 1).saturating_sub(window))
-}
+use llm_local_backend_common::decoder::window::first_visible;
 
 /// What is added to the scores of `queries` queries from `position` on, shape (queries, keys), for keys from
 /// [`first_visible`] to the last query: 0 where query `i` sees key `j`, which is `j <= i` and `i - j < window`, and

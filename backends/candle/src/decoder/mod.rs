@@ -37,14 +37,14 @@ mod views;
 mod weights;
 
 pub(crate) use adapters::Adapted;
-pub(crate) use cache::LayerCache;
 use candle_core::{DType, Device};
 pub(crate) use linear::tile_bytes;
-pub(crate) use load::{AROUND, STACKED, reading_threads};
+pub(crate) use load::reading_threads;
 
+use llm_local_backend_common::decoder::Rotary;
 use llm_local_core::model::DecoderConfig;
 
-use {cache::Dimensions, network::Network, rotary::Rotary};
+use {cache::Dimensions, network::Network};
 
 use crate::support::Supported;
 

@@ -6,24 +6,24 @@ use std::{
 };
 
 use candle_core::Tensor;
-use llm_local_backend_common::worker::NewTensors;
-use llm_local_core::{
-    Error, Result,
-    model::{Layout, ModuleRole as R},
+use llm_local_backend_common::{
+    decoder::{AROUND, Loading, check_tied, refuse_replacement, touched},
+    worker::NewTensors,
 };
+use llm_local_core::{Result, model::ModuleRole as R};
 
 use super::{
     Adapted, Decoder,
     attention::Projections,
     layer::{GateUp, Layer},
     linear::{Linear, Matrix},
-    load::{AROUND, gate_up, projections, threads_for},
+    load::{gate_up, projections, threads_for},
     network::Network,
     norm::RmsNorm,
     readers,
     weights::Weights,
 };
-use crate::{load::Loading, support::Supported, tied};
+use crate::support::Supported;
 
 impl Decoder {
     /// Reads the modules anew whose tensors are named, all that is held in one with them included, and replaces them once
@@ -33,15 +33,10 @@ impl Decoder {
     /// [`Error::Unsupported`] for tensors with which other parts of the model would be held otherwise,
     /// [`Error::InvalidSpec`] for a name that is none of the model's; else as [`Decoder::load`].
     pub(super) fn replace(&mut self, new: &NewTensors) -> Result<Adapted> {
-        let s = self.supported.with_tensors(&new.info).map_err(|why| {
-            Error::unsupported(
-                "replace_tensors",
-                format!("{why}; load `{}` by another spec for that", self.supported.id),
-            )
-        })?;
-        let touched = touched(&s, &new.names)?;
+        let s = self.supported.with_tensors(&new.info).map_err(|why| refuse_replacement(&self.supported.id, &why))?;
+        let touched = touched(&s.id, &s.decoder, s.layout, &new.names)?;
         if touched.contains(&(R::Embedding, 0)) {
-            tied::check(&s.decoder, s.layout, &*new.tensors)?;
+            check_tied(&s.decoder, s.layout, &*new.tensors)?;
         }
         let weights = Weights::new(&s, &*new.tensors, Loading::quiet(new.cancel.clone()));
         let replacing = Replacing { s: &s, weights, touched, before: AtomicU64::new(0) };
@@ -51,28 +46,6 @@ impl Decoder {
         self.weight_bytes = self.weight_bytes - before + after;
         self.supported = s;
         Ok(Adapted::new(std::mem::replace(&mut self.base, network), before))
-    }
-}
-
-/// The modules that have the tensors `names`. Of a tied model, a head that is stored beside the embedding is that.
-fn touched(s: &Supported, names: &[String]) -> Result<HashSet<(R, usize)>> {
-    let mut names: HashSet<&str> = names.iter().map(String::as_str).collect();
-    let mut touched = HashSet::new();
-    for tensor in s.decoder.base_tensors(s.layout) {
-        if names.remove(&*tensor.name) {
-            touched.insert((tensor.role, tensor.layer));
-        }
-    }
-    if s.decoder.tied_embeddings && s.layout == Layout::HuggingFace && names.remove(tied::TIED_HEAD) {
-        touched.insert((R::Embedding, 0));
-    }
-    match names.into_iter().min() {
-        None => Ok(touched),
-        Some(name) => {
-            let architecture = s.decoder.architecture.name();
-            let reason = format!("`{name}` is no tensor of `{}`, which is a {architecture}", s.id);
-            Err(Error::invalid_spec("names of tensors to replace", reason))
-        }
     }
 }
 

@@ -1,42 +1,13 @@
 //! Rotary position embeddings, from frequencies that the description has resolved.
 
 use candle_core::{DType, Device, Result, Tensor};
-use llm_local_core::model::{ResolvedRope, RopeFrequencies};
-
-/// The frequencies of a decoder: those of most layers, and of windowed layers where they have others.
-#[derive(Debug, Clone)]
-pub(crate) struct Rotary {
-    pub(crate) global: ResolvedRope,
-    pub(crate) local: Option<ResolvedRope>,
-}
+use llm_local_core::model::RopeFrequencies;
 
 /// cos and sin of some positions, each of shape (positions, dims / 2).
 #[derive(Debug, Clone)]
 pub(crate) struct Angles {
     cos: Tensor,
     sin: Tensor,
-}
-
-impl Rotary {
-    /// Whether a sequence of `tokens` tokens is beyond a length at which frequencies change.
-    pub(crate) fn is_long(&self, tokens: usize) -> bool {
-        let beyond = |r: &ResolvedRope| r.beyond.as_ref().is_some_and(|(original, _)| tokens > *original);
-        beyond(&self.global) || self.local.as_ref().is_some_and(beyond)
-    }
-
-    /// Whether frequencies change with the length of the sequence.
-    pub(crate) fn changes(&self) -> bool {
-        self.is_long(usize::MAX)
-    }
-
-    /// The frequencies of a sequence that is long or not, for layers with full attention or for windowed ones.
-    pub(crate) fn frequencies(&self, windowed: bool, long: bool) -> &RopeFrequencies {
-        let rope = self.local.as_ref().filter(|_| windowed).unwrap_or(&self.global);
-        match &rope.beyond {
-            Some((_, far)) if long => far,
-            _ => &rope.base,
-        }
-    }
 }
 
 impl Angles {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use llm_local_backend_common::decoder::window;
 use llm_local_core::{Error, Result, SessionState, SessionTensor};
 
 use super::{
@@ -91,12 +92,12 @@ impl Decoder {
             return Err(refused("tensors", "a name stands there twice".into()));
         }
         let mut layers = Vec::with_capacity(self.windows.len());
-        for (i, window) in self.windows.iter().enumerate() {
+        for (i, size) in self.windows.iter().enumerate() {
             let name = format!("layers.{i}.first");
             let first = entry(state, &name)?;
-            let fits = |first: &usize| *first <= LayerCache::oldest(*window, tokens);
+            let fits = |first: &usize| *first <= window::oldest(*size, tokens);
             let first = first.parse().ok().filter(fits).ok_or_else(|| {
-                let most = LayerCache::oldest(*window, tokens);
+                let most = window::oldest(*size, tokens);
                 refused(&name, format!("it is {first:?}; with {tokens} tokens it is at most {most} here"))
             })?;
             let rows = if first == tokens {
@@ -107,10 +108,10 @@ impl Decoder {
             };
             let restored = || -> candle_core::Result<_> {
                 // A crafted state may have any number of rows.
-                let from = first.max(LayerCache::saved_from(*window, tokens));
+                let from = first.max(window::saved_from(*size, tokens));
                 let newest = |t: &Tensor| t.narrow(1, from - first, tokens - from);
                 let rows = rows.as_ref().map(|(k, v)| candle_core::Result::Ok((newest(k)?, newest(v)?))).transpose()?;
-                LayerCache::from_rows(*window, from, rows.as_ref())
+                LayerCache::from_rows(*size, from, rows.as_ref())
             };
             let failed = |e| generation_error("candle could not restore a KV cache", e);
             layers.push(restored().map_err(failed)?);

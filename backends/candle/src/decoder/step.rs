@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use llm_local_backend_common::worker::{NewTensors, StepModel};
+use llm_local_backend_common::{
+    decoder::check_step,
+    worker::{NewTensors, StepModel},
+};
 use llm_local_core::{AdapterSet, Error, Result, SessionState, SessionTensor, TrimLevel};
 
 use super::{
@@ -12,7 +15,7 @@ use super::{
     network::Network,
     views::Views,
 };
-use crate::{errors::generation_error, heap, steps};
+use crate::{errors::generation_error, heap};
 
 /// Which positions' logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl Decoder {
         adapters: Option<&Adapted>,
         wanted: Positions,
     ) -> Result<Vec<f32>> {
-        steps::check(tokens, position, cache.tokens, self.dimensions.context_length, self.vocab_size)?;
+        check_step(tokens, position, cache.tokens, self.dimensions.context_length, self.vocab_size)?;
         self.check_frequencies(cache, position + tokens.len())?;
         let network = adapters.map_or(&self.base, Adapted::network);
         let mut compute = || self.logits(network, cache, tokens, wanted)?.flatten_all()?.to_vec1();

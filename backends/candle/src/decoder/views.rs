@@ -1,12 +1,9 @@
 //! What layers share within a step.
 
 use candle_core::{DType, Device, Result};
+use llm_local_backend_common::decoder::Rotary;
 
-use super::{
-    attention::View,
-    mask::mask,
-    rotary::{Angles, Rotary},
-};
+use super::{attention::View, mask::mask, rotary::Angles};
 
 /// The views of a step: of layers with full attention, and of windowed ones. Only what some layer needs is made, and
 /// what is equal in both is made once.

@@ -10,6 +10,7 @@ use candle_core::{
     quantized::{GgmlDType, QStorage, QTensor},
 };
 use half::{bf16, f16};
+use llm_local_backend_common::decoder::Loading;
 use llm_local_core::{
     Error, FloatType, Result, TensorData, TensorSource,
     model::{BaseTensor, ModuleRole, RowOrder},
@@ -19,7 +20,6 @@ use super::linear::{Linear, Matrix};
 use crate::{
     elements::{Float, append, stack},
     errors::load_error,
-    load::Loading,
     support::{Held, Supported},
 };
 

@@ -2,13 +2,11 @@
 
 use std::{collections::HashMap, slice};
 
+use llm_local_backend_common::decoder::{AROUND, STACKED};
 use llm_local_core::{DeviceKind, Encoding, TensorEntry, model::ModuleRole};
 
 use super::{held, stored};
-use crate::{
-    decoder::{AROUND, STACKED},
-    support::{Held, Supported},
-};
+use crate::support::{Held, Supported};
 
 /// A tensor of a matrix, and the module that it is of.
 type Part<'a> = (&'a TensorEntry, ModuleRole);

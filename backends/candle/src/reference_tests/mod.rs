@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use candle_core::{Device, Tensor};
-use llm_local_backend_common::worker::StepModel;
+use llm_local_backend_common::{decoder::Loading, worker::StepModel};
 use llm_local_core::{
     ComputeDtype, LoadOptions,
     model::{Architecture, DecoderConfig},
@@ -14,7 +14,6 @@ use serde_json::Value;
 use crate::{
     decoder::Decoder,
     device::Devices,
-    load::Loading,
     support::{self, Supported},
 };
 

@@ -4,10 +4,10 @@ use std::fmt;
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
+use llm_local_backend_common::decoder::check_count;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use crate::tensors::check_count;
 
 /// A model of candle-transformers, as far as this backend knows it.
 #[derive(Clone)]

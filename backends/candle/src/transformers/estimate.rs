@@ -1,9 +1,9 @@
 //! How much memory a model of candle-transformers takes, by part.
 
+use llm_local_backend_common::decoder::text_bytes;
 use llm_local_core::{DeviceKind, MemoryEstimate, ModelInfo};
 
 use super::{check::Supported, description::Description};
-use crate::estimate::text;
 
 const F32: u64 = 4;
 
@@ -24,7 +24,7 @@ pub(crate) fn estimate(s: &Supported, info: &ModelInfo, context: usize) -> Memor
     // A tensor on its way to a device is on both sides.
     let load_peak = d.tensors.iter().map(|(_, shape)| bytes(shape)).max().unwrap_or(0);
     MemoryEstimate::new(weights, d.kv_bytes_per_token().saturating_mul(context as u64))
-        .with_text(text(info, d.sizes.vocab))
+        .with_text(text_bytes(info, d.sizes.vocab))
         .with_working(working(d, prefill_chunk(d, device, context).min(context) as u64, context as u64))
         .with_load_peak(load_peak)
 }

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use candle_core::{Device, Tensor, safetensors};
-use llm_local_backend_common::worker::StepModel;
+use llm_local_backend_common::{decoder::Loading, worker::StepModel};
 use llm_local_core::{ComputeDtype, Encoding, Error, FloatType, LoadOptions, ModelFormat, ModelInfo, TensorEntry};
 use llm_local_weights::Checkpoint;
 use serde_json::{Value, json};
 
 use super::{description::Description, *};
-use crate::{device::Devices, load::Loading};
+use crate::device::Devices;
 
 /// With each the largest difference to be expected, three times the measured ones or less: 2.6e-5 for Mixtral, 8e-6
 /// else.

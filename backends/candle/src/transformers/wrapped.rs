@@ -4,7 +4,10 @@ use std::{collections::HashMap, convert::Infallible};
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
-use llm_local_backend_common::worker::StepModel;
+use llm_local_backend_common::{
+    decoder::{Loading, check_step},
+    worker::StepModel,
+};
 use llm_local_core::{Result, TensorSource, TrimLevel};
 
 use super::{check::Supported, description::Forward};
@@ -12,8 +15,6 @@ use crate::{
     elements::read_f32,
     errors::{generation_error, load_error},
     heap,
-    load::Loading,
-    steps,
 };
 
 /// A model of candle-transformers. Each keeps its KV cache inside, without a way to take it out: a sequence gets a
@@ -92,7 +93,7 @@ impl StepModel for Wrapped {
         _: Option<&Infallible>,
     ) -> Result<Vec<f32>> {
         let d = &self.what.description;
-        steps::check(tokens, position, cache.tokens, self.context_length, d.sizes.vocab)?;
+        check_step(tokens, position, cache.tokens, self.context_length, d.sizes.vocab)?;
         match tokens.split_last() {
             Some((last, before)) if position > 0 && !d.takes_chunks => {
                 for token in before {

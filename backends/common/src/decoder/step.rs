@@ -2,8 +2,12 @@
 
 use llm_local_core::{Error, Result};
 
-/// Checks a step of `tokens` at `position` behind the `computed` tokens of its cache.
-pub(crate) fn check(
+/// Checks a step of `tokens` at `position` behind the `computed` tokens of its cache, in a context of `context_length`
+/// tokens.
+///
+/// # Errors
+/// [`Error::ContextLengthExceeded`], or [`Error::GenerationFailed`] that says what of it does not fit.
+pub fn check_step(
     tokens: &[u32],
     position: usize,
     computed: usize,

@@ -1,32 +1,44 @@
 //! A head that is stored beside the embedding it is tied to.
 
+use std::iter;
+
 use llm_local_core::{
     Error, Result, TensorData, TensorSource,
     model::{DecoderConfig, Layout, ModuleRole},
 };
 
 /// The head of a tied model, which some checkpoints store a second time.
-pub(crate) const TIED_HEAD: &str = "lm_head.weight";
+pub const TIED_HEAD: &str = "lm_head.weight";
 
-/// Checks that such a head is the same.
-pub(crate) fn check(c: &DecoderConfig, layout: Layout, source: &dyn TensorSource) -> Result<()> {
+/// Checks that a head which is stored beside the embedding it is tied to is the same.
+///
+/// # Errors
+/// [`Error::LoadFailed`] if the two differ, or came in a form that is not known; else what reading gave.
+pub fn check_tied(c: &DecoderConfig, layout: Layout, source: &dyn TensorSource) -> Result<()> {
     let embedding = c.module(ModuleRole::Embedding, 0, layout).map(|module| format!("{module}.weight"));
     let (Some(embedding), true) = (embedding, c.tied_embeddings && layout == Layout::HuggingFace) else {
         return Ok(());
     };
-    if source.entry(TIED_HEAD).is_none() {
-        return Ok(());
+    let Some(head) = source.entry(TIED_HEAD) else { return Ok(()) };
+    let parts = |name| source.entry(name).map_or(&[][..], |entry| &entry.parts);
+    let differ = || {
+        let why = format!(
+            "config.json ties it to {embedding}, but the two differ; set tie_word_embeddings to false, or remove it"
+        );
+        Err(Error::load(TIED_HEAD, why))
+    };
+    if head.parts.len() != parts(&embedding).len() {
+        return differ();
     }
-    match same_bytes(&source.read(TIED_HEAD, None)?, &source.read(&embedding, None)?) {
-        Some(true) => Ok(()),
-        Some(false) => Err(Error::load(
-            TIED_HEAD,
-            format!(
-                "config.json ties it to {embedding}, but the two differ; set tie_word_embeddings to false, or remove it"
-            ),
-        )),
-        None => Err(Error::load(TIED_HEAD, "its data is in a form that this backend does not know")),
+    let all = iter::once((&head.name, &embedding)).chain(head.parts.iter().zip(parts(&embedding)));
+    for (one, other) in all {
+        match same_bytes(&source.read(one, None)?, &source.read(other, None)?) {
+            Some(true) => {}
+            Some(false) => return differ(),
+            None => return Err(Error::load(TIED_HEAD, "its data is in a form that this backend does not know")),
+        }
     }
+    Ok(())
 }
 
 /// Whether two tensors have the same bytes, in whichever form each came; `None` for a form that is not known. Both may

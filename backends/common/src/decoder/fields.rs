@@ -1,12 +1,17 @@
-//! Values of a description that the decoder does not compute.
+//! Values of a description that no decoder of a backend computes.
 
 use llm_local_core::{
     Error,
     model::{Activation, DecoderConfig, Layout, QkNorm, Rope, RopeScaling},
 };
 
-/// Says which value cannot be run, what it is and what would be.
-pub(crate) fn check(c: &DecoderConfig, layout: Layout) -> Result<(), String> {
+/// Checks the values of a description against what decoders here compute: dense feed-forward blocks, known activations and
+/// norms, and rotary frequencies that change at one length.
+///
+/// # Errors
+/// Which value cannot be run, by its name in config.json or in GGUF metadata, what it is and what would be; without the
+/// model's id.
+pub fn check_fields(c: &DecoderConfig, layout: Layout) -> Result<(), String> {
     // Each field has one name in config.json and another in GGUF metadata.
     let refuse = |wrong: bool, (hf, key): (&str, &str), found: &str, supported: &str| {
         let name = if layout == Layout::Gguf { key } else { hf };
@@ -57,7 +62,7 @@ mod tests {
     use llm_local_core::model::Architecture;
 
     use super::*;
-    use crate::reference_tests::description;
+    use crate::decoder::tests::description;
 
     fn longrope(original_max_positions: usize) -> Rope {
         let (short_factor, long_factor) = (vec![1.0; 8], vec![2.0; 8]);
@@ -74,10 +79,10 @@ mod tests {
     #[test]
     fn frequencies_change_at_one_length() {
         let mut c = description("arch-phi3", Some("arch-phi3.longrope"));
-        assert_eq!((c.architecture, check(&c, Layout::HuggingFace)), (Architecture::Phi3, Ok(())));
+        assert_eq!((c.architecture, check_fields(&c, Layout::HuggingFace)), (Architecture::Phi3, Ok(())));
         for (local, fits) in [(Rope::new(1e4, 16), true), (longrope(40), true), (longrope(41), false)] {
             c.local_rope = Some(local);
-            let found = check(&c, Layout::HuggingFace);
+            let found = check_fields(&c, Layout::HuggingFace);
             assert_eq!(found.is_ok(), fits);
             assert!(fits || found.unwrap_err().contains("beyond 40 tokens, and those of windowed layers beyond 41"));
         }

@@ -15,7 +15,7 @@ const MERGE_SLOT: u64 = 16;
 /// 1.9 of Llama 2, 2.2 of Llama 3 and 2.3 of Gemma, whose tokenizers were converted to every way to cut a token in two.
 const MERGES_PER_TOKEN: u64 = 2;
 
-/// Compiled patterns, the template and its engine, added tokens, and the tables of candle's and of the tokenizer's threads.
+/// Compiled patterns, the template and its engine, added tokens, and the tables of a backend's and of the tokenizer's threads.
 const BESIDE: u64 = 1 << 20;
 
 /// Bytes of tokenizer and chat template of a model whose vocabulary has `vocab` tokens, padding included.
@@ -24,7 +24,7 @@ const BESIDE: u64 = 1 << 20;
 /// with strings of its own, and the merges. What GGUF metadata say is counted; of a `tokenizer.json`, which is not read
 /// before a load, nothing is known but the size of the vocabulary. A Unigram tokenizer, which has a tree instead of
 /// merges, takes several times as much; which one a folder has is known from `tokenizer.json` alone.
-pub(crate) fn text(info: &ModelInfo, vocab: usize) -> u64 {
+pub fn text_bytes(info: &ModelInfo, vocab: usize) -> u64 {
     let gguf = match &info.format {
         ModelFormat::Gguf { metadata } => Some(metadata),
         _ => None,
@@ -73,8 +73,8 @@ mod tests {
         .collect();
         let gguf = ModelInfo::new("m", ModelFormat::Gguf { metadata: Arc::new(metadata) }, []);
         let counted = 2 * 65_536 * 33 + 2 * 50_000 * 32 + 65_536 * 17 + BESIDE;
-        assert_eq!(text(&gguf, 1_000_000), counted);
+        assert_eq!(text_bytes(&gguf, 1_000_000), counted);
         let folder = ModelInfo::new("m", ModelFormat::Safetensors { config: Arc::new(json!({})) }, []);
-        assert_eq!(text(&folder, 50_000), counted + 65_536 * 17);
+        assert_eq!(text_bytes(&folder, 50_000), counted + 65_536 * 17);
     }
 }
