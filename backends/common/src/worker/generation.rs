@@ -124,13 +124,18 @@ impl<M: StepModel> Generating<M> {
             Some(lease) => lease,
             none => none.insert(named(&self.request, turn)?),
         };
+        let wanted = || !self.request.cancel.is_cancelled() && !self.outlet.is_dropped();
         let running = running(&mut self.running)?;
         if running.sequence.computed() == 0
+            // Making the adapters ready may have taken long.
+            && wanted()
             && let Some(kept) = self.session.as_ref().and_then(|session| turn.sessions.take(&session.key))
         {
             running.sequence.resume(kept, turn.model)?;
         }
-        let Advance { tokens, logits } = running.sequence.advance(turn, adapters.adapters())?;
+        let Some(Advance { tokens, logits }) = running.sequence.advance(turn, adapters.adapters(), wanted)? else {
+            return self.finish(FinishReason::Cancelled, turn);
+        };
         let chosen = match logits {
             Some(mut logits) => Some(running.sampler.sample(&mut logits, running.sequence.tokens())?),
             None => None,

@@ -21,7 +21,7 @@ use super::{
     shared::Shared,
 };
 
-/// Talks to a worker thread. Dropping it closes the commands, and with that ends the thread.
+/// Talks to a worker. Dropping it closes the commands, and with that ends the worker.
 pub(super) struct Handle {
     pub(super) info: LoadedInfo,
     /// [`StepModel::keeps_sessions`](super::StepModel::keeps_sessions).
@@ -33,7 +33,7 @@ pub(super) struct Handle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Clock,
-    /// Until it is joined.
+    /// Of the worker's own, until it is joined.
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -180,7 +180,7 @@ impl LoadedModel for Handle {
 
     async fn unload(&self) -> Result<()> {
         self.shared.unloading.cancel();
-        // Where nobody receives it, the thread has ended or is about to.
+        // Where nobody receives it, the worker has ended or is about to.
         let _ = self.commands.send(Command::Unload);
         self.shared.ended.cancelled().await;
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -8,7 +8,7 @@ use super::{
     caught,
     command::Reply,
     prompt,
-    sequence::Sequence,
+    sequence::{Advance, Sequence},
     task::{Next, Turn},
 };
 
@@ -46,13 +46,17 @@ impl<M: StepModel> Computing<M> {
         }
         let sequence = self.sequence.as_mut().ok_or_else(|| Error::generation("the request had failed before"))?;
         let adapters = self.adapters.as_ref().and_then(|lease| lease.adapters());
-        let Some(logits) = sequence.advance(turn, adapters)?.logits else {
-            return Ok(Next::Again);
+        let logits = match sequence.advance(turn, adapters, || !self.reply.is_abandoned())? {
+            Some(Advance { logits: None, .. }) => return Ok(Next::Again),
+            Some(Advance { logits: Some(logits), .. }) => Some(logits),
+            None => None,
         };
         // Before the answer: whoever has it may look at the memory in use.
         sequence.release()?;
         self.let_adapters_go();
-        self.reply.answer(Ok(logits));
+        if let Some(logits) = logits {
+            self.reply.answer(Ok(logits));
+        }
         Ok(Next::Done)
     }
 

@@ -3,7 +3,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `model` | [`StepModel`], what a backend writes, [`Built`] and [`NewTensors`] |
-//! | `spawn` | [`spawn`]: the thread, and the load on it |
+//! | `spawn` | [`spawn`] and [`spawn_on`]: a load on a thread of its own, or on one that models share |
+//! | `shared_thread` | [`SharedThread`], and whose turn it is there |
+//! | `load` | a worker, from the load to its end |
 //! | `handle` | the `LoadedModel` that callers hold |
 //! | `command` | what the handle asks of the thread |
 //! | `run_loop` | whose turn it is |
@@ -58,6 +60,7 @@ mod command;
 mod events;
 mod generation;
 mod handle;
+mod load;
 mod logits;
 mod model;
 mod prompt;
@@ -66,12 +69,14 @@ mod sequence;
 mod session_call;
 mod sessions;
 mod shared;
+mod shared_thread;
 mod spawn;
 mod task;
 
 pub use model::{Built, NewTensors, StepModel};
 pub use sessions::NAMED_SETS;
-pub use spawn::spawn;
+pub use shared_thread::{SharedThread, yield_now};
+pub use spawn::{spawn, spawn_on};
 
 #[cfg(test)]
 mod tests;

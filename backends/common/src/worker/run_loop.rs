@@ -16,11 +16,12 @@ use super::{
     session_call::Calling,
     sessions::Sessions,
     shared::Shared,
+    shared_thread::yield_now,
     task::{Next, Task, Turn},
 };
 use crate::text::TextPipeline;
 
-/// The loop of a worker thread, and all it works on.
+/// The loop of a worker, and all it works on.
 pub(super) struct RunLoop<M: StepModel> {
     /// First, so that no command waits for an answer while the rest is dropped.
     inbox: Inbox,
@@ -50,6 +51,8 @@ pub(super) struct Served<M: StepModel> {
 #[derive(PartialEq, Eq)]
 enum Flow {
     Continue,
+    /// Behind others on the thread: the model was at work.
+    Yield,
     Unload,
 }
 
@@ -77,7 +80,7 @@ impl<M: StepModel> RunLoop<M> {
     }
 
     /// Serves until it is told to unload, or nobody is left to serve; then drops the tasks, the sessions and the model.
-    /// Pending while nobody can take a turn.
+    /// Pending while nobody can take a turn, and between turns, so that others on the thread have theirs.
     pub(super) async fn run(mut self) {
         self.serve().await;
         tracing::debug!(model = self.info.model, tasks = self.tasks.len(), "unloading");
@@ -98,16 +101,20 @@ impl<M: StepModel> RunLoop<M> {
         let mut passed_over = 0;
         loop {
             while let Some(command) = self.inbox.take() {
-                if self.obey(command) == Flow::Unload {
-                    return;
+                match self.obey(command) {
+                    Flow::Continue => {}
+                    Flow::Yield => yield_now().await,
+                    Flow::Unload => return,
                 }
             }
             if self.tasks.is_empty() && !self.inbox.is_open() {
                 return;
             }
             if passed_over >= self.tasks.len() {
-                if self.wait().await == Flow::Unload {
-                    return;
+                match self.wait().await {
+                    Flow::Continue => {}
+                    Flow::Yield => yield_now().await,
+                    Flow::Unload => return,
                 }
                 passed_over = 0;
             }
@@ -126,6 +133,7 @@ impl<M: StepModel> RunLoop<M> {
                 Next::Again => self.tasks.push_back(task),
                 Next::Done => discard("a finished request", task),
             }
+            yield_now().await;
         }
     }
 
@@ -157,9 +165,18 @@ impl<M: StepModel> RunLoop<M> {
             }
             // Whoever has given up does not want it any more.
             Command::SetAdapters(_, reply) | Command::ReplaceTensors(_, reply) if reply.is_abandoned() => {}
-            Command::SetAdapters(set, mut reply) => reply.answer(self.set_adapters(&set)),
-            Command::ReplaceTensors(new, mut reply) => reply.answer(self.replace_tensors(new)),
-            Command::Trim(level, mut reply) => reply.answer(self.trim(level)),
+            Command::SetAdapters(set, mut reply) => {
+                reply.answer(self.set_adapters(&set));
+                return Flow::Yield;
+            }
+            Command::ReplaceTensors(new, mut reply) => {
+                reply.answer(self.replace_tensors(new));
+                return Flow::Yield;
+            }
+            Command::Trim(level, mut reply) => {
+                reply.answer(self.trim(level));
+                return Flow::Yield;
+            }
             Command::Unload => return Flow::Unload,
         }
         Flow::Continue

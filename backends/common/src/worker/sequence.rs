@@ -92,12 +92,14 @@ impl<C> Sequence<C> {
         Ok(())
     }
 
-    /// Computes the next chunk; the first one again, if the cache cannot go on with the tokens that there are now.
+    /// Computes the next chunk; the first one again, if the cache cannot go on with the tokens that there are now. Nothing, if
+    /// it is not `wanted` any more when the model is about to compute it.
     pub(super) fn advance<M: StepModel<Cache = C>>(
         &mut self,
         turn: &mut Turn<'_, M>,
         adapters: Option<&M::Adapters>,
-    ) -> Result<Advance> {
+        wanted: impl FnOnce() -> bool,
+    ) -> Result<Option<Advance>> {
         let count = self.tokens.len();
         if let Some(cached) = self.cached.take_if(|cached| !turn.model.holds(&cached.cache, count)) {
             tracing::debug!(model = turn.info.model, tokens = count, computed = self.computed, "computing anew");
@@ -109,6 +111,9 @@ impl<C> Sequence<C> {
             Some(cached) => cached,
             empty => empty.insert(new_cache(turn, count)?),
         };
+        if !wanted() {
+            return Ok(None);
+        }
         let from = self.computed;
         let end = count.min(from + turn.prefill_chunk);
         turn.shared.count_step(end - from);
@@ -122,7 +127,7 @@ impl<C> Sequence<C> {
                 turn.info.vocab_size
             )));
         }
-        Ok(Advance { tokens: end - from, logits: (end == count).then_some(logits) })
+        Ok(Some(Advance { tokens: end - from, logits: (end == count).then_some(logits) }))
     }
 
     /// Takes out what is computed, if anything is.

@@ -18,7 +18,7 @@ pub(super) struct Shared {
     forward_tokens: AtomicU64,
     /// Cancelled when the model is to be unloaded, so that what takes long is given up.
     pub(super) unloading: CancellationToken,
-    /// Cancelled when the thread has dropped everything.
+    /// Cancelled when everything is dropped.
     pub(super) ended: CancellationToken,
 }
 
@@ -97,11 +97,11 @@ impl Drop for AdapterBytes {
     }
 }
 
-/// Says that the thread has ended, however it ends.
+/// Says that the worker has ended, however it ends.
 #[derive(Debug)]
-pub(super) struct EndOfThread(pub(super) Arc<Shared>);
+pub(super) struct EndOfWorker(pub(super) Arc<Shared>);
 
-impl Drop for EndOfThread {
+impl Drop for EndOfWorker {
     fn drop(&mut self) {
         self.0.set_weights(0);
         self.0.ended.cancel();

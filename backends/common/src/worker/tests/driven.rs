@@ -21,7 +21,7 @@ use super::{
         command::Inbox,
         handle::Handle,
         run_loop::{RunLoop, Served},
-        shared::{EndOfThread, Shared},
+        shared::{EndOfWorker, Shared},
     },
     fake::Setup,
 };
@@ -54,7 +54,7 @@ impl Driven {
         let sets = Sets::new(&adapters, &mut model, &shared).unwrap();
         let served = Served { model, sets, text, info: info.clone(), prefill_chunk };
         let run_loop = RunLoop::new(Inbox::new(receiver), served, shared.clone(), clock.clone());
-        let end = EndOfThread(shared.clone());
+        let end = EndOfWorker(shared.clone());
         let worker = async move {
             let (_end, _reservation) = (end, reservation);
             run_loop.run().await;
@@ -67,15 +67,19 @@ impl Driven {
         driven
     }
 
-    /// Lets the worker do all that it can. If it did not sleep then, this would not return.
+    /// Lets the worker do all that it can, turn by turn. If it did not sleep then, this would not return.
     pub(super) fn drive(&mut self) {
-        self.wakes.0.store(0, SeqCst);
         let waker = Waker::from(self.wakes.clone());
-        let ended = self.worker.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
-        if ended {
-            self.worker = Box::pin(std::future::pending());
+        loop {
+            self.wakes.0.store(0, SeqCst);
+            let ended = self.worker.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+            if ended {
+                self.worker = Box::pin(std::future::pending());
+            }
+            if !self.is_woken() {
+                return;
+            }
         }
-        assert_eq!(self.wakes.0.load(SeqCst), 0, "the worker woke itself");
     }
 
     /// Whether something has woken it since it was driven.
