@@ -7,18 +7,22 @@
 //! | `text_bytes` | what tokenizer and chat template take |
 //! | `loading` | progress and cancel of a load, and whose error it is |
 //! | `open_text` | the text side, opened beside the weights |
+//! | [`adapters`] | what a set of adapters changes, module by module |
 //! | `tied` | heads stored beside their embedding |
 //! | `modules` | modules that lie in one matrix or in no layer, and those that tensors are of |
 //! | `step` | what every step is checked against |
 //! | `rotary` | rotary frequencies of short and long sequences |
+//! | `session` | KV caches as data, checked against what the model would have written |
 //! | [`window`] | which positions a layer sees, holds and saves |
 
+pub mod adapters;
 mod described;
 mod fields;
 mod loading;
 mod modules;
 mod open_text;
 mod rotary;
+mod session;
 mod step;
 mod tensors;
 mod text_bytes;
@@ -31,6 +35,7 @@ pub use loading::{Loading, of_model};
 pub use modules::{AROUND, STACKED, touched};
 pub use open_text::{TextOpening, open_text, open_text_beside, open_text_while};
 pub use rotary::Rotary;
+pub use session::{SavedCache, SavedLayer, SavedRows, SessionForm};
 pub use step::check_step;
 pub use tensors::{Readable, check_count, check_not_packed, check_tensors};
 pub use text_bytes::text_bytes;

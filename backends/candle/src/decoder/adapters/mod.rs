@@ -3,9 +3,6 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `names` | the names of tensors, projections apart or fused, and the modules that these are |
-//! | `plan` | what a set changes, module by module, checked against the model |
-//! | `changes` | what adapters change of one module |
 //! | `replaced` | tensors of which an adapter replaces all or some rows |
 //! | `beside` | low-rank pairs, and DoRA's norms |
 //!
@@ -13,14 +10,12 @@
 //! whatever the base's own layout is.
 
 mod beside;
-mod changes;
-mod names;
-mod plan;
 mod replaced;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use llm_local_backend_common::decoder::adapters::{Changes, Plan, references};
 use llm_local_core::{
     AdapterSet, Result,
     model::{Layout, ModuleRole as R},
@@ -33,9 +28,7 @@ use super::{
     norm::RmsNorm,
     side::SidePath,
 };
-use crate::errors::adapter_error;
-use changes::Changes;
-use plan::Plan;
+use crate::{backend::NAME, errors::adapter_error};
 
 /// A model with a set of adapters beside its weights.
 #[derive(Debug)]
@@ -67,16 +60,11 @@ impl Decoder {
     /// [`llm_local_core::Error::AdapterMergeFailed`] that names the adapter and what of it this model does not have,
     /// has in another shape, or cannot run beside its weights.
     pub(super) fn with_adapters(&self, set: &AdapterSet) -> Result<Adapted> {
-        let plan = Plan::new(set, &self.config)?;
+        let plan = Plan::new(set, &self.config, NAME)?;
         let mut making = Making { decoder: self, plan, names: references(set), bytes: 0 };
         let network = making.network()?;
         Ok(Adapted { network, bytes: making.bytes })
     }
-}
-
-/// The refs of a set, for messages.
-fn references(set: &AdapterSet) -> String {
-    set.adapters.iter().map(|(adapter, _)| adapter.reference.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// A network that is being made.
@@ -131,14 +119,7 @@ impl<'a> Making<'a> {
 
     /// Changes the linear layer that has the rows of these modules.
     fn linear(&mut self, linear: &mut Linear, roles: &[R], layer: usize) -> Result<()> {
-        let mut start = 0;
-        let mut parts = Vec::new();
-        for role in names::apart(roles) {
-            let changes = self.plan.take(*role, layer);
-            let rows = self.plan.rows_of(*role, layer)?;
-            parts.extend(changes.map(|changes| (start, changes)));
-            start += rows;
-        }
+        let parts = self.plan.take_all(roles, layer)?;
         let parts: Vec<_> = parts.iter().map(|(start, changes)| (*start, changes)).collect();
         if parts.is_empty() { Ok(()) } else { self.change(linear, &parts) }
     }

@@ -5,11 +5,12 @@
 use std::ops::Range;
 
 use candle_core::Result;
+use llm_local_backend_common::decoder::adapters::Values;
 use pulp::{Arch, NullaryFnOnce};
 
 use super::{
     Piece, SidePath,
-    values::{CHUNK, Values},
+    values::{CHUNK, some},
 };
 use crate::decoder::parts::{Run, in_parts};
 
@@ -101,7 +102,7 @@ impl NullaryFnOnce for Project<'_> {
             let mut sum = 0f32;
             for (i, x) in self.x.chunks(CHUNK).enumerate() {
                 let at = rank * self.width + i * CHUNK;
-                sum += dot(self.piece.a.some(at..at + x.len(), &mut buffer), x);
+                sum += dot(some(&self.piece.a, at..at + x.len(), &mut buffer), x);
             }
             *narrow = self.piece.scale * sum;
         }
@@ -137,10 +138,10 @@ impl NullaryFnOnce for Widen<'_> {
                 let start = |k: usize| (if k < narrow.len() { first + k } else { first }) * width + at;
                 let [b0, b1, b2, b3] = &mut buffers;
                 let b = [
-                    b.some(start(0)..start(0) + y.len(), b0),
-                    b.some(start(1)..start(1) + y.len(), b1),
-                    b.some(start(2)..start(2) + y.len(), b2),
-                    b.some(start(3)..start(3) + y.len(), b3),
+                    some(b, start(0)..start(0) + y.len(), b0),
+                    some(b, start(1)..start(1) + y.len(), b1),
+                    some(b, start(2)..start(2) + y.len(), b2),
+                    some(b, start(3)..start(3) + y.len(), b3),
                 ];
                 add_four(y, b, by);
             }
@@ -160,7 +161,7 @@ pub(super) fn add_rows(side: &SidePath, ids: &[u32], y: &mut [f32]) -> Result<()
                 let by = piece.scale * piece.b.get(rank * piece.rows.len() + id - piece.rows.start);
                 for (i, y) in y.chunks_mut(CHUNK).enumerate() {
                     let at = rank * side.width + i * CHUNK;
-                    let a = piece.a.some(at..at + y.len(), &mut buffer);
+                    let a = some(&piece.a, at..at + y.len(), &mut buffer);
                     y.iter_mut().zip(a).for_each(|(y, a)| *y += by * a);
                 }
             }

@@ -1,11 +1,9 @@
-//! Adapters beside a matrix: `y = f · (W x) + Σ scale · B (A x)`, with a factor `f` for each row of the matrix.
-//!
-//! A pair of DoRA (arXiv:2402.09353) with weight `w` gives `w · (m / n · (W + s B A) - W)`: it adds `w · (m / n - 1)` to
-//! the factor of each row, and multiplies its rows of B by `m / n`.
+//! Adapters beside a matrix: `y = f · (W x) + Σ scale · B (A x)`, with a factor `f` for each row of the matrix, which DoRA
+//! has.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `values` | floats in the type they are stored in |
+//! | `values` | floats that are widened a few at a time |
 //! | `few` | a few rows of activations: plain loops, nothing allocated |
 //! | `many` | many rows: matrix products |
 //! | `on_device` | on a GPU: candle's products |
@@ -18,9 +16,9 @@ mod values;
 use std::ops::Range;
 
 use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Tensor};
+use llm_local_backend_common::decoder::adapters::Piece;
 
 pub(super) use on_device::OnDevice;
-pub(super) use values::Values;
 
 use super::{
     linear::WORTH_A_THREAD,
@@ -41,25 +39,9 @@ pub(crate) struct SidePath {
     pub(super) on_device: Option<OnDevice>,
 }
 
-/// One low-rank pair beside some rows of the matrix.
-#[derive(Debug)]
-pub(super) struct Piece {
-    pub(super) rank: usize,
-    /// The rows of the matrix that it is beside.
-    pub(super) rows: Range<usize>,
-    /// A, shape (rank, in).
-    pub(super) a: Values,
-    /// B transposed, shape (rank, rows): so its columns are added one after another, whatever the rank.
-    pub(super) b: Values,
-    /// What the update is multiplied by.
-    pub(super) scale: f32,
-}
-
-impl Piece {
-    /// Multiplications for one row of activations.
-    fn work(&self, width: usize) -> usize {
-        self.rank * (width + self.rows.len())
-    }
+/// Multiplications for one row of activations.
+fn work(piece: &Piece, width: usize) -> usize {
+    piece.rank * (width + piece.rows.len())
 }
 
 impl SidePath {
@@ -100,7 +82,7 @@ impl SidePath {
                 y.len()
             )));
         }
-        let work: usize = rows * self.pieces.iter().map(|p| p.work(self.width)).sum::<usize>();
+        let work: usize = rows * self.pieces.iter().map(|p| work(p, self.width)).sum::<usize>();
         let threads = threads().min(work / WORTH_A_THREAD).max(1);
         match rows {
             1 if threads > 1 => few::add_shared(self, x, y, threads, run),

@@ -1,8 +1,7 @@
 //! Adapters beside a matrix on a GPU, with candle's products: one of each for all adapters together.
 
 use candle_core::{DType, Device, Result, Tensor};
-
-use super::Piece;
+use llm_local_backend_common::decoder::adapters::{OnePair, Piece};
 
 /// All pieces beside a matrix as one, in the type of the activations.
 #[derive(Debug)]
@@ -24,22 +23,11 @@ impl OnDevice {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let ranks = pieces.iter().map(|p| p.rank).sum();
-        let mut b = vec![0f32; ranks * out];
-        let mut a = Vec::with_capacity(ranks * width);
-        let mut rank = 0;
-        for piece in pieces {
-            a.extend_from_slice(&piece.a.all());
-            for row in piece.b.all().chunks_exact(piece.rows.len()) {
-                let at = &mut b[rank * out..(rank + 1) * out][piece.rows.clone()];
-                at.iter_mut().zip(row).for_each(|(to, from)| *to = from * piece.scale);
-                rank += 1;
-            }
-        }
+        let OnePair { rank, a, b } = OnePair::new(pieces, (out, width));
         let made = |v: Vec<f32>, shape: (usize, usize)| Tensor::from_vec(v, shape, device)?.to_dtype(dtype);
         Ok(Self {
-            a: made(a, (ranks, width))?.t()?.contiguous()?,
-            b: made(b, (ranks, out))?,
+            a: made(a, (rank, width))?.t()?.contiguous()?,
+            b: made(b, (rank, out))?,
             factors: factors.map(|f| Tensor::new(f, device)?.to_dtype(dtype)).transpose()?,
         })
     }

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device};
 use half::{bf16, f16};
+use llm_local_backend_common::decoder::adapters::Values;
 
 use super::*;
 use crate::decoder::parts::{beside_blocks, on_rayon};

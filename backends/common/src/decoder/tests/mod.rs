@@ -2,6 +2,7 @@
 
 mod headers;
 mod replaced;
+mod session;
 mod text;
 
 use std::path::PathBuf;

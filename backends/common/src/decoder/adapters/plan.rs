@@ -10,22 +10,27 @@ use llm_local_core::{
 
 use super::{
     changes::{By, Changes},
-    names::{Named, Names},
+    names::{Named, Names, apart},
 };
 
 /// What a set changes, module by module.
-pub(super) struct Plan<'a> {
+#[derive(Debug)]
+pub struct Plan<'a> {
     modules: HashMap<(R, usize), Changes<'a>>,
     rows: HashMap<(R, usize), usize>,
 }
 
 impl<'a> Plan<'a> {
-    /// What `set` changes of a model that `c` describes.
-    pub(super) fn new(set: &'a AdapterSet, c: &DecoderConfig) -> Result<Self> {
+    /// What `set` changes of a model that `c` describes, and that `backend` runs.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] that names the adapter and what of it this model does not have, has in another shape, or
+    /// cannot run beside its weights.
+    pub fn new(set: &'a AdapterSet, c: &DecoderConfig, backend: &'a str) -> Result<Self> {
         let names = Names::new(c);
         let mut plan = Self { modules: HashMap::new(), rows: names.rows() };
         for (place, (adapter, weight)) in set.adapters.iter().enumerate() {
-            Reading { adapter, place, weight: *weight, names: &names, c, plan: &mut plan }.read()?;
+            Reading { adapter, backend, place, weight: *weight, names: &names, c, plan: &mut plan }.read()?;
         }
         if c.tied_embeddings {
             plan.resolve_tied();
@@ -56,8 +61,25 @@ impl<'a> Plan<'a> {
     }
 
     /// What changes of a module; each is taken once.
-    pub(super) fn take(&mut self, role: R, layer: usize) -> Option<Changes<'a>> {
+    pub fn take(&mut self, role: R, layer: usize) -> Option<Changes<'a>> {
         self.modules.remove(&(role, layer))
+    }
+
+    /// What changes of a linear layer that has the rows of the modules `roles`, fused ones or several: each with the row that
+    /// it begins at.
+    ///
+    /// # Errors
+    /// As [`Plan::rows_of`].
+    pub fn take_all(&mut self, roles: &[R], layer: usize) -> Result<Vec<(usize, Changes<'a>)>> {
+        let mut start = 0;
+        let mut parts = Vec::new();
+        for role in apart(roles) {
+            let changes = self.take(*role, layer);
+            let rows = self.rows_of(*role, layer)?;
+            parts.extend(changes.map(|changes| (start, changes)));
+            start += rows;
+        }
+        Ok(parts)
     }
 
     /// Rows of a module's weight.
@@ -65,14 +87,17 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`Error::LoadFailed`] for a module that the description does not have: what stands behind it in a matrix has no
     /// known place then.
-    pub(super) fn rows_of(&self, role: R, layer: usize) -> Result<usize> {
+    pub fn rows_of(&self, role: R, layer: usize) -> Result<usize> {
         let unknown =
             || Error::load(format!("{role:?} of layer {layer}"), "its description does not say how many rows it has");
         self.rows.get(&(role, layer)).copied().ok_or_else(unknown)
     }
 
     /// Checks that nothing is left that nobody took.
-    pub(super) fn finish(&self, c: &DecoderConfig) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] that names the module.
+    pub fn finish(&self, c: &DecoderConfig) -> Result<()> {
         let Some(((role, layer), changes)) = self.modules.iter().next() else { return Ok(()) };
         let pairs = changes.pairs.iter().map(|by| by.adapter);
         let rows = changes.replaced_rows.iter().map(|by| by.adapter);
@@ -83,9 +108,15 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// The refs of a set, for messages.
+pub fn references(set: &AdapterSet) -> String {
+    set.adapters.iter().map(|(adapter, _)| adapter.reference.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 /// One adapter, as it is read into a plan.
 struct Reading<'r, 'a> {
     adapter: &'a LoraAdapter,
+    backend: &'a str,
     place: usize,
     weight: f32,
     names: &'r Names,
@@ -130,8 +161,9 @@ impl<'r, 'a> Reading<'r, 'a> {
         if found != expected {
             if module.transposed && found == (width, out) {
                 return self.refuse(format!(
-                    "the pair of `{name}` is of a transposed weight, which candle does not run beside the weights; \
-                     merge it (`adapter_policy` `auto`)"
+                    "the pair of `{name}` is of a transposed weight, which {} does not run beside the weights; \
+                     merge it (`adapter_policy` `auto`)",
+                    self.backend
                 ));
             }
             return self
@@ -190,7 +222,8 @@ impl<'r, 'a> Reading<'r, 'a> {
     /// Gives `add` the changes of each module that `tensor` has rows of, and what `what` is to it.
     fn each_part<T>(&mut self, tensor: &Named, what: &'a T, add: impl Fn(&mut Changes<'a>, By<'a, T>)) {
         for part in &tensor.parts {
-            let by = By { adapter: self.adapter, place: self.place, weight: self.weight, what, first: part.first };
+            let (adapter, backend, place, weight) = (self.adapter, self.backend, self.place, self.weight);
+            let by = By { adapter, backend, place, weight, what, first: part.first };
             add(self.plan.modules.entry(part.module).or_insert_with(|| Changes::new(part.shape.clone())), by);
         }
     }

@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 
-use llm_local_backend_common::decoder::TIED_HEAD;
 use llm_local_core::model::{BaseTensor, DecoderConfig, Layout, ModuleRole as R};
 
+use crate::decoder::TIED_HEAD;
+
 /// The modules whose rows a fused one has, in this order; only itself for any other.
-pub(super) fn apart(role: &[R]) -> &[R] {
+pub fn apart(role: &[R]) -> &[R] {
     match role {
         [R::QueryKeyValue] => &[R::Query, R::Key, R::Value],
         [R::GateUp] => &[R::Gate, R::Up],

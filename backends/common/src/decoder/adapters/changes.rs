@@ -1,25 +1,27 @@
 //! What adapters change of one module.
 
-use std::ops::Range;
-
 use llm_local_core::{
     Error, LoraAdapter, LoraModule, Result,
     lora::{AdapterFeature, Floats, ReplacedRows, ReplacementTensor},
 };
 
-use super::super::side::Values;
+use super::Values;
 
 /// One change by one adapter.
 #[derive(Debug)]
-pub(super) struct By<'a, T> {
-    pub(super) adapter: &'a LoraAdapter,
+pub struct By<'a, T> {
+    /// Whose change it is.
+    pub adapter: &'a LoraAdapter,
+    /// The backend that runs it, for messages.
+    pub backend: &'a str,
     /// Which adapter of the set it is.
-    pub(super) place: usize,
+    pub place: usize,
     /// The adapter's weight in the set.
-    pub(super) weight: f32,
-    pub(super) what: &'a T,
+    pub weight: f32,
+    /// What changes.
+    pub what: &'a T,
     /// The row of it that is the module's first: not 0 where the adapter has in one what are several modules here.
-    pub(super) first: usize,
+    pub first: usize,
 }
 
 impl<T> Clone for By<'_, T> {
@@ -35,6 +37,33 @@ impl<T> By<'_, T> {
     fn keeps_tied(&self) -> bool {
         self.adapter.features.contains(&AdapterFeature::WeightTying)
     }
+
+    /// `values`, which the adapter has as `name`, in the type they are stored in.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] for a type that is not known.
+    pub fn floats(&self, name: &str, values: &Floats) -> Result<Values> {
+        Values::new(values).ok_or_else(|| {
+            Error::adapter(
+                &self.adapter.reference,
+                format!("`{name}` is stored as {}, which {} does not run", values.float_type(), self.backend),
+            )
+        })
+    }
+
+    /// Checks that all of `values`, which the adapter has as `name`, are finite.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] with the first that is not.
+    pub fn check_finite(&self, name: &str, values: &[f32]) -> Result<()> {
+        match values.iter().find(|v| !v.is_finite()) {
+            Some(value) => Err(Error::adapter(
+                &self.adapter.reference,
+                format!("`{name}` has the value {value}; expected finite numbers"),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The same change, not an equal one.
@@ -48,13 +77,17 @@ impl<T> PartialEq for By<'_, T> {
 
 /// What adapters change of one module.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Changes<'a> {
+pub struct Changes<'a> {
     /// The shape of its weight.
-    pub(super) shape: Vec<usize>,
-    pub(super) replaced: Vec<By<'a, ReplacementTensor>>,
-    pub(super) replaced_rows: Vec<By<'a, ReplacedRows>>,
-    pub(super) pairs: Vec<By<'a, LoraModule>>,
-    pub(super) replaced_bias: Vec<By<'a, ReplacementTensor>>,
+    pub shape: Vec<usize>,
+    /// Tensors that replace it.
+    pub replaced: Vec<By<'a, ReplacementTensor>>,
+    /// Rows that replace some of its.
+    pub replaced_rows: Vec<By<'a, ReplacedRows>>,
+    /// Low-rank pairs beside it.
+    pub pairs: Vec<By<'a, LoraModule>>,
+    /// Tensors that replace its bias.
+    pub replaced_bias: Vec<By<'a, ReplacementTensor>>,
 }
 
 impl<'a> Changes<'a> {
@@ -64,12 +97,12 @@ impl<'a> Changes<'a> {
     }
 
     /// Rows of its weight.
-    pub(super) fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.shape[0]
     }
 
     /// Whether the weight becomes another, apart from what runs beside it.
-    pub(super) fn replaces(&self) -> bool {
+    pub fn replaces(&self) -> bool {
         !self.replaced.is_empty() || !self.replaced_rows.is_empty()
     }
 
@@ -91,12 +124,16 @@ impl<'a> Changes<'a> {
         add(&mut self.pairs, other.pairs);
     }
 
-    pub(super) fn has_bias(&self) -> bool {
+    /// Whether the bias becomes another, or the module gets one.
+    pub fn has_bias(&self) -> bool {
         !self.replaced_bias.is_empty() || self.pairs.iter().any(|pair| pair.what.bias.is_some())
     }
 
     /// Replaces all or some rows of `weight`, row-major.
-    pub(super) fn replace(&self, weight: &mut [f32]) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::AdapterMergeFailed`] for numbers that are not finite, or in a type that is not known.
+    pub fn replace(&self, weight: &mut [f32]) -> Result<()> {
         let width = weight.len() / self.rows();
         replace_all(weight, width, &self.replaced)?;
         if self.replaced_rows.is_empty() {
@@ -105,24 +142,27 @@ impl<'a> Changes<'a> {
         let whole = weight.to_vec();
         for by in &self.replaced_rows {
             let name = &by.what.name;
-            let values = floats(by.adapter, name, &by.what.values)?.all().into_owned();
+            let values = by.floats(name, &by.what.values)?.all().into_owned();
             let own = by.first..by.first + self.rows();
             for (row, new) in by.what.rows.iter().zip(values.chunks_exact(width)).filter(|(row, _)| own.contains(row)) {
                 let row = row - by.first;
                 let range = row * width..(row + 1) * width;
                 blend(&mut weight[range.clone()], &whole[range], new, by.weight);
             }
-            check_finite(by.adapter, name, &values)?;
+            by.check_finite(name, &values)?;
         }
         Ok(())
     }
 
-    /// Replaces and adds to the bias.
-    pub(super) fn change_bias(&self, bias: &mut [f32]) -> Result<()> {
+    /// Replaces and adds to `bias`, one number for each row.
+    ///
+    /// # Errors
+    /// As [`Changes::replace`].
+    pub fn change_bias(&self, bias: &mut [f32]) -> Result<()> {
         replace_all(bias, 1, &self.replaced_bias)?;
         for by in &self.pairs {
             let Some(added) = &by.what.bias else { continue };
-            check_finite(by.adapter, &format!("{}.lora_B.bias", by.what.name), added)?;
+            by.check_finite(&format!("{}.lora_B.bias", by.what.name), added)?;
             let scale = (f64::from(by.weight) * by.what.scale) as f32;
             bias.iter_mut().zip(&added[by.first..]).for_each(|(bias, b)| *bias += scale * b);
         }
@@ -137,9 +177,9 @@ fn replace_all(weight: &mut [f32], width: usize, by: &[By<'_, ReplacementTensor>
     }
     let whole = weight.to_vec();
     for by in by {
-        let values = floats(by.adapter, &by.what.name, &by.what.values)?;
+        let values = by.floats(&by.what.name, &by.what.values)?;
         let values = values.all();
-        check_finite(by.adapter, &by.what.name, &values)?;
+        by.check_finite(&by.what.name, &values)?;
         blend(weight, &whole, &values[by.first * width..], by.weight);
     }
     Ok(())
@@ -156,55 +196,28 @@ fn blend(to: &mut [f32], from: &[f32], new: &[f32], weight: f32) {
     }
 }
 
-/// Low-rank pairs of one adapter beside rows of a matrix that follow one another.
-pub(super) struct Stretch<'c, 'a> {
-    pub(super) by: &'c By<'a, LoraModule>,
-    /// The rows of the matrix.
-    pub(super) rows: Range<usize>,
-}
-
-impl<'c, 'a> Stretch<'c, 'a> {
-    /// The pairs of `parts`, modules of a matrix with the row that each begins at; what an adapter has as one module is one
-    /// again.
-    pub(super) fn all(parts: &[(usize, &'c Changes<'a>)]) -> Vec<Self> {
-        let mut all: Vec<Self> = Vec::new();
-        for (start, changes) in parts {
-            for by in &changes.pairs {
-                let goes_on = |s: &&mut Self| {
-                    let same = std::ptr::eq(s.by.what, by.what) && s.by.place == by.place;
-                    same && s.rows.end == *start && s.by.first + s.rows.len() == by.first
-                };
-                let end = start + changes.rows();
-                match all.iter_mut().find(goes_on) {
-                    Some(before) => before.rows.end = end,
-                    None => all.push(Self { by, rows: *start..end }),
-                }
+/// The bits of the rows of one bf16 tensor that are all of a matrix of `out` rows from now on, if there is one, of `parts`:
+/// modules of the matrix with the row that each begins at.
+pub fn whole_bf16<'f>(parts: &[(usize, &Changes<'f>)], out: usize) -> Option<&'f [u16]> {
+    let by = parts.first()?.1.replaced.first()?;
+    let (new, first) = (by.what, by.first);
+    let mut rows = 0;
+    for (start, changes) in parts {
+        match (&changes.replaced[..], &changes.replaced_rows[..]) {
+            ([by], [])
+                if by.weight == 1.0 && std::ptr::eq(by.what, new) && (by.first, *start) == (first + rows, rows) =>
+            {
+                rows += changes.rows();
             }
+            _ => return None,
         }
-        all
     }
-
-    /// The rows of the module that these are.
-    pub(super) fn of_module(&self) -> Range<usize> {
-        self.by.first..self.by.first + self.rows.len()
-    }
-}
-
-/// `values` in the type they are stored in.
-pub(super) fn floats(adapter: &LoraAdapter, name: &str, values: &Floats) -> Result<Values> {
-    Values::new(values).ok_or_else(|| {
-        Error::adapter(
-            &adapter.reference,
-            format!("`{name}` is stored as {}, which candle does not run", values.float_type()),
-        )
-    })
-}
-
-pub(super) fn check_finite(adapter: &LoraAdapter, name: &str, values: &[f32]) -> Result<()> {
-    match values.iter().find(|v| !v.is_finite()) {
-        Some(value) => {
-            Err(Error::adapter(&adapter.reference, format!("`{name}` has the value {value}; expected finite numbers")))
+    match &new.values {
+        // Where queries, keys and values are held apart, one that is fused has the rows of others too.
+        Floats::Bf16(bits) if rows == out => {
+            let width = bits.len() / new.shape[0];
+            Some(&bits[first * width..(first + rows) * width])
         }
-        None => Ok(()),
+        _ => None,
     }
 }
