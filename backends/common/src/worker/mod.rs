@@ -26,6 +26,9 @@
 //! - A step is one prefill chunk or one decoded token. Participants take turns, one step each. A generation whose
 //!   consumer has not read its last event is passed over: the thread never waits for a consumer while another
 //!   participant could go on, and never without looking at commands.
+//! - On a [`SharedThread`] the participants of each model take turns among themselves, and the models, the loads and the calls
+//!   take turns there: a step, a tensor or a call each. Each load and each model ends for itself, and what it had is dropped on
+//!   the thread.
 //! - The last event of a generation has a place of its own, so it needs no consumer either.
 //! - A prompt may fill the context exactly; then its generation ends at once, without a token, with
 //!   `FinishReason::Length`. So does one with `max_tokens` 0. Nothing is computed for either.
@@ -35,7 +38,7 @@
 //!   waits for that session waits on, and can be cancelled or dropped.
 //! - A generation takes its session's cache when it computes its first token, keeps of it what its prompt begins with,
 //!   and gives back all that is computed when it ends: finished, cancelled or dropped. After an error or a panic the
-//!   cache is dropped. One that computes nothing leaves the session as it was.
+//!   cache is dropped. One that ends before that leaves the session as it was.
 //! - A cache that does not hold the tokens that its sequence has come to ([`StepModel::holds`]) is dropped, and the
 //!   sequence computed anew like a prompt: chunk by chunk, a turn for each, and counted. Before the first token of an
 //!   answer nothing was cached then; behind it, what is computed anew counts with the tokens decoded.

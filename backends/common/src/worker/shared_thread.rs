@@ -33,7 +33,7 @@ pub struct SharedThread {
 }
 
 /// Called on the thread, it gives what takes turns there.
-type Job = Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>;
+pub(super) type Job = Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>;
 
 impl SharedThread {
     /// The thread of the backend with this name. It does not start yet.
@@ -103,7 +103,7 @@ impl fmt::Debug for SharedThread {
 
 /// Runs what `jobs` gives until nothing is left and nothing can come. Those that are woken have their turns in the order in which
 /// they were woken, so who goes on has its next one behind all others.
-async fn host(mut jobs: mpsc::UnboundedReceiver<Job>) {
+pub(super) async fn host(mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut running = FuturesUnordered::new();
     let mut open = true;
     poll_fn(|cx| {

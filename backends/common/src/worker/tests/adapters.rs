@@ -17,11 +17,11 @@ use llm_local_core::{
 use pollster::block_on;
 
 use super::{
-    super::handle::Handle,
     driven::Driven,
     fake::{ADAPTER_BYTES, CACHE_BYTES_PER_TOKEN, Setup, WEIGHT_BYTES, answer_with, id_after, options},
     sharing::{export, fork, import},
 };
+use crate::worker::handle::Handle;
 
 const PROMPT: [u32; 4] = [1, 2, 3, 4];
 

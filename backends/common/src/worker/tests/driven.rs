@@ -13,17 +13,15 @@ use std::{
 use llm_local_core::{Completion, GenerateRequest, Generation, GenerationEvent, LoadedModel, Result};
 use tokio::sync::mpsc;
 
-use super::{
-    super::{
-        Built, StepModel,
-        adapters::Sets,
-        clock,
-        command::Inbox,
-        handle::Handle,
-        run_loop::{RunLoop, Served},
-        shared::{EndOfWorker, Shared},
-    },
-    fake::Setup,
+use super::fake::Setup;
+use crate::worker::{
+    Built, StepModel,
+    adapters::Sets,
+    clock,
+    command::Inbox,
+    handle::Handle,
+    run_loop::{RunLoop, Served},
+    shared::{EndOfWorker, Shared},
 };
 
 /// A handle, and the worker behind it.

@@ -192,3 +192,45 @@ fn a_thousand_generations_that_end_anywhere_leave_nothing_behind() {
     fence(&model);
     assert_eq!(dropped.try_iter().count(), caches.try_iter().count());
 }
+
+#[test]
+fn nothing_is_computed_behind_a_cancel_in_the_same_turn() {
+    let cancel = CancellationToken::new();
+    let in_cache = cancel.clone();
+    let new_cache = move || {
+        in_cache.cancel();
+        Ok(())
+    };
+    let model = Setup { new_cache: Box::new(new_cache), ..Setup::default() }.load();
+    let request = GenerateRequest::new(prompt(100, 4)).with_cancel(cancel);
+    let done = block_on(model.generate(request).complete()).unwrap();
+    assert_eq!((done.finish_reason, done.usage), (Some(FinishReason::Cancelled), Usage::new(4, 0)));
+    assert_eq!((model.counters(), model.memory().kv_cache), (Counters::default(), 0));
+}
+
+#[test]
+fn nothing_is_computed_behind_a_drop_in_the_same_turn() {
+    let (entered, making) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let new_cache = move || {
+        entered.send(()).unwrap();
+        // Without a keeper, the gate is open.
+        let _ = may_go.recv();
+        Ok(())
+    };
+    let model = Setup { new_cache: Box::new(new_cache), ..Setup::default() }.load();
+    let generation = model.generate(GenerateRequest::new(prompt(100, 4)));
+    making.recv().unwrap();
+    drop(generation);
+    go.send(()).unwrap();
+    let mut logits = model.logits(LogitsRequest::new(prompt(100, 4)));
+    block_on(poll_fn(|cx| {
+        assert!(logits.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    }));
+    making.recv().unwrap();
+    drop(logits);
+    drop(go);
+    block_on(model.trim(TrimLevel::Caches)).unwrap();
+    assert_eq!((model.counters(), model.memory().kv_cache), (Counters::default(), 0));
+}

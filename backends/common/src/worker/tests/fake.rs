@@ -17,8 +17,11 @@ use llm_local_core::{
     LoadedModel, Result, SessionState, SessionTensor, TextFiles, TrimLevel,
 };
 
-use super::super::{Built, NewTensors, StepModel, spawn::spawn_with_clock};
-use crate::text::TextPipeline;
+use super::kind::spawn_with_clock;
+use crate::{
+    text::TextPipeline,
+    worker::{Built, NewTensors, StepModel},
+};
 
 /// Logits of the fixture's model. Its tokenizer has 838 tokens; the rest is padding.
 pub(super) const VOCAB: usize = 896;

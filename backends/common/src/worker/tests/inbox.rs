@@ -8,7 +8,7 @@ use tokio::sync::{
     oneshot::{self, error::TryRecvError},
 };
 
-use super::super::command::{Command, Inbox, Reply};
+use crate::worker::command::{Command, Inbox, Reply};
 
 #[test]
 fn a_command_that_is_sent_while_the_inbox_closes_is_answered_or_refused() {

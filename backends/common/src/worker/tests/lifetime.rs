@@ -11,10 +11,8 @@ use std::{
 use llm_local_core::{Error, GenerateRequest, LoadedModel, LogitsRequest, MemoryReport, Result, SessionId, TrimLevel};
 use pollster::block_on;
 
-use super::{
-    super::{Built, spawn},
-    fake::{Fake, Setup, WEIGHT_BYTES, next_token, options, prompt},
-};
+use super::fake::{Fake, Setup, WEIGHT_BYTES, next_token, options, prompt};
+use crate::worker::{Built, spawn};
 
 /// Polls a future once; it must not be ready.
 fn begin<T>(future: &mut (impl Future<Output = T> + Unpin)) {

@@ -13,7 +13,7 @@ use std::{
 use llm_local_core::{CancellationToken, GenerationEvent, Result};
 use pollster::block_on;
 
-use super::super::events::{Events, channel};
+use crate::worker::events::{Events, channel};
 
 #[derive(Default)]
 struct Woken(AtomicBool);

@@ -14,10 +14,10 @@ use proptest::{
 };
 
 use super::{
-    super::handle::Handle,
     driven::Driven,
     fake::{CACHE_BYTES_PER_TOKEN, Setup, answer, best, id_after, tensor},
 };
+use crate::worker::handle::Handle;
 
 const SESSIONS: usize = 3;
 const CONTEXT: usize = 96;

@@ -11,11 +11,11 @@ use llm_local_testkit::fakes::MemoryTensorSource;
 use pollster::block_on;
 
 use super::{
-    super::NAMED_SETS,
     driven::Driven,
     fake::{ADAPTER_BYTES, CACHE_BYTES_PER_TOKEN, Setup, WEIGHT_BYTES, answer_of, answer_with},
     sharing::{export, import},
 };
+use crate::worker::NAMED_SETS;
 
 const PROMPT: [u32; 4] = [1, 2, 3, 4];
 
@@ -105,7 +105,7 @@ fn no_session_goes_on_from_what_other_weights_computed() {
 fn tensors_that_cannot_be_had_change_nothing() {
     let fails = Arc::new(Mutex::new(None));
     let now = fails.clone();
-    let hook = move |_: &super::super::NewTensors| {
+    let hook = move |_: &crate::worker::NewTensors| {
         let why = *now.lock().unwrap();
         assert_ne!(why, Some("panic"), "no such luck");
         why.map_or(Ok(()), |why| Err(Error::load("tensor `t`", why)))
@@ -131,7 +131,7 @@ fn tensors_that_cannot_be_had_change_nothing() {
 #[test]
 fn a_model_that_is_unloaded_gives_up_reading() {
     let (entered, reading) = mpsc::channel();
-    let hook = move |new: &super::super::NewTensors| {
+    let hook = move |new: &crate::worker::NewTensors| {
         entered.send(()).unwrap();
         block_on(new.cancel.cancelled());
         Err(Error::Cancelled)
@@ -152,7 +152,7 @@ fn a_model_that_is_unloaded_gives_up_reading() {
 #[test]
 fn a_model_that_is_dropped_gives_up_reading() {
     let (entered, reading) = mpsc::channel();
-    let hook = move |new: &super::super::NewTensors| {
+    let hook = move |new: &crate::worker::NewTensors| {
         entered.send(new.cancel.clone()).unwrap();
         block_on(new.cancel.cancelled());
         Err(Error::Cancelled)
