@@ -111,3 +111,35 @@ fn activated(x: &Array, activation: Activation) -> Result<Array> {
         other => Err(Exception::custom(format!("the activation {} is not known", other.name()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activations_are_their_formulas() {
+        let x: Vec<f32> = (-40..=40).map(|i| i as f32 / 10.0).collect();
+        // erf by its series, which converges for these.
+        let erf = |z: f64| {
+            let term = |(sum, t): (f64, f64), n: i32| (sum + t / f64::from(2 * n + 1), -t * z * z / f64::from(n + 1));
+            (0..200).fold((0.0, z), term).0 * std::f64::consts::FRAC_2_SQRT_PI
+        };
+        let formulas: [(Activation, &dyn Fn(f64) -> f64); 4] = [
+            (Activation::Silu, &|x| x / (1.0 + (-x).exp())),
+            (Activation::Gelu, &|x| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))),
+            (Activation::GeluTanh, &|x| {
+                let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                0.5 * x * (1.0 + z.tanh())
+            }),
+            (Activation::Relu, &|x| x.max(0.0)),
+        ];
+        for (activation, formula) in formulas {
+            let y = activated(&Array::from_slice(&x, &[81]), activation).unwrap();
+            y.eval().unwrap();
+            for (x, y) in x.iter().zip(y.as_slice::<f32>()) {
+                let expected = formula(f64::from(*x));
+                assert!((f64::from(*y) - expected).abs() < 2e-6, "{}({x}) is {y}, not {expected}", activation.name());
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::{ops::Range, rc::Rc};
 use mlx_rs::{
     Array, Dtype,
     error::{Exception, Result},
-    ops::{concatenate_axis, dequantize, indexing::TryIndexOp, quantized_matmul},
+    ops::{concatenate, dequantize, indexing::TryIndexOp, quantized_matmul},
 };
 
 use super::{
@@ -79,9 +79,7 @@ impl Matrix {
     pub(crate) fn product(&self, x: &Array) -> Result<Array> {
         let y = match self {
             Self::Dense(w) => x.matmul(w.transpose()?)?,
-            Self::Quantized(q) => {
-                quantized_matmul(x, &q.weight, &q.scales, &q.biases, true, q.group_size, q.bits)?
-            }
+            Self::Quantized(q) => quantized_matmul(x, &q.weight, &q.scales, &q.biases, true, q.group_size, q.bits)?,
         };
         // Where the weights are of another type, MLX computes in one that has both.
         y.as_dtype(x.dtype())
@@ -126,7 +124,7 @@ impl Matrix {
                     Self::Quantized(_) => None,
                 };
                 let all: Option<Vec<_>> = parts.iter().map(dense).collect();
-                concatenate_axis(&all.ok_or_else(not_alike)?, 0).map(Self::Dense)
+                concatenate(&all.ok_or_else(not_alike)?, 0).map(Self::Dense)
             }
             [Self::Quantized(first), ..] => {
                 let alike = |part: &Self| match part {
@@ -135,9 +133,7 @@ impl Matrix {
                 };
                 let all: Option<Vec<Quantized>> = parts.iter().map(alike).collect();
                 let all = all.ok_or_else(not_alike)?;
-                let joined = |part: fn(&Quantized) -> &Array| {
-                    concatenate_axis(&all.iter().map(part).collect::<Vec<_>>(), 0)
-                };
+                let joined = |part: fn(&Quantized) -> &Array| concatenate(&all.iter().map(part).collect::<Vec<_>>(), 0);
                 Ok(Self::Quantized(Quantized {
                     weight: joined(|q| &q.weight)?,
                     scales: joined(|q| &q.scales)?,
@@ -171,3 +167,6 @@ impl Quantized {
         dequantize(&self.weight, &self.scales, &self.biases, self.group_size, self.bits)
     }
 }
+
+#[cfg(test)]
+mod tests;

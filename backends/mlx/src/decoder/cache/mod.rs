@@ -1,14 +1,18 @@
 //! Keys and values of one sequence.
 
 mod form;
+mod layer;
 
-pub(crate) use form::{KvForm, kv_supported};
+pub(crate) use {
+    form::{KvForm, kv_supported},
+    layer::{Kept, LayerCache},
+};
 
 use llm_local_core::model::DecoderConfig;
-use mlx_rs::{Device, DeviceType, Dtype, error::Result};
+use mlx_rs::{Array, Device, DeviceType, Dtype, error::Result};
 
-/// The keys and values of one sequence, layer by layer.
-#[derive(Debug)]
+/// The keys and values of one sequence, layer by layer. A clone has the same arrays until one of both is written to.
+#[derive(Debug, Clone)]
 pub(crate) struct Cache {
     pub(crate) layers: Vec<LayerCache>,
     /// Tokens computed.
@@ -33,3 +37,47 @@ pub(crate) struct Dimensions {
     /// operations elsewhere.
     pub(crate) kernels: bool,
 }
+
+impl Dimensions {
+    /// Those of a decoder that `c` describes, on the device that MLX computes on by default.
+    pub(crate) fn new(c: &DecoderConfig, context_length: usize, activations: Dtype, kv: KvForm) -> Result<Self> {
+        Ok(Self {
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            context_length,
+            activations,
+            kv,
+            kernels: matches!(Device::try_default()?.get_type()?, DeviceType::Gpu),
+        })
+    }
+}
+
+impl Cache {
+    /// Forgets all but the first `tokens` tokens. `false`, with nothing changed, if a window has left behind what the
+    /// next token sees.
+    pub(crate) fn truncate(&mut self, tokens: usize) -> bool {
+        if tokens >= self.tokens {
+            return tokens == self.tokens;
+        }
+        if !self.layers.iter().all(|layer| layer.reaches(tokens)) {
+            return false;
+        }
+        self.layers.iter_mut().for_each(|layer| layer.truncate(tokens));
+        self.tokens = tokens;
+        self.expected = 0;
+        true
+    }
+
+    /// Bytes allocated.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.layers.iter().map(LayerCache::bytes).sum()
+    }
+
+    /// All that it holds.
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers.iter().flat_map(LayerCache::arrays)
+    }
+}
+
+#[cfg(test)]
+mod tests;
