@@ -9,7 +9,8 @@
 //! | `absent` | the backend of builds without MLX |
 //! | `backend` | the [`InferenceBackend`]: what is asked, and who answers |
 //! | `thread` | the one thread that owns arrays and streams |
-//! | `device`, `memory` | what MLX runs on, and what its allocator has |
+//! | `device`, `info` | what MLX runs on, and what it says of that |
+//! | `memory` | what its allocator has, and may have |
 //! | `support` | whether a model can be run, and as what |
 //! | `estimate` | how much memory it takes |
 //! | `load` | from weights to a model on the thread |
@@ -22,9 +23,33 @@
 
 #[cfg(not(mlx))]
 mod absent;
+#[cfg(mlx)]
+mod arrays;
+#[cfg(mlx)]
+mod backend;
+#[cfg(mlx)]
+mod decoder;
+#[cfg(mlx)]
+mod device;
+#[cfg(mlx)]
+mod errors;
+#[cfg(mlx)]
+mod estimate;
+#[cfg(mlx)]
+mod info;
+#[cfg(mlx)]
+mod load;
+#[cfg(mlx)]
+mod memory;
+#[cfg(mlx)]
+mod support;
+#[cfg(mlx)]
+mod thread;
 
 #[cfg(not(mlx))]
 pub use absent::MlxBackend;
+#[cfg(mlx)]
+pub use {backend::MlxBackend, memory::MlxMemory};
 
 use std::sync::Arc;
 

@@ -19,6 +19,7 @@ mod cache;
 mod embedding;
 mod layer;
 mod linear;
+mod load;
 mod mask;
 mod network;
 mod norm;
