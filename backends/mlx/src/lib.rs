@@ -41,6 +41,8 @@ mod info;
 mod load;
 #[cfg(mlx)]
 mod memory;
+#[cfg(all(test, mlx))]
+mod reference_tests;
 #[cfg(mlx)]
 mod support;
 #[cfg(mlx)]
