@@ -57,13 +57,13 @@ const CUDA: [&str; 3] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED
 /// memory could not be made resident (`MTLCommandBufferErrorOutOfMemory`, in the system's words).
 const METAL: [&str; 2] = ["Failed to create metal resource: Buffer", "kIOGPUCommandBufferCallbackErrorOutOfMemory"];
 
-/// The id of the device whose allocator said no, if that is what happened; the backend has one device of each kind. The types
+/// The id of the device whose allocator said no, if that is what happened: of its kind the one of the thread's model. The types
 /// of their errors are there only with their features, so candle's variant and the text decide. A text without a variant
 /// ([`candle_core::Error::Msg`]) may be about anything.
-fn out_of_memory(error: &candle_core::Error) -> Option<&'static str> {
+fn out_of_memory(error: &candle_core::Error) -> Option<String> {
     use candle_core::Error as E;
-    let cuda = |text: &str| says(text, &CUDA).then_some(device::CUDA);
-    let metal = |text: &str| says(text, &METAL).then_some(device::METAL);
+    let cuda = |text: &str| says(text, &CUDA).then(|| device::here(device::CUDA));
+    let metal = |text: &str| says(text, &METAL).then(|| device::here(device::METAL));
     match error {
         E::Cuda(cause) => cuda(&cause.to_string()),
         E::Metal(cause) => metal(&cause.to_string()),
@@ -111,13 +111,13 @@ mod tests {
     fn an_allocator_that_says_no_is_out_of_memory_whatever_was_being_done() {
         type Case = (fn() -> E, &'static str);
         let cases: Vec<Case> = vec![
-            (|| E::Cuda(DRIVER.into()), "cuda:0"),
-            (|| E::Cuda(format!("{DRIVER} when loading ternary").into()), "cuda:0"),
-            (|| E::Cuda("CublasError(CUBLAS_STATUS_ALLOC_FAILED)".into()), "cuda:0"),
-            (|| with_backtrace(E::Cuda(DRIVER.into())), "cuda:0"),
-            (|| with_backtrace(E::Cuda(DRIVER.into())).context("in the head").with_path("a.gguf"), "cuda:0"),
-            (|| E::Wrapped(Box::new(DRIVER)), "cuda:0"),
-            (|| E::WrappedContext { wrapped: DRIVER.into(), context: "matmul".into() }, "cuda:0"),
+            (|| E::Cuda(DRIVER.into()), "cuda"),
+            (|| E::Cuda(format!("{DRIVER} when loading ternary").into()), "cuda"),
+            (|| E::Cuda("CublasError(CUBLAS_STATUS_ALLOC_FAILED)".into()), "cuda"),
+            (|| with_backtrace(E::Cuda(DRIVER.into())), "cuda"),
+            (|| with_backtrace(E::Cuda(DRIVER.into())).context("in the head").with_path("a.gguf"), "cuda"),
+            (|| E::Wrapped(Box::new(DRIVER)), "cuda"),
+            (|| E::WrappedContext { wrapped: DRIVER.into(), context: "matmul".into() }, "cuda"),
             (|| metal(BUFFER), "metal"),
             (|| metal(COMMAND), "metal"),
             (|| E::Wrapped(Box::new(BUFFER)), "metal"),

@@ -34,9 +34,20 @@ pub(crate) fn weights(s: &Supported, tensors: &[TensorEntry]) -> u64 {
 /// Bytes of the KV cache of one sequence that fills the context; a window keeps less.
 fn kv_cache(s: &Supported, chunk: usize, context: usize) -> u64 {
     let c = &s.decoder;
-    let row = 2 * (c.kv_heads * c.head_dim * s.activations.size_in_bytes()) as u64;
+    let row = (c.kv_heads * c.head_dim * s.activations.size_in_bytes()) as u64;
     let rows = |layer| window::most_rows(layer, chunk, context) as u64;
-    window::of_layers(c).into_iter().map(|layer| row.saturating_mul(rows(layer))).sum()
+    let kind = s.device_info.kind;
+    // Keys and values.
+    window::of_layers(c).into_iter().map(|layer| 2 * allocated(row.saturating_mul(rows(layer)), kind)).sum()
+}
+
+/// Bytes that a tensor of `bytes` takes which is made on the device: candle's buffers on Metal have sizes that are powers of
+/// two, but for those that are made of data.
+fn allocated(bytes: u64, device: DeviceKind) -> u64 {
+    match device {
+        DeviceKind::Metal => bytes.checked_next_power_of_two().unwrap_or(u64::MAX),
+        _ => bytes,
+    }
 }
 
 /// The tensors that the model is made of.
@@ -124,11 +135,13 @@ fn working(s: &Supported, chunk: u64, context: u64) -> u64 {
     // A layer's cache beside the larger one that it moves to.
     let moved = 2 * context * (c.kv_heads * c.head_dim) as u64 * size;
     let logits = 2 * c.vocab_size as u64 * F32;
-    masks
-        + attention.max(mlp)
-        + moved
-        + logits
-        + tile_bytes(c.hidden_size.max(c.intermediate_size).max(c.heads * c.head_dim))
+    let tensors = masks + attention.max(mlp) + moved + logits;
+    match s.device_info.kind {
+        DeviceKind::Cpu => tensors + tile_bytes(c.hidden_size.max(c.intermediate_size).max(c.heads * c.head_dim)),
+        // Each of them may be a little more than a power of two (`allocated`).
+        DeviceKind::Metal => 2 * tensors,
+        _ => tensors,
+    }
 }
 
 #[cfg(test)]
@@ -168,6 +181,14 @@ mod tests {
         // A mask in f32; keys and values of a layer; logits twice, and the tiles, which are the machine's.
         let around = 16 * 100 * 4 + 2 * 100 * 16 * 4 + 2 * 1000 * 4;
         assert_eq!(working_of(&[]), attention + around + tile_bytes(160));
+    }
+
+    #[test]
+    fn buffers_on_metal_have_sizes_that_are_powers_of_two() {
+        assert_eq!(allocated(4096, DeviceKind::Metal), 4096);
+        assert_eq!(allocated(4097, DeviceKind::Metal), 8192);
+        assert_eq!(allocated(u64::MAX, DeviceKind::Metal), u64::MAX);
+        assert_eq!([DeviceKind::Cpu, DeviceKind::Cuda].map(|kind| allocated(4097, kind)), [4097; 2]);
     }
 
     #[test]

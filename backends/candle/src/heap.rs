@@ -5,6 +5,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use candle_core::Device;
+
+use crate::device;
+
 /// Whether [`in_pool`] has run anything, so that candle's pool has threads.
 static HAS_POOL: AtomicBool = AtomicBool::new(false);
 
@@ -107,19 +111,21 @@ fn trim_ends_without_thread() {
     }
 }
 
-/// Trims the heap when it is dropped: behind a model, before its reservation ends.
+/// Gives back what is left in the heap and on the device when it is dropped: behind a model, before its reservation ends.
 pub(crate) struct TrimOnDrop {
+    device: Device,
     _reservation: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl TrimOnDrop {
-    pub(crate) fn new(reservation: Option<Box<dyn Any + Send + Sync>>) -> Self {
-        Self { _reservation: reservation }
+    pub(crate) fn new(reservation: Option<Box<dyn Any + Send + Sync>>, device: Device) -> Self {
+        Self { device, _reservation: reservation }
     }
 }
 
 impl Drop for TrimOnDrop {
     fn drop(&mut self) {
+        device::release(&self.device);
         trim_all();
         trim_ends_without_thread();
     }

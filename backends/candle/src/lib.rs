@@ -8,6 +8,7 @@
 //! | `backend` | the [`InferenceBackend`]: what is asked, and who answers |
 //! | `route` | who computes a model |
 //! | `device` | the devices that work here |
+//! | `dtype` | which types a model is computed in |
 //! | `support` | whether a model can be run, and as what |
 //! | `tensors` | the check of tensor headers |
 //! | `estimate` | how much memory it takes |
@@ -23,6 +24,7 @@
 mod backend;
 mod decoder;
 mod device;
+mod dtype;
 mod elements;
 mod errors;
 mod estimate;
@@ -41,8 +43,11 @@ use std::sync::Arc;
 
 use llm_local_core::{InferenceBackend, Plugin, PluginContext, Result, plugin, submit};
 
+/// The priority of the plugin: it is the fallback of backends for one kind of machine.
+pub const PRIORITY: i32 = 100;
+
 /// The plugin's descriptor.
-pub const PLUGIN: Plugin = plugin!("candle").with_backend(100, make);
+pub const PLUGIN: Plugin = plugin!("candle").with_backend(PRIORITY, make);
 submit!(PLUGIN);
 
 fn make(_: &PluginContext) -> Result<Arc<dyn InferenceBackend>> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candle_core::Device;
 use llm_local_backend_common::{
     decoder::{Loading, of_model, open_text_beside},
     worker::{self, Built, StepModel},
@@ -13,6 +14,7 @@ use llm_local_core::{
 use crate::{
     backend::NAME,
     decoder::{Decoder, reading_threads},
+    device,
     heap::{self, TrimOnDrop},
     support::Supported,
 };
@@ -28,7 +30,8 @@ pub(crate) fn prefill_chunk(device: DeviceKind) -> usize {
 /// Loads the model on a worker's thread.
 pub(crate) async fn load(s: Supported, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
     let (id, count) = (s.id.clone(), s.decoder.base_tensors(s.layout).len());
-    spawn(id, count, w, o, move |source, context, loading| {
+    let on = (s.device_info.id.clone(), s.device.clone());
+    spawn(id, count, on, w, o, move |source, context, loading| {
         let (device, vocab) = (s.device_info.clone(), s.decoder.vocab_size);
         Ok(Loaded {
             model: Decoder::load(&s, source, context, loading)?,
@@ -49,10 +52,11 @@ pub(crate) struct Loaded<M> {
     pub(crate) prefill_chunk: usize,
 }
 
-/// Loads the model `id` of `tensors` tensors on a worker's thread, from its weights, for a context of so many tokens.
+/// Loads the model `id` of `tensors` tensors on a worker's thread, from its weights, on the device that `on` names and has.
 pub(crate) async fn spawn<M: StepModel>(
     id: String,
     tensors: usize,
+    on: (String, Device),
     w: ModelWeights,
     o: LoadOptions,
     load: impl FnOnce(&dyn TensorSource, usize, Loading) -> Result<Loaded<M>> + Send + 'static,
@@ -62,8 +66,10 @@ pub(crate) async fn spawn<M: StepModel>(
     let o = o.with_cancel(child);
     let (options, name) = (o.clone(), id.clone());
     let loaded = worker::spawn(&options, move || {
+        let (device_id, device) = on;
+        device::own(&device_id);
         // Dropped last, also behind a load that fails or is given up.
-        let trim = TrimOnDrop::new(w.reservation);
+        let trim = TrimOnDrop::new(w.reservation, device);
         let source = w.tensors.ok_or_else(|| Error::load(&id, "it came without its tensors, which candle needs"))?;
         let (text, loaded) = open_text_beside(&id, &w.text, &o, heap::trim_end_of_thread, |o| {
             load(&*source, o.context_length, Loading::new(o, tensors)) //

@@ -3,13 +3,13 @@
 use candle_core::{DType, Device, quantized::GgmlDType};
 use llm_local_backend_common::decoder::{check_fields, check_same, described, first_matrix};
 use llm_local_core::{
-    ComputeDtype, DeviceInfo, DeviceKind, Encoding, FloatType, LoadOptions, ModelFormat, ModelInfo, TensorEntry,
+    ComputeDtype, DeviceInfo, Encoding, FloatType, LoadOptions, ModelFormat, ModelInfo, TensorEntry,
     model::{DecoderConfig, Layout, ModuleRole, RowOrder},
 };
 
 use crate::{
-    device::Devices,
-    elements::candle_dtype,
+    device::{Devices, Opened},
+    dtype::{self, Choice, DenseRule, Floats, Stored},
     tensors::{self, ggml_dtype},
 };
 
@@ -30,6 +30,8 @@ pub(crate) struct Supported {
     pub(crate) device: Device,
     /// The same, for people.
     pub(crate) device_info: DeviceInfo,
+    /// What it computes with.
+    floats: Floats,
     /// The longest context, in tokens.
     pub(crate) max_context: usize,
     /// How dense matrices are held.
@@ -45,26 +47,6 @@ pub(crate) enum Held {
     Dense(FloatType),
     /// As the blocks it is stored in.
     Blocks(GgmlDType),
-}
-
-/// How dense matrices are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DenseRule {
-    /// All in one type.
-    All(FloatType),
-    /// As stored where candle computes with it as it is, and else in f32.
-    AsStored { f16: bool, bf16: bool },
-}
-
-impl DenseRule {
-    fn held(self, stored: FloatType) -> FloatType {
-        match (self, stored) {
-            (Self::All(t), _) => t,
-            (Self::AsStored { f16: true, .. }, FloatType::F16) => FloatType::F16,
-            (Self::AsStored { bf16: true, .. }, FloatType::Bf16) => FloatType::Bf16,
-            _ => FloatType::F32,
-        }
-    }
 }
 
 impl Supported {
@@ -90,7 +72,8 @@ impl Supported {
 
     /// The same for `info`, other tensors of this model; the error is what of it would be held otherwise.
     pub(crate) fn with_tensors(&self, info: &ModelInfo) -> Result<Self, String> {
-        let other = decide(info, self.want, (&self.device_info, &self.device))?;
+        let opened = Opened { info: self.device_info.clone(), device: self.device.clone(), floats: self.floats };
+        let other = decide(info, self.want, &opened)?;
         check_same((&self.decoder, self.layout), (&other.decoder, other.layout))?;
         if (self.dense, self.activations) != (other.dense, other.activations) {
             return Err("matrices that are not replaced would be computed in another type".into());
@@ -103,15 +86,10 @@ impl Supported {
 /// engine and checked at load. The error is the first thing that cannot be run: its name, what it has, what could be
 /// run.
 pub(crate) fn check(info: &ModelInfo, options: &LoadOptions, devices: &Devices) -> Result<Supported, String> {
-    let (device_info, device) = devices.find(options.device.as_deref())?;
-    decide(info, options.dtype, (device_info, device))
+    decide(info, options.dtype, devices.find(options.device.as_deref())?)
 }
 
-fn decide(
-    info: &ModelInfo,
-    want: ComputeDtype,
-    (device_info, device): (&DeviceInfo, &Device),
-) -> Result<Supported, String> {
+fn decide(info: &ModelInfo, want: ComputeDtype, opened: &Opened) -> Result<Supported, String> {
     let decoder = described(info)?;
     let layout = match &info.format {
         ModelFormat::Safetensors { .. } => Layout::HuggingFace,
@@ -120,25 +98,22 @@ fn decide(
     };
     check_fields(decoder, layout)?;
     tensors::check(decoder, layout, &info.tensors)?;
-    let dense = dense_rule(info, decoder, layout, want, device_info.kind)?;
-    let is_quantized = is_quantized(info, decoder, layout);
-    let dtype = match (dense, first_matrix(info, decoder, layout)) {
-        (DenseRule::All(t), _) => t,
-        // Whatever of it was made floats, for adapters that may be swapped: what blocks are multiplied in.
-        _ if is_quantized => FloatType::F32,
-        (rule, Some(Encoding::Float(stored))) => rule.held(stored),
-        _ => FloatType::F32,
+    let stored = Stored {
+        in_blocks: is_quantized(info, decoder, layout),
+        most: first_matrix(info, decoder, layout),
+        // The outputs of blocks that are normed afterwards grow beyond what f16 holds (Gemma).
+        fits_f16: !decoder.norms.after(),
     };
-    // candle's products with blocks want f32, and so do its faster ones on the CPU.
-    let widened = device_info.kind == DeviceKind::Cpu || is_quantized;
+    let Choice { dense, dtype, activations } = dtype::choose(want, opened.floats, &stored)?;
     Ok(Supported {
         id: info.id.clone(),
         decoder: decoder.clone(),
         layout,
         dtype,
-        activations: if widened { DType::F32 } else { candle_dtype(dtype) },
-        device: device.clone(),
-        device_info: device_info.clone(),
+        activations,
+        device: opened.device.clone(),
+        device_info: opened.info.clone(),
+        floats: opened.floats,
         max_context: decoder.max_positions,
         dense,
         want,
@@ -148,35 +123,6 @@ fn decide(
 fn is_quantized(info: &ModelInfo, c: &DecoderConfig, layout: Layout) -> bool {
     let is_blocks = |name: &str| info.tensor(name).is_some_and(|t| matches!(t.encoding, Encoding::Ggml(_)));
     c.base_tensors(layout).iter().any(|t| is_blocks(&t.name))
-}
-
-fn dense_rule(
-    info: &ModelInfo,
-    c: &DecoderConfig,
-    layout: Layout,
-    want: ComputeDtype,
-    device: DeviceKind,
-) -> Result<DenseRule, String> {
-    // The outputs of blocks that are normed afterwards grow beyond what f16 holds (Gemma).
-    let f16 = !c.norms.after();
-    Ok(match want {
-        ComputeDtype::F32 => DenseRule::All(FloatType::F32),
-        ComputeDtype::F16 => DenseRule::All(FloatType::F16),
-        ComputeDtype::Bf16 => DenseRule::All(FloatType::Bf16),
-        // candle has no product of bf16 on the CPU.
-        ComputeDtype::Auto if device == DeviceKind::Cpu => DenseRule::AsStored { f16, bf16: false },
-        ComputeDtype::Auto if is_quantized(info, c, layout) => DenseRule::AsStored { f16, bf16: true },
-        // On a GPU, what most weights are stored in.
-        ComputeDtype::Auto => DenseRule::All(match first_matrix(info, c, layout) {
-            Some(Encoding::Float(FloatType::F16)) if f16 => FloatType::F16,
-            Some(Encoding::Float(FloatType::Bf16)) => FloatType::Bf16,
-            _ => FloatType::F32,
-        }),
-        other => {
-            let name = format!("{other:?}").to_lowercase();
-            return Err(format!("dtype is {name}; candle computes in f32, f16 or bf16"));
-        }
-    })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{
     network::Network,
     views::Views,
 };
-use crate::{errors::generation_error, heap};
+use crate::{device, errors::generation_error, heap};
 
 /// Which positions' logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +194,7 @@ impl StepModel for Decoder {
 
     /// What sessions held is free by now, but the allocator keeps it.
     fn trim(&mut self, _: TrimLevel) -> Result<u64> {
+        device::release(self.device());
         heap::trim_all();
         Ok(0)
     }

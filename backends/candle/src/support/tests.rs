@@ -282,18 +282,6 @@ fn dense_matrices_are_held_as_asked_or_as_stored_where_candle_computes_with_that
 }
 
 #[test]
-fn on_a_gpu_most_is_held_as_stored() {
-    let of = |info: &ModelInfo, layout| {
-        dense_rule(info, info.decoder.as_ref().unwrap(), layout, ComputeDtype::Auto, DeviceKind::Cuda).unwrap()
-    };
-    let hf = |t| of(&stored_in(json!({}), t), Layout::HuggingFace);
-    assert_eq!(hf(FloatType::Bf16), DenseRule::All(FloatType::Bf16));
-    assert_eq!(hf(FloatType::F16), DenseRule::All(FloatType::F16));
-    assert_eq!(hf(FloatType::F32), DenseRule::All(FloatType::F32));
-    assert_eq!(of(&gguf(&[], |_| ()), Layout::Gguf), DenseRule::AsStored { f16: true, bf16: true });
-}
-
-#[test]
 fn an_unknown_device_is_refused() {
     refused(&dense(json!({}), |_| ()), &LoadOptions::new(1).with_device("npu"), &["npu", "cpu"]);
 }

@@ -39,9 +39,14 @@ pub(crate) fn check(info: &ModelInfo, o: &LoadOptions, devices: &Devices) -> Opt
     let config = config.as_object()?;
     let name = config.get("model_type")?.as_str()?;
     let family = FAMILIES.iter().find(|f| f.name == name)?;
-    Some(devices.find(o.device.as_deref()).and_then(|(device_info, device)| {
+    Some(devices.find(o.device.as_deref()).and_then(|opened| {
         let description = describe(family, &Fields::new(config), config.get("architectures"), &info.tensors, o.dtype)?;
-        Ok(Supported { id: info.id.clone(), description, device: device.clone(), device_info: device_info.clone() })
+        Ok(Supported {
+            id: info.id.clone(),
+            description,
+            device: opened.device.clone(),
+            device_info: opened.info.clone(),
+        })
     }))
 }
 

@@ -13,7 +13,8 @@ use crate::{
 /// Loads the model on a worker's thread.
 pub(crate) async fn load(s: Supported, w: ModelWeights, o: LoadOptions) -> Result<Arc<dyn LoadedModel>> {
     let (id, count) = (s.id.clone(), s.description.tensors.len());
-    spawn(id, count, w, o, move |source, context, loading| {
+    let on = (s.device_info.id.clone(), s.device.clone());
+    spawn(id, count, on, w, o, move |source, context, loading| {
         let (device, vocab) = (s.device_info.clone(), s.description.sizes.vocab);
         let info = LoadedInfo::new(&s.id, NAME, device, FloatType::F32, context, vocab);
         let prefill_chunk = prefill_chunk(&s.description, s.device_info.kind, context);

@@ -12,6 +12,7 @@ use llm_local_core::{Result, TensorSource, TrimLevel};
 
 use super::{check::Supported, description::Forward};
 use crate::{
+    device,
     elements::read_f32,
     errors::{generation_error, load_error},
     heap,
@@ -115,6 +116,7 @@ impl StepModel for Wrapped {
 
     /// What sessions held is free by now, but the allocator keeps it.
     fn trim(&mut self, _: TrimLevel) -> Result<u64> {
+        device::release(&self.what.device);
         heap::trim_thread();
         Ok(0)
     }
