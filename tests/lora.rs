@@ -1,65 +1,17 @@
-//! Adapters of every format and kind, merged and beside the weights, from a spec to logits and tokens: against
-//! transformers + PEFT and mlx-lm in f32, and against llama.cpp's tokens.
+//! GGUF adapters, and adapters on GGUF and fused bases, merged and beside the weights, from a spec to logits and tokens: against
+//! transformers + PEFT in f32, and against llama.cpp's tokens. Every kind of PEFT's and mlx-lm's on every backend is compared
+//! in `tests/backends`.
 
 #![cfg(all(feature = "candle", feature = "local"))]
 
 mod common;
 
-use common::{Reference, compare, compare_with, engine, fixture_ref, merged_reference, reference, tiny};
+use common::{Reference, compare, engine, fixture_ref, reference, tiny};
 use llm_local::{AdapterPolicy, ArtifactRef, ComputeDtype, GenerateRequest, ModelSpec};
 use pollster::block_on;
 use safetensors::{SafeTensors, tensor::TensorView};
 
 const POLICIES: [AdapterPolicy; 2] = [AdapterPolicy::MergeDequantized, AdapterPolicy::KeepUnmerged];
-
-/// Both ways into tiny-llama in f32.
-fn both(adapter: &str) -> [ModelSpec; 2] {
-    let spec = tiny(Some(adapter)).with_dtype(ComputeDtype::F32);
-    POLICIES.map(|policy| spec.clone().with_adapter_policy(policy))
-}
-
-#[test]
-fn every_kind_of_peft_adapter_gives_the_logits_of_peft() {
-    for adapter in
-        ["peft", "rslora", "qv-last2", "dora", "patterns", "modules-to-save-lm_head", "modules-to-save-embed_tokens"]
-    {
-        for spec in both(adapter) {
-            compare(&spec, &format!("tiny-llama__tiny-llama-lora-{adapter}"), 2e-5, 3);
-        }
-    }
-}
-
-/// Beside the weights, PEFT leaves the tied head as it is, which is 3.5 away in logits from what its own merge gives.
-#[test]
-fn pairs_of_a_tied_embedding_change_the_head_too_as_in_peft_s_merge() {
-    let name = "tiny-llama__tiny-llama-lora-embed";
-    for spec in both("embed") {
-        compare_with(&spec, name, &merged_reference(name), 2e-5, 3);
-    }
-}
-
-#[test]
-fn every_kind_of_mlx_lm_adapter_gives_the_logits_of_mlx_lm() {
-    for (adapter, name) in
-        [("mlx", "tiny-llama-lora-mlx"), ("dora-mlx", "tiny-llama-lora-dora-mlx"), ("mlx-trained", "lora-mlx-trained")]
-    {
-        for spec in both(adapter) {
-            compare(&spec, &format!("mlx__tiny-llama.f32__{name}"), 2e-5, 0);
-        }
-    }
-}
-
-#[test]
-fn adapters_of_every_architecture_beside_its_weights() {
-    for name in ["llama3rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"] {
-        let spec = ModelSpec::new(fixture_ref(&format!("models/arch-{name}")))
-            .with_dtype(ComputeDtype::F32)
-            .with_adapter(fixture_ref(&format!("adapters/arch-{name}-lora")))
-            .with_adapter_policy(AdapterPolicy::KeepUnmerged);
-        // Measured: 2.4e-5, of phi3.
-        compare(&spec, &format!("arch-{name}__arch-{name}-lora"), 1e-4, 2);
-    }
-}
 
 /// What adapter files of llama.cpp are to give, on a base in each layout and both ways: f32 is exact, and f16 rounds the
 /// factors (measured: at most 2.5e-4).

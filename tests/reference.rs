@@ -1,4 +1,5 @@
-//! From a spec to logits and tokens, against transformers + PEFT in f32.
+//! From a spec to logits and tokens, against transformers + PEFT in f32: GGUF files, shards, and what adapters change. Every
+//! checkpoint on every backend is compared in `tests/backends`.
 
 #![cfg(all(feature = "candle", feature = "local"))]
 
@@ -14,33 +15,6 @@ use llm_local::{
 use llm_local_weights::Checkpoint;
 use pollster::block_on;
 use safetensors::{SafeTensors, tensor::TensorView};
-
-const ADAPTERS: [Option<&str>; 4] = [None, Some("peft"), Some("rslora"), Some("qv-last2")];
-
-fn reference_of(adapter: Option<&str>) -> String {
-    adapter.map_or("tiny-llama".into(), |name| format!("tiny-llama__tiny-llama-lora-{name}"))
-}
-
-#[test]
-fn tiny_llama_and_its_adapters_in_f32() {
-    for adapter in ADAPTERS {
-        compare(&tiny(adapter).with_dtype(ComputeDtype::F32), &reference_of(adapter), 2e-5, 4);
-    }
-}
-
-#[test]
-fn tiny_llama_and_its_adapters_in_f16() {
-    for adapter in ADAPTERS {
-        compare(&tiny(adapter).with_dtype(ComputeDtype::F16), &reference_of(adapter), 0.02, 1);
-    }
-}
-
-#[test]
-fn tiny_llama_and_its_adapters_in_bf16() {
-    for adapter in ADAPTERS {
-        compare(&tiny(adapter).with_dtype(ComputeDtype::Bf16), &reference_of(adapter), 0.1, 1);
-    }
-}
 
 #[test]
 fn an_adapter_is_really_applied() {
@@ -63,7 +37,7 @@ fn an_adapter_is_really_applied() {
 fn gguf_files_give_the_logits_of_their_weights() {
     let gguf = |kind: &str| ModelSpec::new(fixture_ref(&format!("gguf/tiny-llama-{kind}.gguf")));
     compare(&gguf("f16").with_dtype(ComputeDtype::F32), "tiny-llama", 1e-4, 4);
-    // By itself it is held in f16, as tiny_llama_and_its_adapters_in_f16.
+    // By itself it is held in f16.
     compare(&gguf("f16"), "tiny-llama", 0.02, 1);
     compare(&gguf("bf16"), "tiny-llama", 1e-4, 4);
     // What 8-bit activations cost, measured: 0.079 and 0.158.
@@ -86,16 +60,6 @@ const ARCHITECTURES: [(&str, f32); 7] = [
 ];
 
 #[test]
-fn every_architecture_in_f32_with_and_without_its_adapter() {
-    for (name, bound) in ARCHITECTURES {
-        let spec = ModelSpec::new(fixture_ref(&format!("models/arch-{name}"))).with_dtype(ComputeDtype::F32);
-        compare(&spec, &format!("arch-{name}"), bound, 2);
-        let spec = spec.with_adapter(fixture_ref(&format!("adapters/arch-{name}-lora")));
-        compare(&spec, &format!("arch-{name}__arch-{name}-lora"), bound, 2);
-    }
-}
-
-#[test]
 fn every_gguf_twin_gives_the_logits_of_its_checkpoint() {
     for (name, bound) in ARCHITECTURES {
         // llama.cpp has no sliding window for Mistral, so its file is one of the variant without.
@@ -103,23 +67,6 @@ fn every_gguf_twin_gives_the_logits_of_its_checkpoint() {
         compare(&ModelSpec::new(fixture_ref(&format!("gguf/arch-{name}.gguf"))), &format!("arch-{name}"), bound, 2);
     }
     compare(&ModelSpec::new(fixture_ref("gguf/arch-phi3.longrope.gguf")), "arch-phi3.longrope", 1e-3, 2);
-}
-
-#[test]
-fn variants_of_a_config_change_what_is_computed() {
-    for (base, variant) in
-        [("mistral", "full-attention"), ("phi3", "longrope"), ("phi3", "window8"), ("qwen2", "max_window_layers1")]
-    {
-        let folder = tempfile::tempdir().unwrap();
-        for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
-            fs::copy(fixture(&format!("models/arch-{base}/{file}")), folder.path().join(file)).unwrap();
-        }
-        let name = format!("arch-{base}.{variant}");
-        let config = fixture(&format!("models/variants/{name}.config.json"));
-        fs::copy(config, folder.path().join("config.json")).unwrap();
-        let spec = ModelSpec::new(ArtifactRef::file(folder.path()).unwrap()).with_dtype(ComputeDtype::F32);
-        compare(&spec, &name, 1e-3, 1);
-    }
 }
 
 fn logits(engine: &Engine, spec: &ModelSpec) -> Vec<Vec<f32>> {

@@ -16,6 +16,7 @@ mod merge;
 mod ours;
 mod pressure;
 mod quantized;
+mod rates;
 mod reference;
 mod resident;
 mod rounds;
@@ -40,6 +41,8 @@ struct Args {
 enum Command {
     /// Prefill and decode against a bare candle loop over the same weights.
     Speed(speed::Args),
+    /// Prefill and decode of one model, a round for each line of standard input, as JSON; `scripts/measure-mlx` runs it.
+    Rates(rates::Args),
     /// Decode and prefill with an adapter beside the weights against the base alone.
     Beside(beside::Args),
     /// The merge's arithmetic against a copy of the same bytes.
@@ -90,6 +93,7 @@ struct Pairs {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Speed(args) => speed::measure(&args),
+        Command::Rates(args) => rates::serve(&args),
         Command::Beside(args) => beside::measure(&args),
         Command::Merge(args) => merge::measure(&args),
         Command::Load(args) => load::measure(&args),

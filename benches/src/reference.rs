@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use llm_local::{AdapterPolicy, ComputeDtype, Model, core::LogitsRequest};
+use llm_local::{AdapterPolicy, BackendPreference, ComputeDtype, Model, core::LogitsRequest};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Runs the adapter beside the weights instead of merging it.
     #[arg(long, requires = "adapter")]
     beside: bool,
+    /// The backend; without it, the best that can run the model.
+    #[arg(long)]
+    backend: Option<String>,
     /// The reference: a `.json` file with a `.logits.safetensors` file beside it.
     #[arg(long)]
     reference: PathBuf,
@@ -55,11 +58,15 @@ pub(crate) fn check(args: &Args) -> Result<()> {
     let logits = at(&args.reference.with_extension("logits.safetensors"))?;
     let logits = SafeTensors::deserialize(&logits)?;
     let policy = if args.beside { AdapterPolicy::KeepUnmerged } else { AdapterPolicy::Auto };
-    let spec = ours::spec(&args.base, args.adapter.as_deref(), ComputeDtype::F32)?.with_adapter_policy(policy);
+    let mut spec = ours::spec(&args.base, args.adapter.as_deref(), ComputeDtype::F32)?.with_adapter_policy(policy);
+    if let Some(name) = &args.backend {
+        spec = spec.with_backend(BackendPreference::Named(name.clone()));
+    }
     let model = pollster::block_on(ours::engine()?.load(&spec))?;
     println!(
-        "{} {}{} against {}: at most {}",
+        "{}{} {}{} against {}: at most {}",
         files::name(&args.base),
+        args.backend.as_deref().map_or(String::new(), |name| format!(" on {name}")),
         args.adapter.as_deref().map_or("without an adapter".into(), |a| format!("with {}", files::name(a))),
         if args.beside { " beside its weights" } else { "" },
         reference.engine,

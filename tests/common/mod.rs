@@ -146,8 +146,8 @@ pub fn compare_with(spec: &ModelSpec, name: &str, reference: &Reference, bound: 
     assert!(compared >= greedy, "{name}: greedy tokens of only {compared} prompts could be compared");
 }
 
-/// Whether the tokenizer of the model has a token with this id; the vocabularies are padded beyond.
-fn has_token(name: &str, id: u32) -> bool {
+/// Whether the tokenizer of the reference's model has a token with this id; the vocabularies are padded beyond.
+pub fn has_token(name: &str, id: u32) -> bool {
     id < if name.starts_with("arch-") { 380 } else { 838 }
 }
 
