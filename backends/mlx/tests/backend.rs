@@ -321,10 +321,13 @@ fn a_second_head_beside_a_tied_one_must_be_the_same() {
     load(tampered(dense(), "lm_head.weight", Act::As("model.embed_tokens.weight")), options(64)).unwrap();
 }
 
+/// Names of tensors, each with the thread that read it.
+type Reads = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
 /// A source that notes what is read, and on which thread, and says that the order matters.
 struct Ordered {
     inner: Arc<dyn TensorSource>,
-    reads: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    reads: Reads,
 }
 
 impl TensorSource for Ordered {

@@ -37,7 +37,7 @@ pub(super) fn load(checkpoint: &Checkpoint, dtype: ComputeDtype) -> Decoder {
 }
 
 pub(super) fn supported(info: &ModelInfo, options: &LoadOptions) -> Supported {
-    support::check(info, options, &device().unwrap()).unwrap()
+    support::check(info, options, device().unwrap()).unwrap()
 }
 
 pub(super) fn load_with(info: &ModelInfo, tensors: &dyn TensorSource, options: &LoadOptions) -> Decoder {

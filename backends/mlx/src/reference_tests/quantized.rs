@@ -52,7 +52,9 @@ impl Twins {
             other => panic!("{other:?}"),
         };
         config["tie_word_embeddings"] = tied.into();
-        let said = |(bits, group_size): Packed| json!({ "bits": bits, "group_size": group_size });
+        fn said((bits, group_size): Packed) -> Value {
+            json!({ "bits": bits, "group_size": group_size })
+        }
         config["quantization"] = said(all);
         for (module, packed) in modules {
             config["quantization"][*module] = packed.map_or(Value::Bool(false), said);
