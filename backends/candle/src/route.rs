@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use llm_local_core::{Capabilities, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo, ModelWeights, Result};
+use candle_core::DType;
+use llm_local_core::{
+    Capabilities, KvCacheType, LoadOptions, LoadedModel, MemoryEstimate, ModelInfo, ModelWeights, Result,
+};
 
 use crate::{device::Devices, estimate, load, support, transformers};
 
@@ -15,12 +18,30 @@ pub(crate) enum Route {
 impl Route {
     /// Finds out who computes `info`, or says what of it cannot be run.
     pub(crate) fn find(info: &ModelInfo, o: &LoadOptions, devices: &Devices) -> Result<Self, String> {
-        if info.decoder.is_err()
+        let route = if info.decoder.is_err()
             && let Some(supported) = transformers::check(info, o, devices)
         {
-            return supported.map(|s| Self::Transformers(Box::new(s)));
+            supported.map(|s| Self::Transformers(Box::new(s)))?
+        } else {
+            support::check(info, o, devices).map(|s| Self::Decoder(Box::new(s)))?
+        };
+        let kept = route.kv_cache();
+        if o.kv_cache != KvCacheType::Auto && o.kv_cache != kept {
+            return Err(format!(
+                "kv_cache is {}; candle keeps keys and values as it computes, which is {kept} here",
+                o.kv_cache
+            ));
         }
-        support::check(info, o, devices).map(|s| Self::Decoder(Box::new(s)))
+        Ok(route)
+    }
+
+    /// What keys and values are kept in.
+    fn kv_cache(&self) -> KvCacheType {
+        match self {
+            Self::Decoder(s) if s.activations == DType::F16 => KvCacheType::F16,
+            Self::Decoder(s) if s.activations == DType::BF16 => KvCacheType::Bf16,
+            _ => KvCacheType::F32,
+        }
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {

@@ -12,8 +12,9 @@ use std::{
 
 use llm_local_candle::CandleBackend;
 use llm_local_core::{
-    CancellationToken, Encoding, FinishReason, FloatType, GenerateRequest, InferenceBackend, LoadOptions, LoadedModel,
-    LogitsRequest, ModelInfo, ModelWeights, ProgressEvent, Result, TensorData, TensorEntry, TensorSource, TextFiles,
+    CancellationToken, Encoding, FinishReason, FloatType, GenerateRequest, InferenceBackend, KvCacheType, LoadOptions,
+    LoadedModel, LogitsRequest, ModelInfo, ModelWeights, ProgressEvent, Result, Support, TensorData, TensorEntry,
+    TensorSource, TextFiles,
 };
 use llm_local_weights::Checkpoint;
 use pollster::block_on;
@@ -101,6 +102,18 @@ fn a_context_that_the_model_cannot_hold_is_refused() {
     }
     let backend = CandleBackend::new();
     assert!(backend.estimate(&dense().info, &options(0)).is_err());
+}
+
+#[test]
+fn a_kv_cache_of_another_type_than_it_computes_with_is_refused() {
+    let supports = |kv| CandleBackend::new().supports(&dense().info, &options(64).with_kv_cache(kv));
+    for kv in [KvCacheType::Auto, KvCacheType::F32] {
+        assert!(matches!(supports(kv), Support::Yes(_)), "{kv}");
+    }
+    for kv in [KvCacheType::F16, KvCacheType::Bf16, KvCacheType::Q8, KvCacheType::Q4] {
+        let Support::No(why) = supports(kv) else { panic!("{kv} is not refused") };
+        assert!(why.contains(&format!("kv_cache is {kv};")) && why.contains("f32"), "{why}");
+    }
 }
 
 #[test]
