@@ -60,13 +60,12 @@ fn of_elements(name: &str, data: TensorData<'_>, shape: &[usize], dtype: Dtype, 
     made.map_err(|e| load_error(&format!("tensor `{name}`"), "MLX has no array for it", e))
 }
 
-/// An array of f32 with these values, for small ones: where there is no memory for it, or the shape has another number of
-/// elements, it is one that MLX computes nothing with.
-pub(crate) fn from_f32(values: &[f32], shape: &[usize]) -> Array {
-    copied(values, shape, Dtype::Float32).unwrap_or_else(|error| {
-        tracing::error!(%error, ?shape, "MLX has no array for some numbers");
-        Array::from_slice::<f32>(&[], &[0])
-    })
+/// An array of f32 with these values.
+///
+/// # Errors
+/// That of an allocator that said no, and one if the shape has another number of elements.
+pub(crate) fn from_f32(values: &[f32], shape: &[usize]) -> mlx_rs::error::Result<Array> {
+    copied(values, shape, Dtype::Float32)
 }
 
 /// Bytes may lie anywhere in a file, and not as elements must: they are copied as bytes, and that copy is then seen as

@@ -109,7 +109,7 @@ impl<'a> Weights<'a> {
         let mut weight = self.read_f32(&name)?;
         let offset = self.s.decoder.norm_offset as f32;
         weight.iter_mut().for_each(|w| *w += offset);
-        self.activated(&name, vec![from_f32(&weight, &shape)])
+        self.activated(&name, &[(weight, shape)])
     }
 
     /// The bias of a linear layer, in the type of the activations, if the description gives it one.
@@ -118,14 +118,15 @@ impl<'a> Weights<'a> {
             return Ok(None);
         }
         let parts = roles.iter().map(|role| self.base(*role, layer, true)).collect::<Result<Vec<_>>>()?;
-        let read = |part: &BaseTensor| self.read_f32(&part.name).map(|values| from_f32(&values, &part.shape));
-        let values = parts.iter().map(read).collect::<Result<_>>()?;
-        self.activated(&parts[0].name, values).map(Some)
+        let read = |part: &BaseTensor| self.read_f32(&part.name).map(|values| (values, part.shape.clone()));
+        let values = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+        self.activated(&parts[0].name, &values).map(Some)
     }
 
     /// Vectors one behind another, in the type of the activations.
-    fn activated(&self, name: &str, vectors: Vec<Array>) -> Result<Array> {
-        let made = concatenate(&vectors, 0).and_then(|all| {
+    fn activated(&self, name: &str, vectors: &[(Vec<f32>, Vec<usize>)]) -> Result<Array> {
+        let vectors = vectors.iter().map(|(values, shape)| from_f32(values, shape)).collect::<Result<Vec<_>, _>>();
+        let made = vectors.and_then(|vectors| concatenate(&vectors, 0)).and_then(|all| {
             let all = all.as_dtype(self.s.activations)?;
             all.eval()?;
             Ok(all)

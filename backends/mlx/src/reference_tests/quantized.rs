@@ -83,7 +83,8 @@ impl Twins {
             floats(&mut self.dense, &name, shape, values);
             return;
         };
-        let (integers, scales, biases) = quantize(from_f32(values, shape), group_size as i32, i32::from(bits)).unwrap();
+        let (integers, scales, biases) =
+            quantize(from_f32(values, shape).unwrap(), group_size as i32, i32::from(bits)).unwrap();
         let (integers, scales, biases) =
             (to_bytes(&integers).unwrap(), to_f32(&scales).unwrap(), to_f32(&biases).unwrap());
         let widened = unpacked(&integers, bits).enumerate().map(|(i, integer)| {

@@ -106,7 +106,7 @@ fn products_are_what_the_sum_is() {
                     })
                     .collect();
                 for (dtype, bound) in TYPES {
-                    let array = |v: &[f32], columns| from_f32(v, &[rows, columns]).as_dtype(dtype).unwrap();
+                    let array = |v: &[f32], columns| from_f32(v, &[rows, columns]).unwrap().as_dtype(dtype).unwrap();
                     let found = case.side(dtype).beside(array(&y, case.out), &array(&x, case.width)).unwrap();
                     assert_eq!(found.dtype(), dtype);
                     let error = error(&found, &expected);
@@ -134,7 +134,7 @@ fn rows_that_are_looked_up_have_their_delta() {
                 })
                 .collect();
             for (dtype, bound) in TYPES {
-                let y = from_f32(&y, &[4, case.width]).as_dtype(dtype).unwrap();
+                let y = from_f32(&y, &[4, case.width]).unwrap().as_dtype(dtype).unwrap();
                 let found = case.side(dtype).beside_rows(y, &Array::from_slice(&ids, &[4])).unwrap();
                 assert_eq!(found.dtype(), dtype);
                 let error = error(&found, &expected);
