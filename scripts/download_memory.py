@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hub import PROGRAM, Hub, environment
+from hub import Hub, environment, program
 
 LIMIT = 64_000_000
 CASES = {"one large file": [512 << 20], "300 small files": [100_000] * 300}
@@ -33,7 +33,7 @@ def main():
 def check(title, hub, reference, home):
     home.mkdir()
     env = environment(home, HF_ENDPOINT=hub.endpoint, HF_HUB_CACHE=home / "hub", LLM_LOCAL_CACHE=home / "store")
-    process = subprocess.Popen([PROGRAM, "pull", reference], env=env, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([program("llm-local"), "pull", reference], env=env, stdin=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

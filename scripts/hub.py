@@ -1,6 +1,6 @@
 """The hub that scripts point this program and Python's huggingface_hub at, both in an environment of their own.
 
-Needs the release builds of the program (package llm-local-cli) and of testkit's example `hub`.
+`PROGRAMS` in the environment is the folder that scripts/programs prints.
 """
 
 import os
@@ -8,13 +8,15 @@ import socket
 import subprocess
 from pathlib import Path
 
-from packages import ROOT, install
+from packages import install
 
-RELEASE = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "release"
-PROGRAM = RELEASE / "llm-local"
 HUGGINGFACE_HUB = "huggingface_hub==2.4.0"
 PREFIXES = ("HF_", "HUGGING", "LLM_LOCAL_", "TRANSFORMERS_", "XDG_")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def program(name):
+    return Path(os.environ["PROGRAMS"]) / name
 
 
 def environment(home, **more):
@@ -37,7 +39,7 @@ class Hub:
     """
 
     def __init__(self, folder, *options):
-        self.command = [RELEASE / "examples" / "hub", *options, folder]
+        self.command = [program("examples/hub"), *options, folder]
 
     def __enter__(self):
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

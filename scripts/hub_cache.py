@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hub import PROGRAM, Hub, Silence, environment, install_huggingface_hub
+from hub import Hub, Silence, environment, install_huggingface_hub, program
 from packages import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -46,7 +46,7 @@ class Setup:
     def ours(self, endpoint, *arguments, fails=False, **more):
         """Runs the program; its standard output, or its standard error if it is to fail."""
         env = self.environment(endpoint, **more)
-        command = [PROGRAM, *map(str, arguments)]
+        command = [program("llm-local"), *map(str, arguments)]
         run = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
         shown = f"llm-local {' '.join(command[1:])}: exit status {run.returncode}\n{run.stdout}{run.stderr}"
         check((run.returncode != 0) == fails, shown)

@@ -4,28 +4,26 @@ one. The capital of France must be Paris.
 
 usage: scripts/mlx_answers.py MODEL...
 
-Needs the release build of the program with MLX (scripts/programs --mlx), and what scripts/mlxlm.py needs.
+Needs what scripts/mlx-linux and scripts/mlxlm.py need.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import mlxlm
-from packages import ROOT
+from packages import programs
 
 QUESTIONS = ["What is the capital of France? Answer with one word.", "Write one sentence about the sea."]
 TOKENS = 32
-PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "release" / "llm-local"
 
 
-def ours(model, question):
-    line = [PROGRAM, "run", "--model", model, "--backend", "mlx", "--temperature", "0", "--max-tokens", str(TOKENS), question]
+def ours(program, model, question):
+    line = [program, "run", "--model", model, "--backend", "mlx", "--temperature", "0", "--max-tokens", str(TOKENS), question]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{PROGRAM} run --model {model} --backend mlx: {done.stderr}")
+        sys.exit(f"{program} run --model {model} --backend mlx: {done.stderr}")
     return done.stdout.rstrip("\n")
 
 
@@ -38,10 +36,11 @@ def theirs(model):
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
+    program = programs("--mlx") / "llm-local"
     for model in sys.argv[1:]:
         name, sure = Path(model).name, 0
         for question, expected in zip(QUESTIONS, theirs(model), strict=True):
-            answer = ours(model, question)
+            answer = ours(program, model, question)
             print(f"{name}: {question}\n  {answer!r}")
             same = answer.startswith(expected["sure"].rstrip("\n"))
             if not same or (expected["sure"] == expected["text"] and answer != expected["text"].rstrip("\n")):

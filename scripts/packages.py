@@ -1,4 +1,4 @@
-"""Packages from PyPI for the scripts: they are kept under target/real-model, so that nothing on this machine changes.
+"""The programs that scripts run, and packages from PyPI for the scripts: these are kept under target/real-model, so that nothing on this machine changes.
 
 Needs python 3.10 or newer with pip, and PyPI the first time.
 """
@@ -11,6 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "target" / "real-model"
+
+
+def programs(*options):
+    """Builds the programs, and says which folder they are in: `scripts/programs`."""
+    built = subprocess.run([ROOT / "scripts" / "programs", *options], check=True, stdout=subprocess.PIPE, text=True)
+    return Path(built.stdout.strip())
 
 
 def pip(*arguments, env=None):

@@ -126,7 +126,7 @@ const ARCHITECTURES: [(&str, bool); 11] = [
     ("llama-bias", false),
 ];
 
-/// Architectures that only candle-transformers computes; `tests/architectures.rs` has their references.
+/// Architectures that only candle-transformers computes; `tests/specs/architectures.rs` has their references.
 pub(super) const OTHERS: [&str; 5] = ["phi", "starcoder2", "stablelm", "mixtral", "olmo"];
 
 /// Every architecture in f32, with and without its adapter.
