@@ -8,7 +8,7 @@ use mlx_rs::{Array, Device, DeviceType, error::Exception};
 use crate::{NAME, errors::said, info, memory, thread::MLX};
 
 /// Whether MLX computes on Apple's GPU in this build, and on the processor otherwise.
-const METAL: bool = cfg!(target_vendor = "apple");
+pub(crate) const METAL: bool = cfg!(target_vendor = "apple");
 
 /// The id of the device.
 pub(crate) const ID: &str = if METAL { "metal" } else { "cpu" };

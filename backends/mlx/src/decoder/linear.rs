@@ -12,6 +12,11 @@ use super::{
     numbers::{int, length},
     side::SidePath,
 };
+use crate::device::METAL;
+
+/// Rows from which on it is faster to unpack a matrix of integers and to multiply by the floats: on the processor MLX's kernel
+/// unpacks it once for each row. Metal has kernels for many rows.
+const UNPACKED_FROM: usize = if METAL { usize::MAX } else { 8 };
 
 /// A weight matrix, shape (out, in).
 #[derive(Debug, Clone)]
@@ -79,6 +84,7 @@ impl Matrix {
     pub(crate) fn product(&self, x: &Array) -> Result<Array> {
         let y = match self {
             Self::Dense(w) => x.matmul(w.transpose()?)?,
+            Self::Quantized(q) if length(x, 0) >= UNPACKED_FROM => x.matmul(q.dequantized()?.transpose()?)?,
             Self::Quantized(q) => quantized_matmul(x, &q.weight, &q.scales, &q.biases, true, q.group_size, q.bits)?,
         };
         // Where the weights are of another type, MLX computes in one that has both.

@@ -34,10 +34,13 @@ fn a_quantized_matrix_is_the_floats_that_it_stands_for() {
         assert_eq!(difference(&matrix.widened(2..5).unwrap(), &wide.try_index(2..5).unwrap()), 0.0);
         let ids = Array::from_slice(&[5u32, 0, 5], &[3]);
         assert_eq!(difference(&matrix.rows(&ids).unwrap(), &wide.take_axis(&ids, 0).unwrap()), 0.0);
-        let x = numbers([3, 64], 1.0);
-        let expected = Matrix::Dense(wide).product(&x).unwrap();
-        // The same sums of 64 products, in another order.
-        assert!(difference(&matrix.product(&x).unwrap(), &expected) < 2e-5);
+        let wide = Matrix::Dense(wide);
+        for rows in [1, 3, UNPACKED_FROM - 1, UNPACKED_FROM, 20] {
+            let x = numbers([rows, 64], 1.0);
+            let expected = wide.product(&x).unwrap();
+            // The same sums of 64 products, in another order.
+            assert!(difference(&matrix.product(&x).unwrap(), &expected) < 2e-5);
+        }
         assert_eq!(matrix.bytes(), 6 * 64 * bits as u64 / 8 + 2 * 6 * 2 * 4);
     }
 }
