@@ -29,7 +29,7 @@ def ours(program, model, question):
 
 def theirs(model):
     line, variables = mlxlm.command("greedy", model, "--tokens", TOKENS, *QUESTIONS)
-    done = subprocess.run(line, env=variables, check=True, capture_output=True, text=True)
+    done = subprocess.run(line, env=variables, check=True, stdout=subprocess.PIPE, text=True)
     return [json.loads(answer) for answer in done.stdout.splitlines()]
 
 

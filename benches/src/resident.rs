@@ -31,7 +31,7 @@ pub(crate) struct Args {
 /// Resident memory, in bytes.
 #[derive(Serialize, Deserialize, Clone, Copy)]
 pub(crate) struct Resident {
-    /// All of it (VmRSS).
+    /// All of it (VmRSS) but the program's own pages, which come in as it runs, and of which a build for tests has more.
     pub(crate) all: u64,
     /// What is no page of a file (RssAnon).
     pub(crate) anonymous: u64,
@@ -148,7 +148,26 @@ async fn generate(model: &Model) -> Result<(Resident, u64)> {
 }
 
 pub(crate) fn resident() -> Result<Resident> {
-    Ok(Resident { all: status("VmRSS")?, anonymous: status("RssAnon")? })
+    let program = std::env::current_exe()?;
+    let maps =
+        fs::read_to_string("/proc/self/smaps").map_err(|e| format!("/proc/self/smaps: {e}; this needs Linux"))?;
+    let own = mapped(&maps, &program).ok_or_else(|| format!("/proc/self/smaps has no {}", program.display()))?;
+    Ok(Resident { all: status("VmRSS")?.saturating_sub(own), anonymous: status("RssAnon")? })
+}
+
+/// Resident bytes of what is mapped from `file`, by a `/proc/*/smaps` text; none where it is not mapped.
+fn mapped(smaps: &str, file: &Path) -> Option<u64> {
+    let file = file.to_str()?;
+    let (mut within, mut found) = (false, None);
+    for line in smaps.lines() {
+        // Every mapping begins with its range of addresses, and ends with what it is of.
+        if line.split_once(' ').is_some_and(|(range, _)| range.contains('-')) {
+            within = line.strip_suffix(file).is_some_and(|before| before.ends_with(' '));
+        } else if within {
+            found = parse(line, "Rss").map(|bytes| found.unwrap_or(0) + bytes).or(found);
+        }
+    }
+    found
 }
 
 /// A size in this process's status, in bytes.
@@ -184,5 +203,15 @@ mod tests {
         assert_eq!(parse(status, "VmHWM"), Some(12 * 1024));
         assert_eq!(parse(status, "VmRSS"), Some(1024));
         assert_eq!(parse(status, "RssAnon"), None);
+    }
+
+    #[test]
+    fn what_is_mapped_from_a_file_is_counted_over_its_mappings() {
+        let smaps = "1000-3000 r-xp 00000000 fe:00 7      /a/program\nSize:      8 kB\nRss:       4 kB\nPss:       4 kB\n\
+                     3000-4000 rw-p 00000000 00:00 0      [heap]\nRss:     100 kB\n\
+                     5000-6000 r--p 00002000 fe:00 7      /a/program\nRss:       2 kB\n\
+                     7000-8000 r--p 00000000 fe:00 9      /b/a/program\nRss:     400 kB\n";
+        assert_eq!(mapped(smaps, Path::new("/a/program")), Some(6 * 1024));
+        assert_eq!(mapped(smaps, Path::new("/c")), None);
     }
 }

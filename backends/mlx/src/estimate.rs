@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use llm_local_backend_common::decoder::{STACKED, text_bytes, window};
+use llm_local_backend_common::decoder::{AROUND, STACKED, text_bytes, window};
 use llm_local_core::{DeviceKind, Encoding, FloatType, MemoryEstimate, ModelInfo, TensorEntry};
 
-use crate::{load::prefill_chunk, support::Supported};
+use crate::{decoder::UNPACKED_FROM, load::prefill_chunk, support::Supported};
 
 /// Bytes of `info` at a context of `context` tokens, by part.
 pub(crate) fn estimate(s: &Supported, info: &ModelInfo, context: usize) -> MemoryEstimate {
@@ -13,7 +13,7 @@ pub(crate) fn estimate(s: &Supported, info: &ModelInfo, context: usize) -> Memor
     let chunk = prefill_chunk(s.device.kind).min(context);
     MemoryEstimate::new(weights(s, &entries), kv_cache(s, chunk, context))
         .with_text(text_bytes(info, s.decoder.vocab_size))
-        .with_working(working(s, chunk as u64, context as u64))
+        .with_working(working(s, chunk as u64, context as u64) + unpacked(s, &entries, chunk))
         .with_load_peak(load_peak(s, &entries))
 }
 
@@ -67,6 +67,23 @@ fn load_peak(s: &Supported, entries: &HashMap<&str, &TensorEntry>) -> u64 {
         }
     }
     parts.into_values().max().unwrap_or(0).max(converted)
+}
+
+/// Bytes of the floats that the largest matrix of integers is unpacked to in a step of `chunk` tokens (`decoder/linear.rs`). The
+/// head and the embedding are not: a step takes few rows of them.
+fn unpacked(s: &Supported, entries: &HashMap<&str, &TensorEntry>, chunk: usize) -> u64 {
+    if UNPACKED_FROM.is_none_or(|rows| chunk < rows) {
+        return 0;
+    }
+    let mut matrices: HashMap<_, u64> = HashMap::new();
+    for t in s.decoder.base_tensors(s.layout).into_iter().filter(|t| !AROUND.contains(&t.role)) {
+        let Some(entry) = entries.get(&*t.name).filter(|t| matches!(t.encoding, Encoding::MlxAffine { .. })) else {
+            continue;
+        };
+        let first = STACKED.iter().find(|roles| roles.contains(&t.role)).map_or(t.role, |roles| roles[0]);
+        *matrices.entry((first, t.layer)).or_default() += elements(entry).saturating_mul(s.dtype.size() as u64);
+    }
+    matrices.into_values().max().unwrap_or(0)
 }
 
 /// What one step of `chunk` tokens takes at the end of the context, by its larger intermediate tensors that are there at a

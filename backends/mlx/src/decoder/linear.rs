@@ -15,8 +15,8 @@ use super::{
 use crate::device::METAL;
 
 /// Rows from which on it is faster to unpack a matrix of integers and to multiply by the floats: on the processor MLX's kernel
-/// unpacks it once for each row. Metal has kernels for many rows.
-const UNPACKED_FROM: usize = if METAL { usize::MAX } else { 8 };
+/// unpacks it once for each row. None on Metal, which has kernels for many rows.
+pub(crate) const UNPACKED_FROM: Option<usize> = if METAL { None } else { Some(8) };
 
 /// A weight matrix, shape (out, in).
 #[derive(Debug, Clone)]
@@ -84,7 +84,9 @@ impl Matrix {
     pub(crate) fn product(&self, x: &Array) -> Result<Array> {
         let y = match self {
             Self::Dense(w) => x.matmul(w.transpose()?)?,
-            Self::Quantized(q) if length(x, 0) >= UNPACKED_FROM => x.matmul(q.dequantized()?.transpose()?)?,
+            Self::Quantized(q) if UNPACKED_FROM.is_some_and(|rows| length(x, 0) >= rows) => {
+                x.matmul(q.dequantized()?.transpose()?)?
+            }
             Self::Quantized(q) => quantized_matmul(x, &q.weight, &q.scales, &q.biases, true, q.group_size, q.bits)?,
         };
         // Where the weights are of another type, MLX computes in one that has both.

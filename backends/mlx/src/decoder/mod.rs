@@ -35,6 +35,7 @@ mod weights;
 pub(crate) use {
     adapters::Adapted,
     cache::{KvForm, kv_supported},
+    linear::UNPACKED_FROM,
 };
 
 use llm_local_backend_common::decoder::{Rotary, window};

@@ -35,7 +35,7 @@ fn a_quantized_matrix_is_the_floats_that_it_stands_for() {
         let ids = Array::from_slice(&[5u32, 0, 5], &[3]);
         assert_eq!(difference(&matrix.rows(&ids).unwrap(), &wide.take_axis(&ids, 0).unwrap()), 0.0);
         let wide = Matrix::Dense(wide);
-        for rows in [1, 3, UNPACKED_FROM - 1, UNPACKED_FROM, 20] {
+        for rows in [1, 3, 7, 8, 20] {
             let x = numbers([rows, 64], 1.0);
             let expected = wide.product(&x).unwrap();
             // The same sums of 64 products, in another order.
