@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Result, files, ours,
-    resident::{Resident, resident, status},
+    resident::{resident, status},
 };
 
 /// Tokens generated behind the prompt, which together fill the context.
@@ -203,8 +203,8 @@ pub(crate) fn estimated(args: &One) -> Result<()> {
     fs::write("/proc/self/clear_refs", "5").map_err(|e| format!("/proc/self/clear_refs: {e}; this needs Linux"))?;
     pollster::block_on(fill(&model, context))?;
     // What is no anonymous memory are pages of the program, of which there are never fewer.
-    let Resident { all, anonymous } = resident()?;
-    let peak = growth(status("VmHWM")? - (all - anonymous));
+    let anonymous = resident()?.anonymous;
+    let peak = growth(status("VmHWM")?.saturating_sub(status("VmRSS")?.saturating_sub(anonymous)));
     let kv_cache = model.memory().kv_cache;
     pollster::block_on(model.trim(TrimLevel::Caches))?;
     let trimmed = growth(resident()?.anonymous);

@@ -19,9 +19,9 @@ pub(crate) struct Args {
     /// The models: GGUF files.
     #[arg(required = true)]
     models: Vec<PathBuf>,
-    /// What may come on top of the file and the KV cache: the tokenizer, the program. In MB (10^6 bytes). It is also what
+    /// What may come on top of the file and the KV cache: the tokenizer, and what the program allocates. In MB (10^6 bytes). It is also what
     /// may stay after the model is unloaded.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 12)]
     slack: u64,
     /// What may come on top while tokens are generated: activations, and what the allocator keeps of them. In MB.
     #[arg(long, default_value_t = 16)]
@@ -49,7 +49,7 @@ struct Seen {
     unloaded: Resident,
     /// After the allocator has given back what it kept.
     trimmed: Resident,
-    /// VmHWM.
+    /// VmHWM, less the same.
     peak: u64,
 }
 
@@ -121,7 +121,8 @@ pub(crate) fn held(base: &Path) -> Result<()> {
     drop((model, engine));
     let unloaded = resident()?;
     trim_heap();
-    let seen = Seen { before, loaded, generating, kv_cache, unloaded, trimmed: resident()?, peak: status("VmHWM")? };
+    let (trimmed, peak) = (resident()?, status("VmHWM")?.saturating_sub(program()?));
+    let seen = Seen { before, loaded, generating, kv_cache, unloaded, trimmed, peak };
     println!("{}", serde_json::to_string(&seen)?);
     Ok(())
 }
