@@ -149,11 +149,15 @@ async fn generate(model: &Model) -> Result<(Resident, u64)> {
 }
 
 pub(crate) fn resident() -> Result<Resident> {
+    Ok(Resident { all: status("VmRSS")?.saturating_sub(program()?), anonymous: status("RssAnon")? })
+}
+
+/// Resident bytes of the program itself.
+fn program() -> Result<u64> {
     let program = std::env::current_exe()?;
     let maps =
         fs::read_to_string("/proc/self/smaps").map_err(|e| format!("/proc/self/smaps: {e}; this needs Linux"))?;
-    let own = mapped(&maps, &program).ok_or_else(|| format!("/proc/self/smaps has no {}", program.display()))?;
-    Ok(Resident { all: status("VmRSS")?.saturating_sub(own), anonymous: status("RssAnon")? })
+    Ok(mapped(&maps, &program).ok_or_else(|| format!("/proc/self/smaps has no {}", program.display()))?)
 }
 
 /// Resident bytes of what is mapped from `file`, by a `/proc/*/smaps` text; none where it is not mapped.
