@@ -81,7 +81,7 @@ fn adapters_in_bf16_stay_near_those_of_mlx_lm() {
             (mlx_lm("tiny-llama-lora-dora-mlx", 2.0), "tiny-llama-lora-dora-mlx"),
             (mlx_lm("tiny-llama-lora-mlx-trained", 6.0), "lora-mlx-trained"),
         ] {
-            beside(&mut model, adapter, &format!("mlx__tiny-llama.bf16__{name}"), 0.3);
+            beside(&mut model, adapter, &format!("mlx__tiny-llama.bf16__{name}"), 0.1);
         }
     });
 }
